@@ -1,0 +1,54 @@
+"""The settings. Edit or append lines; of two assignments to the same name the later one wins."""
+import os
+
+# ---- what to download ----
+
+# Collection to download from, a UUID (here: Globus Tutorial Collection 1).
+SOURCE_ENDPOINT_ID = "6c54cade-bde5-45c1-bdea-f4bd71dba2cc"
+
+# Directory on that collection.
+PATH = "/home/share/godata/"
+
+# True: also the directories below PATH.
+RECURSIVE = False
+
+# ---- where it arrives ----
+
+# Folder where jobs run and keep their state, absolute; the folder of this file as it comes.
+WORKING_DIR = os.path.dirname(os.path.abspath(__file__))
+
+# Your Globus Connect Personal, a UUID; None = the one that is set up on this machine.
+DESTINATION_ENDPOINT_ID = None
+
+# Folder where the files arrive, as this cluster's file system names it, absolute.
+DOWNLOAD_DIR = None  # None = WORKING_DIR/downloads
+
+# The same folder as the destination collection names it.
+DESTINATION_PATH = None  # None = DOWNLOAD_DIR, as with most Globus Connect Personals
+
+# ---- the jobs of globus-batch-download.py ----
+
+# Jobs in the batch system at a time.
+NUM_JOBS = 3
+
+# Bytes on disk at a time: downloads in flight and files that failures left; None = no limit.
+MAX_BYTES = None
+
+# 'auto', 'slurm', 'pbs', 'torque' or 'sge'.
+SCHEDULER = "auto"
+
+# Options for sbatch or qsub, one string, split as a shell would: "--time=1:00:00 --mem=4G".
+RESOURCES = ""
+
+# Seconds between two questions to the scheduler.
+POLL_SECONDS = 30
+
+# Seconds that a job may be gone without a trace before it counts as lost.
+GRACE_SECONDS = 120
+
+
+def is_file_needed(file):
+    """Your filter: False = skip. file.path (relative to PATH), file.size (bytes),
+    file.last_modified (text, such as "2026-11-23 08:15:00+00:00")."""
+    # What the example process.sh writes; a file that has it is done.
+    return not os.path.exists(os.path.join(WORKING_DIR, "results", file.path + ".sha256"))

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Download one file, inside a job: DIR/NAME of the source collection to DOWNLOAD_DIR/NAME.
+
+Prints the local path on stdout when the file is there, whole; messages go to stderr."""
+import argparse
+import os
+import sys
+
+import helper
+
+
+def find(client, config, path, name):
+    """The File on the source collection. Raises Problem if there is none."""
+    try:
+        entry = helper.patiently(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=path)
+    except helper.GlobusAPIError as error:
+        if error.http_status != 404:
+            raise
+        raise helper.Problem("%s is not on the source collection. %s"
+                             % (path, helper.explain(error)))
+    if entry["type"] != "file":
+        raise helper.Problem("%s is not a file (%s)." % (path, entry["type"]))
+    return helper.File(name, entry["size"], entry["last_modified"], None)
+
+
+def transfer(client, request):
+    """Submit the request and wait; the task document. Leaves no task behind when it is stopped."""
+    task_id = None
+    try:
+        task_id = helper.submit(client, request)
+        return helper.wait_for_task(client, task_id, lambda task, reason: None)
+    except KeyboardInterrupt:
+        # Stopped in the middle of submitting: the same request again tells the task's id.
+        if task_id or "submission_id" in request:
+            task_id = task_id or helper.submit(client, request)
+            client.cancel_task(task_id)
+            helper.tell("Stopped; the transfer task %s is cancelled." % task_id)
+        raise
+
+
+def download(client, config, directory, name):
+    """The absolute local path of the file, which has arrived whole. Raises Problem if not."""
+    refused = helper.why_refused(name)
+    if refused:
+        raise helper.Problem("The name %r %s." % (name, refused), 2)
+    source = helper.join(directory, name)
+    file = find(client, config, source, name)
+    request = helper.transfer_request(
+        config, "download " + name, [(source, helper.join(config.DESTINATION_PATH, name))],
+        notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
+    task = transfer(client, request)
+    if task["status"] != "SUCCEEDED":
+        raise helper.Problem("The transfer of %s failed: %s"
+                             % (source, helper.why_failed(client, task)))
+    if helper.await_arrival([file], config.DOWNLOAD_DIR):
+        raise helper.Problem(
+            "Globus says that %s arrived, but it is not in DOWNLOAD_DIR = %s with its %d bytes.\n"
+            "Is DESTINATION_PATH = %s the same folder, as the destination collection names it?"
+            % (name, config.DOWNLOAD_DIR, file.size, config.DESTINATION_PATH))
+    return os.path.join(config.DOWNLOAD_DIR, name)
+
+
+def parse(argv):
+    """The options; a value may begin with a dash, as file names do."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--globus-path", metavar="DIR", required=True,
+                        help="directory on the source collection")
+    parser.add_argument("--file", metavar="NAME", required=True, help="file in that directory")
+    words = list(sys.argv[1:] if argv is None else argv)
+    for place in range(len(words) - 2, -1, -1):
+        if words[place] in ("--globus-path", "--file"):
+            words[place:place + 2] = ["=".join(words[place:place + 2])]
+    return parser.parse_args(words)
+
+
+def main(argv=None):
+    """Download one file; the exit status."""
+    options = parse(argv)
+    config = helper.settings()
+    print(download(helper.transfer_client(), config, options.globus_path, options.file))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(helper.run(main))

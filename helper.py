@@ -1,0 +1,611 @@
+"""What the four scripts share: errors, settings, tokens, listing, transfer tasks."""
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import unicodedata
+import warnings
+from collections import namedtuple
+
+# On Python 3.7 and 3.8 cryptography warns of its age; that is nothing the user can mend here.
+warnings.filterwarnings("ignore", message="Python 3", module="globus_sdk|jwt|cryptography")
+try:
+    from globus_sdk import (
+        GlobusAPIError,
+        GlobusError,
+        LocalGlobusConnectPersonal,
+        NativeAppAuthClient,
+        NetworkError,
+        RefreshTokenAuthorizer,
+        TransferClient,
+        TransferData,
+    )
+except ImportError as missing:
+    sys.stderr.write("%s. Install what the scripts need: %s -m pip install -r requirements.txt\n"
+                     % (missing, sys.executable))
+    sys.exit(1)
+
+# The native app that asks for the login; README.md says how to register one of your own.
+CLIENT_ID = "4f0448d6-e7e2-4637-bc64-e8f682d1cc77"
+TOKEN_FILE = os.path.expanduser("~/.wehi-globus-tokens.json")
+TRANSFER = "transfer.api.globus.org"
+TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
+APP_NAME = "globus-download"
+
+SLOWEST_POLL = 30  # seconds
+HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
+ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
+
+# Why a transfer task waits, by its nice_status (globus.org, "Event Document error codes").
+WAITING = {
+    "Queued": "waiting for one of the three transfer tasks that Globus works on for you",
+    "GC_NOT_CONNECTED": "Globus Connect Personal is not running; start it: "
+                        "globusconnectpersonal -start &",
+    "GC_PAUSED": "Globus Connect Personal is paused; go on: globusconnectpersonal -unpause",
+    "PAUSED": "paused by an administrator of the collection",
+    "PAUSED_BY_ADMIN": "paused by an administrator of the collection",
+    "CONNECT_FAILED": "the collection's server cannot be reached, Globus keeps trying",
+    "ENDPOINT_TOO_BUSY": "the collection's server is too busy, Globus keeps trying",
+    "VERIFY_CHECKSUM": "a checksum did not match, Globus sends the file again",
+    "PERMISSION_DENIED": "permission denied",
+    "FILE_NOT_FOUND": "a file is not there",
+    "NO_SPACE_LEFT": "no space left at the destination",
+    "QUOTA_EXCEEDED": "over quota at the destination",
+}
+# What does not get better, and for how many seconds it is given the chance all the same.
+# Globus itself would go on trying until the task's deadline, a day or more.
+HOPELESS = {
+    "FILE_NOT_FOUND": 10,
+    "PERMISSION_DENIED": 60,
+    "NO_SPACE_LEFT": 60,
+    "QUOTA_EXCEEDED": 60,
+    "IS_A_DIRECTORY": 10,
+    "IS_A_FILE": 10,
+    "NOT_A_DIRECTORY": 10,
+    "NOT_A_FILE": 10,
+    "INVALID_PATH_NAME": 10,
+    "INVALID_SYMLINK": 10,
+    "AMBIGUOUS_PATH": 10,
+}
+
+# One entry of a listing. path: below the PATH listed; size: bytes; refused: why it must not or
+# cannot be downloaded, None as a rule.
+File = namedtuple("File", "path size last_modified refused")
+
+
+# ---- telling ----
+
+
+class Problem(Exception):
+    """A foreseeable problem: what is wrong and what to do, in a line or two."""
+
+    def __init__(self, text, status=1):
+        super().__init__(text)
+        self.status = status
+
+
+def run(main):
+    """Run a script's main(); every way it can end is made an exit status here."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _interrupt)
+    try:
+        return main()
+    except Problem as problem:
+        tell(str(problem))
+        return problem.status
+    except GlobusError as error:
+        tell(explain(error))
+        return 1
+    except KeyboardInterrupt:
+        tell("Interrupted.")
+        return 130
+    except BrokenPipeError:  # such as: ... --dry-run | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # disk full, no permission, ...
+        tell("%s: %s" % (error.strerror, error.filename) if error.filename else str(error))
+        return 1
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def tell(text):
+    """Say something to the person: a line of its own on stderr."""
+    show("")
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def show(text):
+    """On a terminal, put text on the last line until the next one takes its place."""
+    if sys.stderr.isatty() and text != show.last:
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write("\r" + printable(text)[:width] + "\x1b[K")
+        sys.stderr.flush()
+        show.last = text
+
+
+show.last = ""  # so that nothing is written twice
+
+
+def printable(text):
+    """The text, with what could drive a terminal written as escapes (line feeds excepted)."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs", "Cf")
+                   else c.encode("unicode_escape").decode() for c in text)
+
+
+def count(number, noun):
+    """'1 file', '12,345 files'."""
+    return "%s %s%s" % (format(number, ","), noun, "" if number == 1 else "s")
+
+
+def size_text(size):
+    """Bytes as a person reads them: '14 B', '1.2 GB' (powers of 1000, as Globus shows them)."""
+    units = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return "%d %s" % (size, units[0]) if units[0] == "B" else "%.3g %s" % (size, units[0])
+
+
+def explain(error):
+    """An error of globus-sdk in plain words, with Globus's code and request id."""
+    if isinstance(error, NetworkError):
+        return "Globus cannot be reached: %s" % first_line(str(error))
+    if not isinstance(error, GlobusAPIError):
+        return first_line(str(error))
+    details = "(%s)" % ", ".join(str(d) for d in (
+        error.http_status, error.code, getattr(error, "request_id", None)) if d)
+    if "invalid_grant" in error.text or error.http_status == 401:
+        return ("Globus no longer accepts the stored login (revoked, or unused for 6 months).\n"
+                "Log in again: globus-login.py  " + details)
+    if error.info.consent_required:
+        return "The collection wants a consent of yours. Log in again: globus-login.py  " + details
+    if error.info.authorization_parameters:
+        return "The collection wants a fresh login. Log in again: globus-login.py  " + details
+    return "Globus says: %s %s" % (first_line(error.message or error.text), details)
+
+
+def first_line(text):
+    """The first line that says something, cut to a readable length."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "(nothing)")
+    return line if len(line) <= 200 else line[:200] + " ..."
+
+
+# ---- settings ----
+
+
+def settings():
+    """The module config, checked, with None replaced by what it stands for.
+
+    Raises Problem (exit status 2), which names the setting that makes no sense."""
+    try:
+        import config
+    except Exception as error:  # the user's own code: anything can happen
+        raise Problem("config.py, line %s: %s" % (_line_in("config.py", error), error), 2)
+    for name in ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID",
+                 "DOWNLOAD_DIR", "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES",
+                 "SCHEDULER", "RESOURCES", "POLL_SECONDS", "GRACE_SECONDS", "is_file_needed"):
+        _demand(config, name, hasattr(config, name), "is missing; see config.py as it came")
+    _check_paths(config)
+    _check_numbers(config)
+    _demand(config, "RECURSIVE", isinstance(config.RECURSIVE, bool), "must be True or False")
+    _demand(config, "SCHEDULER", config.SCHEDULER in ("auto", "slurm", "pbs", "torque", "sge"),
+            "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'")
+    config.RESOURCES = config.RESOURCES or ""
+    try:
+        shlex.split(config.RESOURCES)
+    except (ValueError, AttributeError) as error:
+        _demand(config, "RESOURCES", False, "cannot be split as a shell would: %s" % error)
+    _demand(config, "is_file_needed", callable(config.is_file_needed), "must be a function")
+    _check_collections(config)
+    return config
+
+
+def _demand(config, name, is_fit, what):
+    if not is_fit:
+        value = " = %.100r" % getattr(config, name) if hasattr(config, name) else ""
+        raise Problem("config.py: %s%s %s" % (name, value, what), 2)
+
+
+def _check_paths(config):
+    if config.DOWNLOAD_DIR is None:
+        config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
+    if config.DESTINATION_PATH is None:
+        config.DESTINATION_PATH = config.DOWNLOAD_DIR
+    for name in ("PATH", "DESTINATION_PATH", "WORKING_DIR", "DOWNLOAD_DIR"):
+        value = getattr(config, name)
+        _demand(config, name, isinstance(value, str) and value.startswith("/"),
+                "must be an absolute path, in quotes")
+        _demand(config, name, not has_control_characters(value), "holds a control character")
+
+
+def _check_numbers(config):
+    def is_number(value, types, least):
+        return isinstance(value, types) and not isinstance(value, bool) and value >= least
+
+    both = (int, float)
+    _demand(config, "NUM_JOBS", is_number(config.NUM_JOBS, int, 1), "must be a number from 1 up")
+    _demand(config, "MAX_BYTES", config.MAX_BYTES is None or is_number(config.MAX_BYTES, both, 1),
+            "must be a number of bytes, or None")
+    _demand(config, "POLL_SECONDS", is_number(config.POLL_SECONDS, both, 0.1),
+            "must be a number of seconds")
+    _demand(config, "GRACE_SECONDS", is_number(config.GRACE_SECONDS, both, 0),
+            "must be a number of seconds")
+
+
+def _check_collections(config):
+    if config.DESTINATION_ENDPOINT_ID is None:
+        config.DESTINATION_ENDPOINT_ID = LocalGlobusConnectPersonal().endpoint_id
+        _demand(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID is not None,
+                "means the Globus Connect Personal of this machine, but none is set up here.\n"
+                "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
+    for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
+        is_uuid = re.fullmatch("-".join("[0-9a-fA-F]{%d}" % n for n in (8, 4, 4, 4, 12)),
+                               str(getattr(config, name)))
+        _demand(config, name, is_uuid, "is not the UUID of a collection, such as "
+                "6c54cade-bde5-45c1-bdea-f4bd71dba2cc")
+
+
+def _line_in(file_name, error):
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if os.path.basename(frame.filename) == file_name]
+    return lines[-1] if lines else "?"
+
+
+# ---- names ----
+
+
+def why_refused(path):
+    """Why a path below PATH must not be downloaded; None for a good one."""
+    if not isinstance(path, str):
+        return "is not a name"
+    if has_control_characters(path):
+        return "holds a control character"
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        return "would leave the download folder"
+    return None
+
+
+def has_control_characters(text):
+    """True if a terminal or a shell could trip over it (or if it is not valid Unicode)."""
+    return any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+
+
+def join(directory, path):
+    """The path below a directory of a collection, with one slash between."""
+    return directory.rstrip("/") + "/" + path
+
+
+# ---- tokens ----
+
+
+def read_tokens():
+    """The token file: a dict by resource server, empty if there is no file.
+
+    Raises Problem if the file is not what globus-login.py writes."""
+    try:
+        with open(TOKEN_FILE, encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                tell("%s could be read by others; it is yours alone now." % TOKEN_FILE)
+                os.fchmod(file.fileno(), 0o600)
+            tokens = json.load(file)
+        if not isinstance(tokens, dict) or not all(isinstance(t, dict) for t in tokens.values()):
+            raise ValueError
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise Problem("%s does not hold tokens. Remove it and log in again: globus-login.py"
+                      % TOKEN_FILE)
+    return tokens
+
+
+def store_tokens(by_resource_server):
+    """Merge new tokens into the token file, which at every moment is whole and yours alone."""
+    path = os.path.realpath(TOKEN_FILE)
+    with _token_lock():
+        tokens = dict(read_tokens(), **by_resource_server)
+        # mkstemp makes the file with mode 0600.
+        handle, new = tempfile.mkstemp(prefix=os.path.basename(path), dir=os.path.dirname(path))
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump(tokens, file, indent=2)
+                file.flush()
+                os.fsync(handle)
+            os.replace(new, path)
+        except BaseException:
+            os.unlink(new)
+            raise
+
+
+@contextlib.contextmanager
+def _token_lock():
+    """One writer at a time, so that a merge loses nobody's tokens."""
+    with open(os.open(TOKEN_FILE + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks; replacing is atomic there too
+        yield
+
+
+def auth_client():
+    """The client for Globus Auth."""
+    return NativeAppAuthClient(CLIENT_ID, app_name=APP_NAME)
+
+
+def log_in(scopes):
+    """Show the login page's URL, ask for the code, store the tokens (refresh tokens, which last
+    6 months after their last use). Raises Problem if there is nobody to ask."""
+    client = auth_client()
+    client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
+    print("Open this page in a browser, log in, and copy the code that it shows:\n\n%s\n"
+          % client.oauth2_get_authorize_url())
+    try:
+        code = input("Code: ").strip()
+    except EOFError:
+        raise Problem("No code came. Run globus-login.py by hand, in a terminal.")
+    try:
+        tokens = client.oauth2_exchange_code_for_tokens(code)
+    except GlobusAPIError as error:
+        if error.http_status not in (400, 401, 403):
+            raise
+        raise Problem("Globus did not accept this code. A code works once, for a few minutes; "
+                      "run globus-login.py again for a new one.")
+    store_tokens(tokens.by_resource_server)
+
+
+def transfer_client():
+    """A TransferClient with the stored tokens, which are renewed, and stored, when they expire.
+
+    Raises Problem if there are none."""
+    tokens = read_tokens().get(TRANSFER, {})
+    if not tokens.get("refresh_token"):
+        raise Problem("You are not logged in to Globus. Run globus-login.py first.")
+    authorizer = RefreshTokenAuthorizer(
+        tokens["refresh_token"], auth_client(),
+        # An expired token keeps the constructor from asking Globus for one.
+        access_token=tokens.get("access_token") or "none",
+        expires_at=tokens.get("expires_at_seconds") or 1,
+        on_refresh=lambda response: store_tokens(response.by_resource_server))
+    client = TransferClient(authorizer=authorizer, app_name=APP_NAME)
+    client.transport.http_timeout = HTTP_TIMEOUT
+    return client
+
+
+# ---- asking Globus ----
+
+
+def patiently(call, *arguments, **options):
+    """The answer of a call to Globus; while Globus or the network is out of order, say so and
+    try again, for as long as it takes. Raises what trying again cannot mend."""
+    told = None
+    for pause in pauses(2, 60):
+        try:
+            return call(*arguments, **options)
+        except (GlobusAPIError, NetworkError) as error:
+            if not is_passing(error):
+                raise
+            reason = explain(error)
+        if reason.split("(")[0] != told:
+            tell("%s\nTrying again until it works." % reason)
+            told = reason.split("(")[0]  # without the request id, which is always another
+        time.sleep(pause)
+
+
+def is_passing(error):
+    """True for an error that may be gone when one asks again."""
+    if isinstance(error, NetworkError):
+        return True
+    code = error.code or ""
+    if "GCDisconnected" in code or "TooManyPendingJobs" in code:
+        return True
+    # "External" and "Endpoint" errors come from the collection, not from an ailing service.
+    return (error.http_status in (408, 429, 500, 502, 503, 504)
+            and "ExternalError" not in code and "EndpointError" not in code)
+
+
+def pauses(first, longest):
+    """Seconds to wait between tries: first, then longer and longer."""
+    while True:
+        yield first
+        first = min(first * 1.5, longest)
+
+
+def check_collections(client, config):
+    """See that both collections exist and are up; their endpoint documents.
+
+    Raises Problem, which names the setting or says how to start Globus Connect Personal."""
+    documents = []
+    for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
+        value = getattr(config, name)
+        try:
+            document = patiently(client.get_endpoint, value)
+        except GlobusAPIError as error:
+            if error.http_status not in (404, 410):
+                raise
+            raise Problem("config.py: %s = %r: Globus knows no such collection. %s"
+                          % (name, value, explain(error)), 2)
+        where = "%s (%s, %s)" % (document.get("display_name"), name, value)
+        if document.get("gcp_connected") is False:
+            raise Problem("Globus Connect Personal is not running: %s.\n"
+                          "Start it where it is installed: globusconnectpersonal -start &" % where)
+        if document.get("gcp_paused"):
+            raise Problem("Globus Connect Personal is paused: %s.\n"
+                          "Go on with: globusconnectpersonal -unpause" % where)
+        documents.append(document)
+    return documents
+
+
+def list_files(client, collection, path, recursive):
+    """Yield a File for each file in a directory of a collection, and below it if recursive,
+    one directory at a time. What is neither file nor directory is told on stderr; a name or a
+    subdirectory that cannot be used is a File with a reason in `refused`.
+
+    Raises Problem (exit status 2) if path is no directory there."""
+    folders = [""]
+    left_out = []
+    while folders:
+        folder = folders.pop()
+        found = []
+        try:
+            for entry in _list_folder(client, collection, join(path, folder)):
+                where, kind = folder + str(entry.get("name")), entry.get("type")
+                refused = why_refused(entry.get("name"))
+                if kind == "dir":
+                    if recursive and refused:
+                        yield File(where, 0, None, refused)
+                    elif recursive and entry.get("link_target") is None:
+                        found.append(where + "/")
+                    elif recursive:  # as in Globus's own recursion: it could go round for ever
+                        left_out.append("%s (a link to a directory)" % where)
+                elif kind == "file":
+                    if not isinstance(entry.get("size"), int):
+                        refused = refused or "has no size"
+                    yield File(where, entry.get("size") or 0, entry.get("last_modified"), refused)
+                else:
+                    left_out.append("%s (%s)" % (where, kind))
+        except GlobusAPIError as error:
+            if not folder:
+                raise _listing_problem(error, path)
+            if error.http_status not in (403, 404) and "DirListing" not in (error.code or ""):
+                raise
+            yield File(folder, 0, None, "cannot be listed: " + explain(error))
+        folders.extend(reversed(found))
+    if left_out:
+        tell("Left out, neither file nor directory: " + ", ".join(left_out[:5])
+             + (" and %d more" % (len(left_out) - 5) if len(left_out) > 5 else ""))
+
+
+def _list_folder(client, collection, path):
+    """Yield the entries of one directory. One request brings at most 100,000 of them, and
+    `total` says how many there are (globus_sdk, operation_ls)."""
+    seen, total = 0, 1
+    while seen < total:
+        page = {"offset": seen} if seen else {}
+        answer = patiently(client.operation_ls, collection, path=path, **page)
+        entries = answer.get("DATA")
+        if not entries and seen:
+            raise Problem("The listing of %s broke off: %d of %d entries came. Try again."
+                          % (path, seen, total))
+        yield from entries
+        seen += len(entries)
+        total = answer.get("total") or seen
+
+
+def _listing_problem(error, path):
+    code = error.code or ""
+    if error.info.consent_required or error.info.authorization_parameters:
+        return error
+    if "NotDirectory" in code:
+        return Problem("config.py: PATH = %r is a file, not a directory." % path, 2)
+    if error.http_status == 404:
+        return Problem("config.py: PATH = %r is not on the source collection. %s"
+                       % (path, explain(error)), 2)
+    if "PermissionDenied" in code:
+        return Problem("You may not read PATH = %r on the source collection. %s"
+                       % (path, explain(error)))
+    return error
+
+
+# ---- transfer tasks ----
+
+
+def transfer_request(config, label, pairs, **options):
+    """A request to transfer files, given as pairs of a source and a destination path."""
+    request = TransferData(
+        source_endpoint=config.SOURCE_ENDPOINT_ID,
+        destination_endpoint=config.DESTINATION_ENDPOINT_ID,
+        label=printable(label)[:128].strip(), verify_checksum=True, sync_level="checksum",
+        **options)
+    for source, destination in pairs:
+        request.add_item(source, destination, recursive=False)
+    return request
+
+
+def submit(client, request):
+    """Submit the request; the task's id. Safe to repeat with the same request: its submission
+    id makes sure that there is one task (Globus answers with the same id again)."""
+    if "submission_id" not in request:
+        request["submission_id"] = patiently(client.get_submission_id)["value"]
+    return patiently(client.submit_transfer, request)["task_id"]
+
+
+def wait_for_task(client, task_id, progress):
+    """The task document, once the task has ended. progress(task, reason) is called at each look.
+    Why a task does not move is told when it changes. Raises Problem, with the task cancelled,
+    when it cannot succeed."""
+    told, stuck, since = None, None, None
+    for pause in pauses(0.25, SLOWEST_POLL):
+        time.sleep(pause)
+        task = patiently(client.get_task, task_id)
+        if task["status"] in ("SUCCEEDED", "FAILED"):
+            return task
+        reason = why_waiting(task)
+        if reason and reason != told:
+            tell("%s  (task %s)" % (reason, task_id))
+        told = reason
+        progress(task, reason)
+        status = task.get("nice_status")
+        if status != stuck:
+            stuck, since = status, time.monotonic()
+        if status in HOPELESS and time.monotonic() - since >= HOPELESS[status]:
+            cause = why_failed(client, task)
+            client.cancel_task(task_id)
+            raise Problem("The transfer cannot succeed and was cancelled: %s" % cause)
+
+
+def why_waiting(task):
+    """One line that says why an unfinished task does not move; None if it does."""
+    status = task.get("nice_status")
+    if task.get("is_paused"):
+        status = "PAUSED"
+    if status in (None, "OK"):
+        return None
+    return "Waiting: " + WAITING.get(status, "%s (%s), Globus keeps trying" % (
+        task.get("nice_status_short_description"), status))
+
+
+def why_failed(client, task):
+    """One line that says why a task failed, or what it stumbles over, in Globus's words."""
+    error = task.get("fatal_error") or {}
+    cause = [error.get("description") or WAITING.get(task.get("nice_status"))
+             or task.get("nice_status_short_description")]
+    events = patiently(client.task_event_list, task["task_id"], limit=1,
+                       query_params={"filter": "is_error:1"}).get("DATA")
+    if events:
+        # The details name file and server over several lines; the file is what the user needs.
+        cause += [line for line in (events[0].get("details") or "").splitlines()
+                  if line.startswith("File: ")] or [events[0].get("description")]
+    return first_line(", ".join(dict.fromkeys(str(c) for c in cause if c)) or "no reason given")
+
+
+def has_arrived(path, size):
+    """True if the file is there at its size, in bytes."""
+    try:
+        return os.stat(path).st_size == size
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def await_arrival(files, folder):
+    """Those Files that are not in the folder at their size, even after a minute; a shared file
+    system may show a file late that came by another machine."""
+    deadline = time.monotonic() + ARRIVAL_SECONDS
+    for pause in pauses(0.1, 5):
+        files = [f for f in files if not has_arrived(os.path.join(folder, f.path), f.size)]
+        if not files or time.monotonic() > deadline:
+            return files
+        time.sleep(pause)
