@@ -1,0 +1,246 @@
+"""The emulator, a site with the collection as a user has it, and the schedulers."""
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+COLLECTION = TESTS.parent
+SOURCE = "6c54cade-bde5-45c1-bdea-f4bd71dba2cc"
+DESTINATION = "11111111-2222-4333-8444-555555555555"
+TUTORIAL = "home/share/godata"
+
+STRANGE_NAMES = [
+    "with space", "it's", 'a"b', "$HOME", "-rf", "star*?[x]", "ünïcødé", ".hidden", "semi;colon",
+    "back\\slash", "#hash", "a&b|c", "`tick`", "~tilde", "$(touch pwned)", "new~1", " leading",
+    "trailing ", "日本語.txt", "%41%%j", "{a,b}", "<in>", "(round)", "!bang", "=equal", "@at",
+    "--file", "*", "'", "e\u0301",
+]
+
+
+class Emulator:
+    """A running globus_emulator.py, and the ways to bend it."""
+
+    def __init__(self, root):
+        self.source = root / "source"
+        (self.source / TUTORIAL).mkdir(parents=True)
+        self.process = subprocess.Popen(
+            [sys.executable, str(TESTS / "globus_emulator.py"), "--root", str(root)],
+            stdout=subprocess.PIPE, env=dict(os.environ, HOME=str(root)))
+        self.url = json.loads(self.process.stdout.readline())["url"]
+
+    def add(self, files):
+        """Put files into PATH: a dict of name and bytes."""
+        for name, content in files.items():
+            path = self.source / TUTORIAL / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return files
+
+    def ask(self, method, path, document=None):
+        request = urllib.request.Request(
+            self.url + "_emulator/" + path, method=method, data=json.dumps(document).encode(),
+            headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def bend(self, **world):
+        """Change the world, such as slots=1."""
+        return self.ask("POST", "world", world)
+
+    def bend_collection(self, name, **settings):
+        return self.bend(collections={name: settings})
+
+    def fault(self, match, **fault):
+        return self.ask("POST", "faults", dict(fault, match=match))
+
+    def clear_faults(self):
+        return self.ask("DELETE", "faults")
+
+    def requests(self):
+        return self.ask("GET", "requests")
+
+    def tasks(self):
+        return self.ask("GET", "tasks")
+
+    def stop(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+class Site:
+    """A user's account on a cluster: HOME, a copy of the collection, Globus Connect Personal."""
+
+    def __init__(self, root, emulator, path):
+        self.home, self.folder = root / "home", root / "collection"
+        self.emulator = emulator
+        self.downloads, self.results = self.folder / "downloads", self.folder / "results"
+        self.jobs = self.folder / "jobs"
+        self.tokens = self.home / ".wehi-globus-tokens.json"
+        gcp = self.home / ".globusonline" / "lta"
+        gcp.mkdir(parents=True)
+        (gcp / "client-id.txt").write_text(DESTINATION + "\n")
+        self.folder.mkdir()
+        for file in COLLECTION.iterdir():
+            if file.is_file() and not file.name.startswith("."):
+                shutil.copy(str(file), str(self.folder))
+        self.env = dict(
+            os.environ, HOME=str(self.home), PATH=path, GLOBUS_SDK_SERVICE_URL_AUTH=emulator.url,
+            GLOBUS_SDK_SERVICE_URL_TRANSFER=emulator.url)
+        self.config("POLL_SECONDS = 1")
+
+    def config(self, *lines):
+        """Append lines to config.py, as a user may."""
+        with open(str(self.folder / "config.py"), "a", encoding="utf-8") as file:
+            file.write("\n" + "\n".join(lines) + "\n")
+
+    def process(self, *lines):
+        """Write a process.sh."""
+        (self.folder / "process.sh").write_text("#!/bin/bash\n" + "\n".join(lines) + "\n")
+
+    def give_tokens(self):
+        self.tokens.write_text(json.dumps(self.emulator.ask("POST", "tokens")))
+        self.tokens.chmod(0o600)
+
+    def command(self, script, *options):
+        return [sys.executable, str(self.folder / script)] + list(options)
+
+    def start(self, script, *options, **more):
+        """Start a script; a Popen with both outputs in pipes."""
+        settings = dict(cwd=str(self.folder), env=self.env, stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        settings.update(more)
+        return subprocess.Popen(self.command(script, *options), **settings)
+
+    def run(self, script, *options, stdin=b"", timeout=120):
+        """Run a script to its end. No script may ever end with a traceback."""
+        done = subprocess.run(
+            self.command(script, *options), cwd=str(self.folder), env=self.env, input=stdin,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout)
+        done.out, done.err = done.stdout.decode(), done.stderr.decode()
+        assert "Traceback" not in done.err, done.err
+        return done
+
+    def log_in(self, edit=lambda code: code, pages=1, timeout=60):
+        """Run globus-login.py and play the person: open each page, type the code."""
+        process = subprocess.Popen(
+            self.command("globus-login.py"), cwd=str(self.folder), env=self.env,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        said = b""
+        for line in iter(process.stdout.readline, b""):
+            said += line
+            url = re.search(rb"https?://\S+/authorize\S+", line)
+            if url:
+                process.stdin.write(edit(read_code(url.group().decode())).encode() + b"\n")
+                process.stdin.flush()
+        process.wait(timeout)
+        process.stdin.close()
+        process.out = said.decode()
+        assert "Traceback" not in process.out, process.out
+        return process
+
+    def downloaded(self):
+        return contents(self.downloads)
+
+
+def read_code(url):
+    """The code on the login page."""
+    with urllib.request.urlopen(url) as page:
+        return re.search(r"auth-code'>(\w+)<", page.read().decode()).group(1)
+
+
+def contents(folder):
+    """{relative path: bytes} of all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}
+
+
+def strange_tree():
+    """30 files with names that trip up shells, three levels deep."""
+    folders = ["", "sub dir/", "sub dir/$deep's/"]
+    return {folders[n % 3] + name: ("content of %s\n" % name).encode() * (n + 1)
+            for n, name in enumerate(STRANGE_NAMES)}
+
+
+def wait_until(condition, seconds=60):
+    """Wait for a condition; its value."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("it did not happen within %d s" % seconds)
+
+
+def load(script):
+    """A script as a module, for its pure functions."""
+    sys.path.insert(0, str(COLLECTION))
+    try:
+        spec = importlib.util.spec_from_file_location(
+            script.replace("-", "_"), str(COLLECTION / (script + ".py")))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(COLLECTION))
+
+
+@pytest.fixture
+def emulator(tmp_path):
+    running = Emulator(tmp_path / "globus")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def fresh_site(tmp_path, emulator):
+    """A site without scheduler where nobody has logged in yet."""
+    return Site(tmp_path, emulator, bare_path(tmp_path))
+
+
+def bare_path(tmp_path):
+    """A PATH without any scheduler: what the scripts call, and no more."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("bash", "sh", "cat", "mv", "rm", "mkdir", "dirname", "sha256sum", "sleep", "env",
+                 "cp", "touch", "setsid", "date", "kill", "sed", "grep", "seq", "head"):
+        found = shutil.which(tool)
+        if found:
+            (folder / tool).symlink_to(found)
+    return str(folder)
+
+
+@pytest.fixture
+def site(fresh_site):
+    """A site where the user has logged in."""
+    fresh_site.give_tokens()
+    return fresh_site
+
+
+@pytest.fixture
+def stand_in(site, tmp_path):
+    """The site with the stand-in scheduler."""
+    site.env["PATH"] = "%s:%s" % (TESTS / "stand-in", site.env["PATH"])
+    site.env["STAND_IN_DIR"] = str(tmp_path / "stand-in")
+    (tmp_path / "stand-in").mkdir()
+    return site
+
+
+@pytest.fixture(params=["stand-in", pytest.param("slurm", marks=pytest.mark.slurm)])
+def cluster(request, site):
+    """The site with a scheduler: the stand-in, and the real Slurm."""
+    if request.param == "stand-in":
+        return request.getfixturevalue("stand_in")
+    if os.environ.get("TEST_SCHEDULER") != "slurm":
+        pytest.skip("no private Slurm; tests/run.sh starts one where it may")
+    site.env["PATH"] = os.environ["PATH"]
+    return site

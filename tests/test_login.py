@@ -1,0 +1,168 @@
+"""globus-login.py, and what becomes of its tokens."""
+import json
+import os
+import pty
+import stat
+import subprocess
+
+from conftest import DESTINATION, SOURCE, STRANGE_NAMES, read_code, wait_until
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_login_stores_a_refresh_token_for_the_user_alone(fresh_site):
+    assert fresh_site.log_in().returncode == 0
+    tokens = json.loads(fresh_site.tokens.read_text())
+    assert tokens["transfer.api.globus.org"]["refresh_token"]
+    assert mode(fresh_site.tokens) == 0o600
+
+
+def test_login_says_what_it_found_on_both_collections(fresh_site, emulator):
+    emulator.add({"a": b"12345", "b": b"678", "sub/c": b""})
+    out = fresh_site.log_in().out
+    assert "holds 2 files (8 B) and 1 directory" in out
+    assert "My cluster" in out and str(fresh_site.downloads) in out
+
+
+def test_login_fetches_a_missing_consent_in_the_same_run(fresh_site, emulator):
+    emulator.bend_collection(SOURCE, consent=True)
+    login = fresh_site.log_in()
+    assert login.returncode == 0
+    assert login.out.count("authorize?") == 2
+    assert "holds 0 files" in login.out
+
+
+def test_downloads_work_after_a_consent(fresh_site, emulator):
+    emulator.add({"a": b"x"})
+    emulator.bend_collection(SOURCE, consent=True)
+    fresh_site.log_in()
+    assert fresh_site.run("globus-simple-download.py").returncode == 0
+
+
+def test_a_wrong_code_is_one_line_and_status_1(fresh_site):
+    login = fresh_site.log_in(edit=lambda code: "wrong" + code)
+    assert login.returncode == 1
+    assert "Globus did not accept this code" in login.out
+    assert not fresh_site.tokens.exists()
+
+
+def test_a_code_may_be_pasted_with_spaces_around(fresh_site):
+    assert fresh_site.log_in(edit=lambda code: "  %s \r" % code).returncode == 0
+
+
+def test_closed_stdin_is_one_line_and_status_1(fresh_site):
+    done = fresh_site.run("globus-login.py")
+    assert done.returncode == 1
+    assert done.err.strip() == "No code came. Run globus-login.py by hand, in a terminal."
+
+
+def test_login_in_a_terminal_shows_the_url_and_takes_the_code(fresh_site):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(fresh_site.command("globus-login.py"), env=fresh_site.env,
+                               stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True)
+    os.close(theirs)
+    screen = b""
+    while b"Code: " not in screen:
+        screen += os.read(ours, 4096)
+    url = next(w for w in screen.decode().split() if "/authorize?" in w)
+    os.write(ours, read_code(url).encode() + b"\n")
+    assert process.wait(60) == 0
+    os.close(ours)
+
+
+def test_login_keeps_tokens_of_other_resource_servers(fresh_site):
+    fresh_site.tokens.write_text(json.dumps({"auth.globus.org": {"refresh_token": "old"}}))
+    fresh_site.log_in()
+    tokens = json.loads(fresh_site.tokens.read_text())
+    assert tokens["auth.globus.org"] == {"refresh_token": "old"}
+    assert "transfer.api.globus.org" in tokens
+
+
+def test_logout_revokes_the_tokens_and_removes_the_file(site):
+    saved = site.tokens.read_bytes()
+    assert site.run("globus-login.py", "--logout").returncode == 0
+    assert not site.tokens.exists()
+    site.tokens.write_bytes(saved)
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1 and "globus-login.py" in done.err
+
+
+def test_logout_without_a_login_is_well(fresh_site):
+    assert fresh_site.run("globus-login.py", "--logout").returncode == 0
+
+
+def test_an_expired_access_token_is_renewed_and_stored(site, emulator):
+    emulator.add({"a": b"x"})
+    tokens = json.loads(site.tokens.read_text())
+    old = tokens["transfer.api.globus.org"]["access_token"]
+    tokens["transfer.api.globus.org"]["expires_at_seconds"] = 1
+    tokens["auth.globus.org"] = {"refresh_token": "other"}
+    site.tokens.write_text(json.dumps(tokens))
+    assert site.run("globus-simple-download.py").returncode == 0
+    new = json.loads(site.tokens.read_text())
+    assert new["transfer.api.globus.org"]["access_token"] != old
+    assert new["auth.globus.org"] == {"refresh_token": "other"}
+    assert mode(site.tokens) == 0o600
+
+
+def test_tokens_of_the_older_scripts_with_a_refresh_token_alone_work(site, emulator):
+    emulator.add({"a": b"x"})
+    tokens = json.loads(site.tokens.read_text())["transfer.api.globus.org"]
+    site.tokens.write_text(json.dumps(
+        {"transfer.api.globus.org": {"refresh_token": tokens["refresh_token"]}}))
+    assert site.run("globus-simple-download.py").returncode == 0
+
+
+def test_a_token_file_that_others_may_read_is_mended_with_a_warning(site):
+    site.tokens.chmod(0o644)
+    done = site.run("globus-simple-download.py")
+    assert "could be read by others" in done.err
+    assert mode(site.tokens) == 0o600
+
+
+def test_thirty_processes_renew_at_once_and_the_token_file_stays_whole(site, emulator):
+    emulator.add({name: b"x" for name in STRANGE_NAMES})
+    tokens = json.loads(site.tokens.read_text())
+    tokens["transfer.api.globus.org"]["expires_at_seconds"] = 1
+    tokens["auth.globus.org"] = {"refresh_token": "other"}
+    site.tokens.write_text(json.dumps(tokens))
+    running = [site.start("globus-simple-download.py", "--dry-run") for _ in range(30)]
+
+    def is_over():
+        now = json.loads(site.tokens.read_text())  # fails if it is ever torn
+        assert now["auth.globus.org"] == {"refresh_token": "other"}
+        assert mode(site.tokens) == 0o600
+        return all(process.poll() is not None for process in running)
+
+    wait_until(is_over)
+    for process in running:
+        assert process.communicate()[1].count(b"\n") == 1
+        assert process.returncode == 0
+
+
+def test_tokens_never_appear_in_output(site, emulator):
+    emulator.add({"a": b"x"})
+    words = [token for token in json.loads(site.tokens.read_text())[
+        "transfer.api.globus.org"].values() if isinstance(token, str) and len(token) > 30]
+    secrets = [word for word in words if not word.startswith("urn:")]
+    assert len(secrets) == 2
+    said = ""
+    for script in ("globus-simple-download.py", "globus-batch-download.py"):
+        done = site.run(script)
+        said += done.out + done.err
+    assert not any(secret in said for secret in secrets)
+
+
+def test_login_asks_globus_nothing_when_a_setting_makes_no_sense(fresh_site, emulator):
+    fresh_site.config("NUM_JOBS = 0")
+    assert fresh_site.run("globus-login.py").returncode == 2
+    assert emulator.requests() == []
+
+
+def test_login_names_a_personal_endpoint_that_is_not_running(fresh_site, emulator):
+    emulator.bend_collection(DESTINATION, gcp_connected=False)
+    login = fresh_site.log_in()
+    assert login.returncode == 1
+    assert "globusconnectpersonal -start" in login.out

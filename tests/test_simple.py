@@ -1,0 +1,140 @@
+"""globus-simple-download.py"""
+import signal
+
+from conftest import contents, strange_tree, wait_until
+
+
+def test_a_flat_directory_arrives_and_its_subdirectories_do_not(site, emulator):
+    emulator.add({"a": b"1", "b": b"22", "sub/c": b"333"})
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 0
+    assert site.downloaded() == {"a": b"1", "b": b"22"}
+    assert done.out.splitlines()[-1].endswith("2 sent, 0 already there, 0 did not arrive.")
+
+
+def test_a_tree_of_strange_names_arrives_byte_for_byte(site, emulator):
+    tree = emulator.add(strange_tree())
+    site.config("RECURSIVE = True")
+    assert site.run("globus-simple-download.py").returncode == 0
+    assert site.downloaded() == tree
+
+
+def test_it_is_one_task_with_checksums_verified(site, emulator):
+    emulator.add({"a": b"1", "b": b"22"})
+    site.run("globus-simple-download.py")
+    task, = emulator.tasks()
+    assert task["verify_checksum"] and task["sync_level"] == 3
+
+
+def test_the_task_and_its_page_are_told_before_it_ends(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(task_seconds=60)
+    process = site.start("globus-simple-download.py")
+    line = process.stdout.readline().decode()
+    task, = emulator.tasks()
+    assert task["status"] == "ACTIVE"
+    assert "https://app.globus.org/activity/" + task["task_id"] in line
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_leaves_the_task_running_and_says_so(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(task_seconds=60)
+    process = site.start("globus-simple-download.py")
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert b"The transfer goes on without this script" in err and b"Traceback" not in err
+    assert emulator.tasks()[0]["status"] == "ACTIVE"
+
+
+def test_a_second_run_sends_nothing_again(site, emulator):
+    emulator.add({"a": b"1", "b": b"22"})
+    site.run("globus-simple-download.py")
+    done = site.run("globus-simple-download.py")
+    assert "0 sent, 2 already there" in done.out
+
+
+def test_dry_run_lists_and_sends_nothing(site, emulator):
+    emulator.add({"a": b"1", "b": b"22"})
+    done = site.run("globus-simple-download.py", "--dry-run")
+    assert done.returncode == 0
+    assert [line.split() for line in done.out.splitlines()] == [["1", "a"], ["2", "b"]]
+    assert emulator.tasks() == [] and not site.downloads.exists()
+
+
+def test_a_file_that_vanished_is_named_and_the_others_arrive(site, emulator):
+    emulator.add({"a": b"1", "b": b"22"})
+    emulator.bend(troubles=[{"path": "a$", "code": "FILE_NOT_FOUND"}])
+    site.config("import helper; helper.ARRIVAL_SECONDS = 1")
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1
+    assert "Did not arrive: a\n" in done.out
+    assert site.downloaded() == {"b": b"22"}
+
+
+def test_an_empty_directory_is_said_and_well(site):
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 0
+    assert "0 files, 0 B, in /home/share/godata/" in done.err
+
+
+def test_a_wrong_destination_path_is_told_in_words_that_lead_to_the_mend(site, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    site.config("import helper; helper.ARRIVAL_SECONDS = 1",
+                "DESTINATION_PATH = %r" % str(tmp_path / "elsewhere"))
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1
+    assert "DESTINATION_PATH" in done.err
+    assert contents(tmp_path / "elsewhere") == {"a": b"1"}
+
+
+def test_a_listing_in_several_pages_is_complete(site, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(5)})
+    whole = {"match": "/ls.path=", "times": 1}
+    page = [{"DATA_TYPE": "file", "name": "f%d" % n, "type": "file", "size": 1,
+             "last_modified": "2026-01-01 00:00:00+00:00"} for n in range(2)]
+    emulator.fault(whole["match"], times=1, patch={"DATA": page, "length": 2, "total": 5})
+    done = site.run("globus-simple-download.py", "--dry-run")
+    assert [line.split()[1] for line in done.out.splitlines()] == ["f%d" % n for n in range(5)]
+
+
+def test_a_listing_that_stays_incomplete_is_no_listing(site, emulator):
+    emulator.add({"a": b"x"})
+    emulator.fault("/ls", patch={"total": 5})
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1
+    assert "broke off: 1 of 5 entries" in done.err
+    assert emulator.tasks() == []
+
+
+def test_a_stalled_task_says_why(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(task_seconds=1, slots=0)
+    process = site.start("globus-simple-download.py")
+    process.stdout.readline()
+    wait_until(lambda: b"one of the three transfer tasks" in process.stderr.readline())
+    emulator.bend(slots=3)
+    process.communicate()
+    assert process.returncode == 0
+
+
+def test_a_link_to_a_directory_is_left_out_and_named(site, emulator):
+    emulator.add({"sub/a": b"1"})
+    (emulator.source / "home/share/godata/loop").symlink_to("..")
+    site.config("RECURSIVE = True")
+    done = site.run("globus-simple-download.py", "--dry-run")
+    assert done.out.split() == ["1", "sub/a"]
+    assert "loop (a link to a directory)" in done.err
+
+
+def test_an_unreadable_subdirectory_counts_as_failed(site, emulator):
+    emulator.add({"a": b"1", "closed/b": b"2"})
+    emulator.bend(troubles=[{"path": "closed", "code": "PERMISSION_DENIED"}])
+    site.config("RECURSIVE = True")
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1
+    assert "'closed/' cannot be listed" in done.err
+    assert site.downloaded() == {"a": b"1"}

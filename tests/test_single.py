@@ -1,0 +1,175 @@
+"""globus-single-file-download.py and wrapper.sh: what happens inside a job."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import STRANGE_NAMES, contents, wait_until
+
+PATH = "/home/share/godata/"
+
+
+def run_single(site, name, directory=PATH):
+    return site.run("globus-single-file-download.py", "--globus-path", directory, "--file", name)
+
+
+@pytest.mark.parametrize("name", STRANGE_NAMES[:12] + ["sub dir/it's"])
+def test_prints_the_local_path_and_nothing_else(site, emulator, name):
+    emulator.add({name: b"data"})
+    done = run_single(site, name)
+    assert done.returncode == 0, done.err
+    assert done.out == str(site.downloads / name) + "\n"
+    assert (site.downloads / name).read_bytes() == b"data"
+
+
+def test_a_missing_file_fails_at_once_with_its_name(site, emulator):
+    done = run_single(site, "nothing")
+    assert done.returncode == 1
+    assert done.err.startswith(PATH + "nothing is not on the source collection.")
+    assert done.out == "" and emulator.tasks() == []
+
+
+def test_a_directory_is_no_file(site, emulator):
+    emulator.add({"sub/a": b""})
+    done = run_single(site, "sub")
+    assert done.returncode == 1
+    assert "is not a file" in done.err
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "/etc/passwd", "a/../../x", "", "a\nb", "a\x1bb"])
+def test_a_name_that_would_leave_the_folder_is_refused_unasked(site, emulator, name):
+    done = run_single(site, name)
+    assert done.returncode == 2
+    assert "would leave the download folder" in done.err or "control character" in done.err
+    assert emulator.requests() == []
+
+
+def test_permission_denied_ends_the_task_and_says_which_file(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}], retry_seconds=0.2)
+    site.config("import helper; helper.HOPELESS['PERMISSION_DENIED'] = 1")
+    done = run_single(site, "a")
+    assert done.returncode == 1
+    assert "permission denied" in done.err and PATH + "a" in done.err
+    assert emulator.tasks()[0]["fatal_error"]["code"] == "CANCELED"
+
+
+def test_a_permission_error_that_clears_by_itself_is_waited_for(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED", "times": 3}],
+                  retry_seconds=0.5)
+    done = run_single(site, "a")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_stopped_by_a_signal_it_cancels_its_task(site, emulator, number):
+    emulator.add({"a": b"1"})
+    emulator.bend(task_seconds=60)
+    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    wait_until(lambda: any(r.startswith("GET /v0.10/task/") for r in emulator.requests()))
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert b"is cancelled" in err and out == b""
+    assert emulator.tasks()[0]["fatal_error"]["code"] == "CANCELED"
+
+
+def test_stopped_while_it_submits_it_leaves_no_task_either(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(task_seconds=60)
+    emulator.fault("POST /v0.10/transfer", times=1, delay=3, drop="after")
+    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    wait_until(lambda: any("POST /v0.10/transfer" in r for r in emulator.requests()))
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    wait_until(lambda: all(t["status"] == "FAILED" for t in emulator.tasks()))
+    assert len(emulator.tasks()) == 1
+
+
+def test_an_answer_lost_after_submitting_makes_no_second_task(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.fault("POST /v0.10/transfer", times=2, drop="after")
+    assert run_single(site, "a").returncode == 0
+    assert len(emulator.tasks()) == 1
+
+
+def test_an_outage_is_waited_for_and_told(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.fault("GET /v0.10/task/", times=8, status=503, text="<html>maintenance</html>")
+    done = run_single(site, "a")
+    assert done.returncode == 0
+    assert "Trying again until it works" in done.err
+
+
+def test_a_file_that_did_not_arrive_whole_is_a_failure(site, emulator):
+    emulator.add({"a": b"12345"})
+    emulator.fault("/stat", patch={"size": 7})
+    site.config("import helper; helper.ARRIVAL_SECONDS = 1")
+    done = run_single(site, "a")
+    assert done.returncode == 1
+    assert "with its 7 bytes" in done.err and done.out == ""
+
+
+def test_no_mail_is_sent_for_each_file(site, emulator):
+    emulator.add({"a": b"1"})
+    run_single(site, "a")
+    request = emulator.tasks()[0]["request"]
+    assert [request["notify_on_" + how] for how in ("succeeded", "failed", "inactive")] == [False] * 3
+
+
+def test_a_small_file_takes_five_requests(site, emulator):
+    emulator.add({"a": b"1"})
+    run_single(site, "a")
+    assert len(emulator.requests()) <= 5, emulator.requests()
+
+
+def run_wrapper(site, name):
+    return subprocess.run(["bash", str(site.folder / "wrapper.sh"), PATH, name],
+                          cwd=str(site.folder), env=dict(site.env, PYTHON=sys.executable),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("name", STRANGE_NAMES + ["sub dir/$deep's/*"])
+def test_wrapper_downloads_processes_and_deletes(site, emulator, name):
+    emulator.add({name: b"data"})
+    done = run_wrapper(site, name)
+    assert done.returncode == 0, done.stderr
+    assert site.downloaded() == {}
+    result, = contents(site.results).values()
+    assert result.decode().endswith("  %s\n" % name)
+    assert (site.results / (name + ".sha256")).exists()
+
+
+def test_wrapper_gives_process_sh_the_absolute_path_and_working_dir(site, emulator):
+    emulator.add({"a": b"1"})
+    site.process('printf "%s\\n" "$1" "$PWD" >seen')
+    run_wrapper(site, "a")
+    assert (site.folder / "seen").read_text().split("\n")[:2] == [
+        str(site.downloads / "a"), str(site.folder)]
+
+
+def test_wrapper_ends_with_the_status_of_process_sh_and_keeps_the_file(site, emulator):
+    emulator.add({"a": b"1"})
+    site.process("exit 3")
+    assert run_wrapper(site, "a").returncode == 3
+    assert site.downloaded() == {"a": b"1"}
+
+
+def test_wrapper_ends_with_the_status_of_the_download_and_processes_nothing(site):
+    site.process("touch processed")
+    assert run_wrapper(site, "nothing").returncode == 1
+    assert not (site.folder / "processed").exists()
+
+
+def test_wrapper_runs_a_process_sh_that_is_not_executable(site, emulator):
+    emulator.add({"a": b"1"})
+    os.chmod(str(site.folder / "process.sh"), 0o644)
+    assert run_wrapper(site, "a").returncode == 0
+
+
+def test_wrapper_is_content_with_a_process_sh_that_moves_the_file_away(site, emulator):
+    emulator.add({"a": b"1"})
+    site.process('mv -- "$1" moved')
+    assert run_wrapper(site, "a").returncode == 0
