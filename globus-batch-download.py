@@ -1,0 +1,688 @@
+#!/usr/bin/env python3
+"""Download and process all needed files of PATH (see config.py), one batch job a file.
+
+Run it on the login node. It keeps NUM_JOBS jobs in the scheduler until all files are done; each
+job runs wrapper.sh, which downloads its file, runs process.sh on it, and deletes it. It may be
+stopped, or killed, and started again: it goes on where it was."""
+import argparse
+import collections
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import helper
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
+QUEUE_SECONDS = 60
+SETTLE_SECONDS = 0.2  # a job leaves the queue a moment after it wrote its exit status
+LINE_SECONDS = 60  # between two lines of progress where there is no terminal
+
+
+# ---- the nouns ----
+
+
+class Job:
+    """A submitted file. It may be in the queue, or on its way there, or gone without a trace."""
+
+    def __init__(self, path, size, is_from_before):
+        self.path, self.size = path, size
+        self.id = None  # the scheduler's, None until it has told
+        self.is_from_before = is_from_before  # submitted by a driver that is no more
+        self.gone_since = None  # since when the queue does not list it
+
+
+class Run:
+    """What is known of a run. Each change is a line of the journal before it is acted upon, so
+    that a driver that was killed can be replayed from there."""
+
+    def __init__(self, config, scheduler):
+        self.config, self.scheduler = config, scheduler
+        self.folder = os.path.join(config.WORKING_DIR, "jobs")
+        self.todo = collections.deque()  # Files
+        self.forget()
+        self.not_needed = 0
+        self.left_behind = {}  # path: bytes in DOWNLOAD_DIR that no job of ours will delete
+        self.stopping = False
+        self.next_question = 0
+        self.may_submit = True  # False from a refusal to the next answer of the queue
+        self.told = {}  # what the person knows already, by topic
+        self.begun = self.last_end = time.monotonic()
+        self.ended_at_begin = 0
+
+    def forget(self):
+        """Nothing has happened yet."""
+        self.name, self.source, self.is_finished = None, None, True
+        self.jobs = {}  # job name: Job, as long as it is not known to have ended
+        self.processed, self.failed = set(), {}  # paths; path: why
+        self.kept = set()  # names of failed jobs, whose files stay
+        self.number = 0  # of submissions
+
+    def file_of(self, job_name, kind):
+        """Path of a job's file: 'log', 'status' (exit status), 'claim' (see job_script())."""
+        return os.path.join(self.folder, "%s.%s" % (job_name, kind))
+
+    def replay(self, path):
+        """Take up what the journal tells. A last line without its end was never acted upon."""
+        with open(path, "r+b") as file:
+            whole = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                self.apply(json.loads(line.decode()), True)
+            file.truncate(whole)
+
+    def open_journal(self):
+        """Go on with the interrupted run, or begin a new one. Raises Problem if the interrupted
+        one was about something else."""
+        path = os.path.join(self.folder, "journal.jsonl")
+        source = [self.config.SOURCE_ENDPOINT_ID, self.config.PATH]
+        if os.path.exists(path):
+            try:
+                self.replay(path)
+            except (ValueError, KeyError, TypeError) as error:
+                raise helper.Problem("%s is damaged (%s). To forget that run, remove the folder %s."
+                                     % (path, error, self.folder), 2)
+        if self.is_finished:
+            self.forget()
+            with open(path + ".new", "wb"):
+                pass
+            os.replace(path + ".new", path)
+        elif self.source != source:
+            raise helper.Problem(
+                "An interrupted run of %s (collection %s) waits in %s.\nFinish it with those "
+                "settings first; or, to forget it, cancel its jobs and remove that folder."
+                % (self.source[1], self.source[0], self.folder), 2)
+        self.journal = open(path, "ab", buffering=0)
+        if self.is_finished:
+            # A letter and six more: with the number they fit the 15 characters of old servers.
+            self.record(event="run", run="g" + secrets.token_hex(3), source=source)
+
+    def record(self, **event):
+        """Write an event to the journal, down to the disk; then it has happened."""
+        self.journal.write(json.dumps(event).encode() + b"\n")
+        os.fsync(self.journal.fileno())
+        self.apply(event, False)
+
+    def apply(self, event, is_from_before):
+        """Change the state by one event."""
+        kind, name = event["event"], event.get("job")
+        if kind == "run":
+            self.forget()
+            self.name, self.source, self.is_finished = event["run"], event["source"], False
+        elif kind == "submit":  # about to be submitted
+            self.number += 1
+            self.jobs[name] = Job(event["path"], event["size"], is_from_before)
+        elif kind == "queued":  # accepted by the scheduler
+            self.jobs[name].id = event["id"]
+        elif kind == "unsent":  # it is not, and never will be, at work
+            del self.jobs[name]
+        elif kind == "ended":
+            path = self.jobs.pop(name).path
+            if event["reason"] is None:
+                self.processed.add(path)
+            else:
+                self.failed[path] = event["reason"]
+                self.kept.add(name)
+        elif kind == "finished":
+            self.is_finished = True
+
+
+# ---- the schedulers ----
+
+# submit(name, log, resources) and queue(): the commands, as argument lists.
+# read_id(text): the job's id. read_queue(text): {job name: Entry}; both raise ValueError when
+# the text is not what the scheduler prints.
+Scheduler = collections.namedtuple("Scheduler", "submit read_id queue read_queue cancel")
+Entry = collections.namedtuple("Entry", "id is_alive state reason")
+
+SLURM_HEADING = "JOBID|NAME|STATE|REASON"
+SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
+               "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"}
+
+# Words of schedulers that refuse for now: a limit of the site, or one that is out of order.
+FOR_NOW = ("limit", "already in queue", "timed out", "timeout", "temporarily", "unable to contact",
+           "connection refused", "connection reset", "cannot connect", "try again", "pbs_server",
+           "not responding", "zero bytes were transmitted", "unexpected message")
+
+
+def slurm_submit(name, log, resources):
+    """sbatch; a % in the log's name would be one of its patterns."""
+    return ["sbatch", "--parsable", "--no-requeue", "--job-name=" + name,
+            "--output=" + log.replace("%", "%%")] + resources
+
+
+def read_slurm_id(text):
+    """'123' from '123' or '123;cluster'."""
+    number = text.strip().split("\n")[-1].split(";")[0]
+    if not number.isdigit():
+        raise ValueError("no job id")
+    return number
+
+
+def slurm_queue():
+    """One question for all jobs, those that ended a moment ago too. The heading stays, so that
+    an empty answer is told from no jobs."""
+    return ["squeue", "--user=" + str(os.getuid()), "--states=all", "--format=%i|%j|%T|%r"]
+
+
+def read_slurm_queue(text):
+    """What squeue says of each job, by name."""
+    heading, end, lines = text.partition("\n")
+    if not end or heading != SLURM_HEADING or lines and not lines.endswith("\n"):
+        raise ValueError("not an answer of squeue")
+    entries = {}
+    for line in lines.splitlines():
+        number, _, rest = line.partition("|")
+        name, state, reason = rest.rsplit("|", 2)
+        if not entries.get(name, Entry(None, False, None, None)).is_alive:
+            entries[name] = Entry(number, state not in SLURM_ENDED, state, reason)
+    return entries
+
+
+SCHEDULERS = {
+    "slurm": Scheduler(slurm_submit, read_slurm_id, slurm_queue, read_slurm_queue, "scancel"),
+}
+
+
+def find_scheduler(wanted):
+    """The Scheduler of this machine. Raises Problem (exit status 2) if there is none."""
+    if wanted not in ("auto", "slurm"):
+        raise helper.Problem("config.py: SCHEDULER = %r: only Slurm is supported as yet." % wanted,
+                             2)
+    if not shutil.which("sbatch"):
+        raise helper.Problem("config.py: SCHEDULER = %r, but there is no sbatch here.\n"
+                             "Run this on a login node of the cluster." % wanted, 2)
+    return SCHEDULERS["slurm"]
+
+
+def call(command, seconds, text=""):
+    """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
+    status means that it did not end in time. It has a session of its own: a Ctrl-C is not for it."""
+    try:
+        done = subprocess.run(command, input=text.encode(), stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, timeout=seconds, start_new_session=True)
+    except subprocess.TimeoutExpired:
+        return None, "", "%s did not answer within %d s" % (command[0], seconds)
+    except OSError as error:
+        return 127, "", "%s: %s" % (command[0], error.strerror)
+    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(
+        errors="replace")
+
+
+# ---- submitting ----
+
+
+def job_script(run, job_name, path):
+    """The job: wrapper.sh in WORKING_DIR, its exit status in a file that is whole or not there.
+
+    Whoever makes the claim file first decides: the job, which writes its id into it and works
+    (again, if it is requeued), or the driver, which gave it up. So a job that a scheduler accepts
+    long after it said no, or lost and found again, does nothing."""
+    quoted = {key: shlex.quote(value) for key, value in {
+        "work": run.config.WORKING_DIR, "python": sys.executable,
+        "wrapper": os.path.join(HERE, "wrapper.sh"), "directory": run.config.PATH, "path": path,
+        "status": run.file_of(job_name, "status"), "claim": run.file_of(job_name, "claim")}.items()}
+    return """#!/bin/bash
+trap : HUP INT TERM XCPU USR1 USR2
+id=${{SLURM_JOB_ID:-${{PBS_JOBID:-$JOB_ID}}}}
+(set -o noclobber; echo "$id" >{claim}) 2>/dev/null || [ "$(cat {claim})" = "$id" ] || exit 0
+export PYTHON={python} PYTHONUTF8=1
+cd {work} && bash {wrapper} {directory} {path} </dev/null
+status=$?
+echo $status >{status}.new && mv {status}.new {status}
+exit $status
+""".format(**quoted)
+
+
+def submit(run, file):
+    """Submit one file. Raises Problem, in the scheduler's words, if that can never work."""
+    job_name = "%s-%d" % (run.name, run.number + 1)
+    run.record(event="submit", job=job_name, path=file.path, size=file.size)
+    run.left_behind.pop(file.path, None)
+    command = run.scheduler.submit(job_name, run.file_of(job_name, "log"),
+                                   shlex.split(run.config.RESOURCES))
+    status, output, errors = call(command, SUBMIT_SECONDS, job_script(run, job_name, file.path))
+    words = helper.first_line(errors or output)
+    if status == 0:
+        try:
+            run.record(event="queued", job=job_name, id=run.scheduler.read_id(output))
+            tell_event(run, "submitted", file.path, "job %s" % run.jobs[job_name].id)
+            run.told.pop("submit", None)
+            return
+        except ValueError:
+            pass
+    if status and not any(word in (output + errors).lower() for word in FOR_NOW):
+        run.record(event="unsent", job=job_name)
+        run.todo.appendleft(file)
+        raise helper.Problem("%s refuses the job: %s\nThe command was: %s\nMend RESOURCES in "
+                             "config.py and start again; nothing is lost."
+                             % (command[0], words, " ".join(map(shlex.quote, command))))
+    # It may have been accepted all the same: the next answer of the queue tells.
+    run.may_submit = False
+    tell_once(run, "submit", "The scheduler did not accept a job: %s\nTrying again." % words)
+
+
+def give_up(run, job_name):
+    """True if the job had not begun, and now never will."""
+    try:
+        with open(run.file_of(job_name, "claim"), "x") as file:
+            file.write("given up by the driver\n")
+        return True
+    except FileExistsError:
+        return False
+
+
+def fits(run, file):
+    """True if the file fits into MAX_BYTES, beside what is in flight and what was left behind."""
+    if run.config.MAX_BYTES is None:
+        return True
+    others = sum(size for path, size in run.left_behind.items() if path != file.path)
+    return file.size + others + sum(job.size for job in run.jobs.values()) <= run.config.MAX_BYTES
+
+
+def fill(run):
+    """Submit files while there are free places."""
+    while (run.todo and len(run.jobs) < run.config.NUM_JOBS and run.may_submit
+           and not run.stopping):
+        place = next((n for n, file in enumerate(run.todo) if fits(run, file)), None)
+        if place is None:
+            if not run.jobs:
+                raise helper.Problem(
+                    "The files that failures left in %s leave no room for more within MAX_BYTES.\n"
+                    "Remove them, or raise MAX_BYTES, and start again."
+                    % run.config.DOWNLOAD_DIR)
+            return
+        file = run.todo[place]
+        del run.todo[place]
+        submit(run, file)
+
+
+# ---- the end of jobs ----
+
+
+def collect(run):
+    """Take in the exit statuses that jobs have written; how many."""
+    names = {entry[:-len(".status")] for entry in os.listdir(run.folder)
+             if entry.endswith(".status")}
+    ended = [name for name in run.jobs if name in names]
+    for name in ended:
+        with open(run.file_of(name, "status")) as file:
+            end(run, name, int(file.read()))
+    return len(ended)
+
+
+def end(run, job_name, status, reason=None):
+    """A job has ended: with an exit status, or (None) lost for a reason."""
+    path = run.jobs[job_name].path
+    if status:
+        reason = "exit status %d" % status
+        words = last_line(run.file_of(job_name, "log"))
+        reason += ": " + words if words else ""
+    if reason:
+        reason += " (%s)" % run.file_of(job_name, "log")
+    run.record(event="ended", job=job_name, status=status, reason=reason)
+    run.last_end = time.monotonic()
+    if reason:
+        note_left_behind(run, path)
+        tell_failure(run, path)
+    else:
+        tell_event(run, "processed", path)
+        remove_traces(run, job_name)
+
+
+def remove_traces(run, job_name):
+    """Remove the files of a job that went well."""
+    for kind in ("log", "status", "claim"):
+        try:
+            os.remove(run.file_of(job_name, kind))
+        except FileNotFoundError:
+            pass
+
+
+def note_left_behind(run, path):
+    """Count what a failure left in DOWNLOAD_DIR."""
+    try:
+        run.left_behind[path] = os.path.getsize(os.path.join(run.config.DOWNLOAD_DIR, path))
+    except OSError:
+        pass  # it left nothing
+
+
+def last_line(path):
+    """The last words of a log."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - 2000))
+            lines = [line for line in file.read().decode(errors="replace").splitlines()
+                     if line.strip()]
+    except OSError:
+        return ""
+    return helper.first_line(lines[-1]) if lines else ""
+
+
+# ---- the queue ----
+
+
+def ask_queue(run):
+    """{job name: Entry}, or None if the scheduler gave no answer that can be understood."""
+    run.next_question = time.monotonic() + run.config.POLL_SECONDS
+    command = run.scheduler.queue()
+    status, output, errors = call(command, QUEUE_SECONDS)
+    try:
+        if status != 0:
+            raise ValueError
+        entries = run.scheduler.read_queue(output)
+    except ValueError:
+        tell_once(run, "queue", "The scheduler gives no answer (%s: %s).\nAsking again every %g s."
+                  % (command[0], helper.first_line(errors or output), run.config.POLL_SECONDS))
+        return None
+    run.told.pop("queue", None)
+    return entries
+
+
+def look_at_queue(run):
+    """Find out which jobs are in the queue, and which are gone."""
+    entries, now = ask_queue(run), time.monotonic()
+    if entries is None:
+        return
+    for name, job in list(run.jobs.items()):
+        entry = entries.get(name)
+        if entry and job.id is None:
+            run.record(event="queued", job=name, id=entry.id)
+        if entry and entry.is_alive:
+            job.gone_since, job.is_from_before = None, False
+        elif job.id is None and give_up(run, name):
+            send_again(run, name)
+        elif job.gone_since is None:
+            job.gone_since = now
+        elif now - job.gone_since >= run.config.GRACE_SECONDS:
+            lose(run, name, entry)
+    run.may_submit = True
+    tell_waiting(run, entries)
+
+
+def send_again(run, job_name):
+    """Put a job's file back to the front."""
+    job = run.jobs[job_name]
+    run.record(event="unsent", job=job_name)
+    run.todo.appendleft(helper.File(job.path, job.size, None, None))
+
+
+def lose(run, job_name, entry):
+    """A job is gone and left no exit status."""
+    give_up(run, job_name)  # should it come back after all
+    if run.jobs[job_name].is_from_before:
+        send_again(run, job_name)
+        return
+    words = "the scheduler says %s" % entry.state if entry else "it is not in the queue any more"
+    end(run, job_name, None, "the job was lost: no exit status, and " + words)
+
+
+def tell_waiting(run, entries):
+    """Say why jobs wait in the queue, when none of them is at work."""
+    mine = [entries[name] for name in run.jobs if name in entries]
+    pending = [entry for entry in mine if entry.state == "PENDING"]
+    if pending and len(pending) == len(mine):
+        tell_once(run, "waiting", "%s wait in the queue: %s" % (
+            helper.count(len(pending), "job"), ", ".join(sorted({e.reason for e in pending}))))
+    else:
+        run.told.pop("waiting", None)
+
+
+# ---- telling ----
+
+
+def tell_once(run, topic, text):
+    """Say it, unless it is what was said last on this topic."""
+    if run.told.get(topic) != text:
+        run.told[topic] = text
+        helper.tell(text)
+
+
+def tell_event(run, what, path, more=""):
+    """A line an event, where there is no bar."""
+    if not sys.stderr.isatty():
+        helper.tell("%s  %s %s%s" % (time.strftime("%H:%M:%S"), what, path,
+                                     " (%s)" % more if more else ""))
+
+
+def tell_failure(run, path):
+    """A line for a failure, on a terminal too."""
+    helper.tell("%s  FAILED %s: %s" % (time.strftime("%H:%M:%S"), path, run.failed[path]))
+
+
+def show_progress(run):
+    """The bar, on a terminal."""
+    ended = len(run.processed) + len(run.failed)
+    total = ended + len(run.jobs) + len(run.todo)
+    width = 20
+    full = width * ended // total if total else width
+    text = "[%s%s] %s of %s, %s in the queue" % (
+        "#" * full, "." * (width - full), format(ended, ","), helper.count(total, "file"),
+        helper.count(len(run.jobs), "job"))
+    if run.failed:
+        text += ", %s failed" % format(len(run.failed), ",")
+    fresh = ended - run.ended_at_begin
+    if fresh >= 2 * run.config.NUM_JOBS and ended < total:
+        seconds = (run.last_end - run.begun) / fresh * (total - ended)
+        text += ", about %s left" % duration(seconds)
+    helper.show(text)
+
+
+def duration(seconds):
+    """'40 s', '12 min', '3.5 h'."""
+    if seconds < 90:
+        return "%d s" % seconds
+    return "%d min" % (seconds / 60) if seconds < 5400 else "%.1f h" % (seconds / 3600)
+
+
+def print_summary(run):
+    """The failures with their logs, and the numbers."""
+    helper.show("")
+    for path, reason in run.failed.items():
+        print("FAILED %s: %s" % (helper.printable(path), helper.printable(reason)))
+    print("%d processed, %d failed, %d not needed"
+          % (len(run.processed), len(run.failed), run.not_needed), flush=True)
+
+
+def print_how_to_go_on(run):
+    """What to do after a stop."""
+    ids = [job.id for job in run.jobs.values() if job.id]
+    helper.tell("Stopped. %s on without this script; to go on with the rest, start it again."
+                % ("1 job goes" if len(ids) == 1 else "%d jobs go" % len(ids)))
+    if ids:
+        helper.tell("To cancel the jobs: %s %s" % (run.scheduler.cancel, " ".join(ids)))
+
+
+# ---- the whole ----
+
+
+def is_needed(config, file):
+    """The user's filter. Raises Problem if it stumbles."""
+    try:
+        return config.is_file_needed(file)
+    except Exception as error:  # the user's own code: anything can happen
+        raise helper.Problem("config.py: is_file_needed stumbles over %r: %s: %s"
+                             % (file.path, type(error).__name__, error), 2)
+
+
+def sorted_out(config, files):
+    """Yield each File with what becomes of it: True (needed), False, or why it cannot be."""
+    for number, file in enumerate(files):
+        if number % 1000 == 0:
+            helper.show("Listing: %s" % helper.count(number, "file"))
+        if file.refused:
+            yield file, file.refused
+        elif not is_needed(config, file):
+            yield file, False
+        elif config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
+            yield file, "is larger (%s) than MAX_BYTES" % helper.size_text(file.size)
+        else:
+            yield file, True
+
+
+def dry_run(config, files, limit):
+    """Print what a run would do; the exit status."""
+    counts = collections.Counter()
+    for file, fate in sorted_out(config, files):
+        counts[fate if isinstance(fate, bool) else None] += 1
+        if fate is True and (limit is None or counts[True] <= limit):
+            print("%14s  %s" % (format(file.size, ","), helper.printable(file.path)))
+        elif fate and fate is not True:
+            helper.tell("Refused: %r %s." % (file.path, fate))
+    helper.show("")
+    needed = counts[True] if limit is None else min(limit, counts[True])
+    print("%d to process, %d refused, %d not needed" % (needed, counts[None], counts[False]))
+    return 1 if counts[None] else 0
+
+
+def plan(run, files, limit):
+    """Fill the list of what is to be done, from all files but those of the journal."""
+    known = {job.path for job in run.jobs.values()} | run.processed | set(run.failed)
+    room = float("inf") if limit is None else max(0, limit - len(known))
+    for file, fate in sorted_out(run.config, files):
+        if file.path in known:
+            continue
+        if fate is False:
+            run.not_needed += 1
+        elif fate is True:
+            if len(run.todo) < room:
+                run.todo.append(file)
+        else:
+            run.failed[file.path] = fate
+            tell_failure(run, file.path)
+    helper.show("")
+
+
+def lock(folder):
+    """Keep a second driver out; the open lock file. Raises Problem if there is one already."""
+    file = open(os.path.join(folder, "driver.lock"), "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise helper.Problem("Another globus-batch-download.py is at work in %s."
+                             % os.path.dirname(folder))
+    return file
+
+
+def take_up(run):
+    """After a restart: say so, and clear away what the last driver did not come to."""
+    run.ended_at_begin = len(run.processed) + len(run.failed)
+    if not run.jobs and not run.ended_at_begin:
+        return
+    helper.tell("Going on with the interrupted run: %s ended, %s on the way." % (
+        helper.count(run.ended_at_begin, "file"), helper.count(len(run.jobs), "job")))
+    for entry in os.listdir(run.folder):
+        name = entry.partition(".")[0]
+        if name.startswith(run.name + "-") and name not in run.jobs and name not in run.kept:
+            remove_traces(run, name)
+
+
+def measure_left_behind(run):
+    """Count what earlier runs left in DOWNLOAD_DIR, if there is a limit."""
+    if run.config.MAX_BYTES is None:
+        return
+    in_flight = {job.path for job in run.jobs.values()}
+    for folder, _, names in os.walk(run.config.DOWNLOAD_DIR):
+        for name in names:
+            path = os.path.relpath(os.path.join(folder, name), run.config.DOWNLOAD_DIR)
+            if path not in in_flight:
+                note_left_behind(run, path)
+
+
+def remove_empty_folders(run):
+    """Remove the folders that processed files left empty in DOWNLOAD_DIR."""
+    parents = {os.path.dirname(path) for path in run.processed} - {""}
+    for parent in parents:
+        while parent:
+            try:
+                os.rmdir(os.path.join(run.config.DOWNLOAD_DIR, parent))
+            except OSError:
+                break  # not empty, or gone
+            parent = os.path.dirname(parent)
+
+
+def drive(run):
+    """Keep the jobs coming until all files are done, or until stopped."""
+    pauses = helper.pauses(0.05, 0.5)
+    while (run.todo or run.jobs) and not run.stopping:
+        if collect(run):
+            pauses = helper.pauses(0.05, 0.5)
+            time.sleep(SETTLE_SECONDS)
+        if time.monotonic() >= run.next_question:
+            look_at_queue(run)
+        fill(run)
+        show_progress(run)
+        time.sleep(next(pauses))
+
+
+def stop_gently(run):
+    """At the first signal finish what is in hand; a second one is obeyed at once."""
+    def stop(number, frame):
+        run.stopping = True
+        signal.signal(number, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
+def batch(config, scheduler, files, limit):
+    """Run the batch, or go on with it; the exit status."""
+    run = Run(config, scheduler)
+    os.makedirs(run.folder, exist_ok=True)
+    os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
+    with lock(run.folder):
+        run.open_journal()
+        take_up(run)
+        plan(run, files, limit)
+        measure_left_behind(run)
+        stop_gently(run)
+        drive(run)
+        if run.stopping:
+            print_how_to_go_on(run)
+            return 130
+        remove_empty_folders(run)
+        run.record(event="finished")
+        print_summary(run)
+    return 1 if run.failed else 0
+
+
+def parse(argv):
+    """The options."""
+    def number(text):
+        if int(text) < 1:
+            raise argparse.ArgumentTypeError("must be a number from 1 up")
+        return int(text)
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be processed")
+    parser.add_argument("--limit", metavar="N", type=number,
+                        help="process at most N files, to try it out")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Check that all is fit to run, list, and run the batch; the exit status."""
+    options = parse(argv)
+    config = helper.settings()
+    client = helper.transfer_client()
+    scheduler = find_scheduler(config.SCHEDULER)
+    helper.check_collections(client, config)
+    files = helper.list_files(client, config.SOURCE_ENDPOINT_ID, config.PATH, config.RECURSIVE)
+    if options.dry_run:
+        return dry_run(config, files, options.limit)
+    return batch(config, scheduler, files, options.limit)
+
+
+if __name__ == "__main__":
+    sys.exit(helper.run(main))
