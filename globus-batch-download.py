@@ -22,8 +22,7 @@ import helper
 HERE = os.path.dirname(os.path.abspath(__file__))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
-SETTLE_SECONDS = 0.2  # a job leaves the queue a moment after it wrote its exit status
-LINE_SECONDS = 60  # between two lines of progress where there is no terminal
+SETTLE_SECONDS = 0.1  # a job leaves the queue a moment after it wrote its exit status
 
 
 # ---- the nouns ----
@@ -612,10 +611,10 @@ def remove_empty_folders(run):
 
 def drive(run):
     """Keep the jobs coming until all files are done, or until stopped."""
-    pauses = helper.pauses(0.05, 0.5)
+    pauses = helper.pauses(0.05, 0.25)
     while (run.todo or run.jobs) and not run.stopping:
         if collect(run):
-            pauses = helper.pauses(0.05, 0.5)
+            pauses = helper.pauses(0.05, 0.25)
             time.sleep(SETTLE_SECONDS)
         if time.monotonic() >= run.next_question:
             look_at_queue(run)

@@ -223,7 +223,7 @@ def _check_paths(config):
         config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
     if config.DESTINATION_PATH is None:
         config.DESTINATION_PATH = config.DOWNLOAD_DIR
-    for name in ("PATH", "DESTINATION_PATH", "WORKING_DIR", "DOWNLOAD_DIR"):
+    for name in ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"):
         value = getattr(config, name)
         _demand(config, name, isinstance(value, str) and value.startswith("/"),
                 "must be an absolute path, in quotes")

@@ -1,0 +1,339 @@
+"""globus-batch-download.py, with the stand-in scheduler and with the real Slurm."""
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+
+import pytest
+from conftest import contents, load, strange_tree, wait_until
+
+BATCH = "globus-batch-download.py"
+KEEP = ('mkdir -p -- "out/$(dirname -- "$GLOBUS_NAME")"',
+        'cp -- "$1" "out/$GLOBUS_NAME"',
+        'printf "%s\\n" "$GLOBUS_NAME" >>processed')
+
+
+def processed(site):
+    """How often each file was processed, by a process.sh that ends with KEEP."""
+    path = site.folder / "processed"
+    return Counter(path.read_text().splitlines()) if path.exists() else Counter()
+
+
+def last_line(done):
+    return done.out.splitlines()[-1]
+
+
+def test_a_tree_of_strange_names_is_processed_once_each_byte_for_byte(cluster, emulator):
+    tree = emulator.add(strange_tree())
+    cluster.config("RECURSIVE = True", "NUM_JOBS = 6")
+    cluster.process(*KEEP)
+    done = cluster.run(BATCH)
+    assert done.returncode == 0, done.err
+    assert last_line(done) == "30 processed, 0 failed, 0 not needed"
+    assert contents(cluster.folder / "out") == tree
+    assert set(processed(cluster).values()) == {1}
+
+
+def test_nothing_is_left_behind_but_the_results(cluster, emulator):
+    emulator.add({"a": b"1", "sub/b": b"2"})
+    cluster.config("RECURSIVE = True")
+    cluster.run(BATCH)
+    assert list(cluster.downloads.iterdir()) == []
+    assert sorted(os.listdir(str(cluster.jobs))) == ["driver.lock", "journal.jsonl"]
+    assert sorted(contents(cluster.results)) == ["a.sha256", "sub/b.sha256"]
+
+
+def test_a_second_run_does_nothing(cluster, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    cluster.run(BATCH)
+    done = cluster.run(BATCH)
+    assert done.returncode == 0
+    assert last_line(done) == "0 processed, 0 failed, 2 not needed"
+    assert len(emulator.tasks()) == 2
+
+
+def test_a_failing_process_sh_is_named_with_its_log_and_keeps_the_download(cluster, emulator):
+    emulator.add({"a": b"1", "bad": b"22", "c": b"3"})
+    cluster.process('case $1 in */bad) echo "no good data"; exit 3 ;; esac', *KEEP)
+    done = cluster.run(BATCH)
+    assert done.returncode == 1
+    assert last_line(done) == "2 processed, 1 failed, 0 not needed"
+    failure, = [line for line in done.out.splitlines() if line.startswith("FAILED bad")]
+    assert "exit status 3: no good data" in failure
+    log = re.search(r"\((/.*\.log)\)", failure).group(1)
+    with open(log) as file:
+        assert "no good data" in file.read()
+    assert cluster.downloaded() == {"bad": b"22"}
+
+
+def test_a_failed_file_is_tried_again_by_the_next_run(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.process("[ -e mended ] || exit 3", *KEEP)
+    assert stand_in.run(BATCH).returncode == 1
+    (stand_in.folder / "mended").touch()
+    done = stand_in.run(BATCH)
+    assert done.returncode == 0
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_file_that_did_not_arrive_is_not_processed(cluster, emulator):
+    emulator.add({"a": b"1", "b": b"22"})
+    emulator.fault(r"/stat.path=.*b$", patch={"size": 7})
+    cluster.config("import helper; helper.ARRIVAL_SECONDS = 1")
+    cluster.process(*KEEP)
+    done = cluster.run(BATCH)
+    assert done.returncode == 1
+    assert processed(cluster) == {"a": 1}
+
+
+class Sampler(threading.Thread):
+    """Counts our jobs in squeue, again and again."""
+
+    def __init__(self, site):
+        super().__init__(daemon=True)
+        self.site, self.counts, self.is_over = site, [], False
+
+    def run(self):
+        while not self.is_over:
+            text = subprocess.run(["squeue", "-h", "--format=%i|%j|%T|%r"], env=self.site.env,
+                                  stdout=subprocess.PIPE).stdout.decode()
+            self.counts.append(sum(self.run_name() + "-" in line for line in text.splitlines()))
+            time.sleep(0.02)
+
+    def run_name(self):
+        try:
+            with open(str(self.site.jobs / "journal.jsonl")) as file:
+                return json.loads(file.readline())["run"]
+        except (OSError, ValueError):
+            return "no run yet"
+
+
+def test_there_are_never_more_than_num_jobs_and_nearly_always_as_many(cluster, emulator):
+    emulator.add({"f%02d" % n: b"x" for n in range(15)})
+    cluster.process("sleep 2", *KEEP)
+    sampler = Sampler(cluster)
+    sampler.start()
+    done = cluster.run(BATCH)
+    sampler.is_over = True
+    sampler.join()
+    assert done.returncode == 0
+    counts = sampler.counts
+    full = [n for n, number in enumerate(counts) if number == 3]
+    assert max(counts) == 3
+    busy = counts[full[0]:full[-1] + 1]
+    assert busy.count(3) / len(busy) > 0.7, Counter(busy)
+
+
+def test_the_queue_is_asked_once_each_poll_seconds(stand_in, emulator, tmp_path):
+    emulator.add({"f%d" % n: b"x" for n in range(9)})
+    questions = count_calls(stand_in, tmp_path, "squeue")
+    stand_in.config("POLL_SECONDS = 2")
+    stand_in.process("sleep 0.5", *KEEP)
+    begun = time.monotonic()
+    assert stand_in.run(BATCH).returncode == 0
+    assert 1 <= questions() <= 1 + (time.monotonic() - begun) / 2
+
+
+def put_before(site, tmp_path, name, *lines):
+    """Put an executable before the real one on PATH; it finds that one as $real."""
+    folder = tmp_path / "before"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("#!/bin/bash\nreal=%s\n" % find(site, name) + "\n".join(lines) + "\n")
+    (folder / name).chmod(0o755)
+    site.env["PATH"] = "%s:%s" % (folder, site.env["PATH"])
+    return folder
+
+
+def find(site, name):
+    return next(folder + "/" + name for folder in site.env["PATH"].split(":")
+                if os.access(folder + "/" + name, os.X_OK))
+
+
+def count_calls(site, tmp_path, name):
+    """A function that tells how often a command was called."""
+    calls = tmp_path / (name + ".calls")
+    put_before(site, tmp_path, name, "echo >>%s" % calls, 'exec "$real" "$@"')
+    return lambda: calls.read_bytes().count(b"\n") if calls.exists() else 0
+
+
+def test_dry_run_lists_what_is_needed_and_submits_nothing(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"22", "c": b"333"})
+    stand_in.config("def is_file_needed(file): return file.size > 1")
+    done = stand_in.run(BATCH, "--dry-run")
+    assert done.returncode == 0
+    assert [line.split() for line in done.out.splitlines()] == [
+        ["2", "b"], ["3", "c"], "2 to process, 0 refused, 1 not needed".split()]
+    assert not stand_in.jobs.exists()
+
+
+def test_the_filter_sees_path_size_and_date(stand_in, emulator):
+    emulator.add({"sub/a": b"123"})
+    stand_in.config("RECURSIVE = True", "def is_file_needed(file):",
+                    "    print(repr((file.path, file.size, file.last_modified)))",
+                    "    return False")
+    done = stand_in.run(BATCH)
+    assert re.match(r"\('sub/a', 3, '\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00'\)", done.out)
+    assert last_line(done) == "0 processed, 0 failed, 1 not needed"
+
+
+def test_limit_processes_that_many(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(5)})
+    stand_in.process(*KEEP)
+    assert last_line(stand_in.run(BATCH, "--limit", "2")) == "2 processed, 0 failed, 0 not needed"
+    assert len(processed(stand_in)) == 2
+
+
+def test_an_empty_directory_is_well(stand_in):
+    done = stand_in.run(BATCH)
+    assert done.returncode == 0
+    assert last_line(done) == "0 processed, 0 failed, 0 not needed"
+
+
+def test_resources_that_can_never_work_stop_the_run_with_the_schedulers_words(cluster, emulator):
+    emulator.add({"a": b"1"})
+    cluster.config("RESOURCES = '--nonsense=3'")
+    done = cluster.run(BATCH)
+    assert done.returncode == 1
+    assert "sbatch: unrecognized option '--nonsense=3'" in done.err
+    assert "RESOURCES" in done.err
+
+
+def test_the_run_goes_on_once_resources_are_mended(cluster, emulator):
+    emulator.add({"a": b"1"})
+    cluster.config("RESOURCES = '--nonsense=3'")
+    cluster.run(BATCH)
+    cluster.config("RESOURCES = '--time=5'")
+    assert last_line(cluster.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_job_runs_with_the_python_and_environment_of_the_driver(cluster, emulator):
+    emulator.add({"a": b"1"})
+    cluster.env["MY_OWN"] = "it's here"
+    cluster.process('printf "%s\\n" "$PYTHON" "$MY_OWN" >seen')
+    assert cluster.run(BATCH).returncode == 0
+    assert (cluster.folder / "seen").read_text() == cluster.command("")[0] + "\nit's here\n"
+
+
+def test_a_working_dir_with_a_strange_name_is_fine(cluster, emulator):
+    emulator.add({"a": b"1"})
+    place = cluster.folder / "it's 100% \"my\" $dir"
+    cluster.config("WORKING_DIR = %r" % str(place))
+    cluster.process(*KEEP)
+    done = cluster.run(BATCH)
+    assert done.returncode == 0, done.err
+    assert contents(place / "out") == {"a": b"1"}
+
+
+def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(cluster, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(6)})
+    cluster.process("sleep 3", *KEEP)
+    driver = cluster.start(BATCH)
+    wait_until(lambda: b"(job" in driver.stderr.readline())
+    wait_until(lambda: b"(job" in driver.stderr.readline())
+    driver.send_signal(signal.SIGINT)
+    err = driver.communicate()[1].decode()
+    assert driver.returncode == 130 and "Traceback" not in err
+    assert "start it again" in err and re.search(r"scancel \d+ \d+", err)
+    done = cluster.run(BATCH)
+    assert last_line(done) == "6 processed, 0 failed, 0 not needed"
+    assert set(processed(cluster).values()) == {1}
+
+
+def test_a_killed_driver_started_again_takes_up_its_jobs(cluster, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(6)})
+    cluster.process("sleep 2", *KEEP)
+    driver = cluster.start(BATCH)
+    wait_until(lambda: b"(job" in driver.stderr.readline())
+    driver.kill()
+    driver.communicate()
+    done = cluster.run(BATCH)
+    assert "Going on with the interrupted run" in done.err
+    assert last_line(done) == "6 processed, 0 failed, 0 not needed"
+    assert processed(cluster) == {"f%d" % n: 1 for n in range(6)}
+
+
+def test_a_second_driver_is_refused(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.process("sleep 2", *KEEP)
+    first = stand_in.start(BATCH)
+    wait_until(lambda: b"(job" in first.stderr.readline())
+    second = stand_in.run(BATCH)
+    assert second.returncode == 1
+    assert second.err.startswith("Another globus-batch-download.py is at work in ")
+    first.communicate()
+    assert first.returncode == 0 and processed(stand_in) == {"a": 1}
+
+
+def test_an_interrupted_run_of_another_path_is_not_mixed_up(stand_in, emulator):
+    emulator.add({"a": b"1", "sub/b": b"2"})
+    stand_in.process("sleep 1")
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"(job" in driver.stderr.readline())
+    driver.kill()
+    driver.communicate()
+    stand_in.config("PATH = '/home/share/godata/sub'")
+    done = stand_in.run(BATCH)
+    assert done.returncode == 2
+    assert "An interrupted run of /home/share/godata/" in done.err
+
+
+def test_a_larger_file_than_max_bytes_fails_with_that_reason(stand_in, emulator):
+    emulator.add({"a": b"1", "big": b"x" * 2000})
+    stand_in.config("MAX_BYTES = 1000")
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1
+    assert "FAILED big: is larger (2 kB) than MAX_BYTES" in done.out
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+
+
+def test_a_bar_on_a_terminal_shows_how_far_it_is(stand_in, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    done = subprocess.run(
+        ["script", "-qec", " ".join(stand_in.command(BATCH)), "/dev/null"],
+        cwd=str(stand_in.folder), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        env=dict(stand_in.env, PATH=stand_in.env["PATH"] + ":/usr/bin"))
+    screen = done.stdout.decode()
+    assert "[....................] 0 of 2 files, 2 jobs in the queue" in screen
+    assert "[####################] 2 of 2 files" in screen
+    assert "submitted" not in screen
+
+
+read = load("globus-batch-download")
+
+
+@pytest.mark.parametrize("text,number", [
+    ("123\n", "123"), ("123;cluster\n", "123"), ("some news of the site\n123\n", "123")])
+def test_read_slurm_id(text, number):
+    assert read.read_slurm_id(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "\n", "Submitted batch job\n", "error 5x"])
+def test_read_slurm_id_of_nonsense(text):
+    with pytest.raises(ValueError):
+        read.read_slurm_id(text)
+
+
+def test_read_slurm_queue_tells_alive_from_ended():
+    queue = read.read_slurm_queue(
+        "JOBID|NAME|STATE|REASON\n7|g1-1|RUNNING|None\n8|g1-2|COMPLETED|None\n"
+        "9|odd|name|PENDING|Priority\n10|g1-3|A_NEW_STATE|None\n")
+    assert {name: entry.is_alive for name, entry in queue.items()} == {
+        "g1-1": True, "g1-2": False, "odd|name": True, "g1-3": True}
+    assert queue["odd|name"].reason == "Priority"
+
+
+def test_read_slurm_queue_of_no_jobs():
+    assert read.read_slurm_queue("JOBID|NAME|STATE|REASON\n") == {}
+
+
+@pytest.mark.parametrize("text", [
+    "", "slurm_load_jobs error: Unable to contact slurm controller\n",
+    "JOBID|NAME|STATE|REASON\n7|g1-1|RUNN", "JOBID|NAME|STATE|REASON\n7|g1-1\n",
+    "JOBID|NAME|STATE|REASON"])
+def test_read_slurm_queue_of_nonsense_is_no_information(text):
+    with pytest.raises(ValueError):
+        read.read_slurm_queue(text)
