@@ -66,7 +66,7 @@ class Run:
 
     def file_of(self, job_name, kind):
         """Path of a job's file: 'log', 'status' (exit status), 'claim' (see job_script())."""
-        return os.path.join(self.folder, "%s.%s" % (job_name, kind))
+        return os.path.join(self.folder, f"{job_name}.{kind}")
 
     def replay(self, path):
         """Take up what the journal tells. A last line without its end was never acted upon."""
@@ -88,8 +88,8 @@ class Run:
             try:
                 self.replay(path)
             except (ValueError, KeyError, TypeError) as error:
-                raise helper.Problem("%s is damaged (%s). To forget that run, remove the folder %s."
-                                     % (path, error, self.folder), 2)
+                raise helper.Problem(f"{path} is damaged ({error}).\nTo forget that run, cancel "
+                                     f"its jobs and remove the folder {self.folder}.", 2)
         if self.is_finished:
             self.forget()
             with open(path + ".new", "wb"):
@@ -97,9 +97,9 @@ class Run:
             os.replace(path + ".new", path)
         elif self.source != source:
             raise helper.Problem(
-                "An interrupted run of %s (collection %s) waits in %s.\nFinish it with those "
-                "settings first; or, to forget it, cancel its jobs and remove that folder."
-                % (self.source[1], self.source[0], self.folder), 2)
+                f"An interrupted run waits here: {self.source[1]} of collection {self.source[0]}.\n"
+                "Finish it with those settings first; or, to forget it, cancel its jobs and remove "
+                f"the folder {self.folder}.", 2)
         self.journal = open(path, "ab", buffering=0)
         if self.is_finished:
             # A letter and six more: with the number they fit the 15 characters of old servers.
@@ -195,26 +195,26 @@ SCHEDULERS = {
 def find_scheduler(wanted):
     """The Scheduler of this machine. Raises Problem (exit status 2) if there is none."""
     if wanted not in ("auto", "slurm"):
-        raise helper.Problem("config.py: SCHEDULER = %r: only Slurm is supported as yet." % wanted,
+        raise helper.Problem(f"config.py: SCHEDULER = {wanted!r}: only Slurm is supported as yet.",
                              2)
     if not shutil.which("sbatch"):
-        raise helper.Problem("config.py: SCHEDULER = %r, but there is no sbatch here.\n"
-                             "Run this on a login node of the cluster." % wanted, 2)
+        raise helper.Problem(f"config.py: SCHEDULER = {wanted!r}, but there is no sbatch here.\n"
+                             "Run this on a login node of the cluster.", 2)
     return SCHEDULERS["slurm"]
 
 
 def call(command, seconds, text=""):
     """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
-    status means that it did not end in time. It has a session of its own: a Ctrl-C is not for it."""
+    status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it."""
     try:
-        done = subprocess.run(command, input=text.encode(), stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, timeout=seconds, start_new_session=True)
+        done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=seconds,
+                              start_new_session=True)
     except subprocess.TimeoutExpired:
-        return None, "", "%s did not answer within %d s" % (command[0], seconds)
+        return None, "", f"{command[0]} did not answer within {seconds} s"
     except OSError as error:
-        return 127, "", "%s: %s" % (command[0], error.strerror)
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(
-        errors="replace")
+        return 127, "", f"{command[0]}: {error.strerror}"
+    return (done.returncode, done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"))
 
 
 # ---- submitting ----
@@ -226,25 +226,25 @@ def job_script(run, job_name, path):
     Whoever makes the claim file first decides: the job, which writes its id into it and works
     (again, if it is requeued), or the driver, which gave it up. So a job that a scheduler accepts
     long after it said no, or lost and found again, does nothing."""
-    quoted = {key: shlex.quote(value) for key, value in {
-        "work": run.config.WORKING_DIR, "python": sys.executable,
-        "wrapper": os.path.join(HERE, "wrapper.sh"), "directory": run.config.PATH, "path": path,
-        "status": run.file_of(job_name, "status"), "claim": run.file_of(job_name, "claim")}.items()}
-    return """#!/bin/bash
+    quote = shlex.quote
+    claim, end = quote(run.file_of(job_name, "claim")), quote(run.file_of(job_name, "status"))
+    wrapper = quote(os.path.join(HERE, "wrapper.sh"))
+    return f"""#!/bin/bash
 trap : HUP INT TERM XCPU USR1 USR2
 id=${{SLURM_JOB_ID:-${{PBS_JOBID:-$JOB_ID}}}}
 (set -o noclobber; echo "$id" >{claim}) 2>/dev/null || [ "$(cat {claim})" = "$id" ] || exit 0
-export PYTHON={python} PYTHONUTF8=1
-cd {work} && bash {wrapper} {directory} {path} </dev/null
+export PYTHON={quote(sys.executable)} PYTHONUTF8=1
+cd {quote(run.config.WORKING_DIR)} &&
+  bash {wrapper} {quote(run.config.PATH)} {quote(path)} </dev/null
 status=$?
-echo $status >{status}.new && mv {status}.new {status}
+echo $status >{end}.new && mv {end}.new {end}
 exit $status
-""".format(**quoted)
+"""
 
 
 def submit(run, file):
     """Submit one file. Raises Problem, in the scheduler's words, if that can never work."""
-    job_name = "%s-%d" % (run.name, run.number + 1)
+    job_name = f"{run.name}-{run.number + 1}"
     run.record(event="submit", job=job_name, path=file.path, size=file.size)
     run.left_behind.pop(file.path, None)
     command = run.scheduler.submit(job_name, run.file_of(job_name, "log"),
@@ -254,7 +254,7 @@ def submit(run, file):
     if status == 0:
         try:
             run.record(event="queued", job=job_name, id=run.scheduler.read_id(output))
-            tell_event(run, "submitted", file.path, "job %s" % run.jobs[job_name].id)
+            tell_event(run, "submitted", file.path, f"job {run.jobs[job_name].id}")
             run.told.pop("submit", None)
             return
         except ValueError:
@@ -262,12 +262,12 @@ def submit(run, file):
     if status and not any(word in (output + errors).lower() for word in FOR_NOW):
         run.record(event="unsent", job=job_name)
         run.todo.appendleft(file)
-        raise helper.Problem("%s refuses the job: %s\nThe command was: %s\nMend RESOURCES in "
-                             "config.py and start again; nothing is lost."
-                             % (command[0], words, " ".join(map(shlex.quote, command))))
+        command = " ".join(map(shlex.quote, command))
+        raise helper.Problem(f"The scheduler refuses the job: {words}\nThe command was: {command}\n"
+                             "Mend RESOURCES in config.py and start again; nothing is lost.")
     # It may have been accepted all the same: the next answer of the queue tells.
     run.may_submit = False
-    tell_once(run, "submit", "The scheduler did not accept a job: %s\nTrying again." % words)
+    tell_once(run, "submit", f"The scheduler did not accept a job: {words}\nTrying again.")
 
 
 def give_up(run, job_name):
@@ -296,9 +296,9 @@ def fill(run):
         if place is None:
             if not run.jobs:
                 raise helper.Problem(
-                    "The files that failures left in %s leave no room for more within MAX_BYTES.\n"
-                    "Remove them, or raise MAX_BYTES, and start again."
-                    % run.config.DOWNLOAD_DIR)
+                    f"What is in {run.config.DOWNLOAD_DIR} leaves no room for another file within "
+                    "MAX_BYTES.\nRemove what failures left there, or raise MAX_BYTES, and start "
+                    "again; nothing is lost.")
             return
         file = run.todo[place]
         del run.todo[place]
@@ -323,11 +323,11 @@ def end(run, job_name, status, reason=None):
     """A job has ended: with an exit status, or (None) lost for a reason."""
     path = run.jobs[job_name].path
     if status:
-        reason = "exit status %d" % status
+        reason = f"exit status {status}"
         words = last_line(run.file_of(job_name, "log"))
         reason += ": " + words if words else ""
     if reason:
-        reason += " (%s)" % run.file_of(job_name, "log")
+        reason += f" ({run.file_of(job_name, 'log')})"
     run.record(event="ended", job=job_name, status=status, reason=reason)
     run.last_end = time.monotonic()
     if reason:
@@ -380,8 +380,9 @@ def ask_queue(run):
             raise ValueError
         entries = run.scheduler.read_queue(output)
     except ValueError:
-        tell_once(run, "queue", "The scheduler gives no answer (%s: %s).\nAsking again every %g s."
-                  % (command[0], helper.first_line(errors or output), run.config.POLL_SECONDS))
+        words = helper.first_line(errors or output)
+        tell_once(run, "queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"
+                  f"Asking again every {run.config.POLL_SECONDS:g} s.")
         return None
     run.told.pop("queue", None)
     return entries
@@ -421,7 +422,7 @@ def lose(run, job_name, entry):
     if run.jobs[job_name].is_from_before:
         send_again(run, job_name)
         return
-    words = "the scheduler says %s" % entry.state if entry else "it is not in the queue any more"
+    words = f"the scheduler says {entry.state}" if entry else "it is not in the queue any more"
     end(run, job_name, None, "the job was lost: no exit status, and " + words)
 
 
@@ -430,8 +431,9 @@ def tell_waiting(run, entries):
     mine = [entries[name] for name in run.jobs if name in entries]
     pending = [entry for entry in mine if entry.state == "PENDING"]
     if pending and len(pending) == len(mine):
-        tell_once(run, "waiting", "%s wait in the queue: %s" % (
-            helper.count(len(pending), "job"), ", ".join(sorted({e.reason for e in pending}))))
+        reasons = ", ".join(sorted({entry.reason for entry in pending}))
+        tell_once(run, "waiting", f"{helper.count(len(pending), 'job')} waiting in the queue: "
+                  + reasons)
     else:
         run.told.pop("waiting", None)
 
@@ -449,13 +451,13 @@ def tell_once(run, topic, text):
 def tell_event(run, what, path, more=""):
     """A line an event, where there is no bar."""
     if not sys.stderr.isatty():
-        helper.tell("%s  %s %s%s" % (time.strftime("%H:%M:%S"), what, path,
-                                     " (%s)" % more if more else ""))
+        more = f" ({more})" if more else ""
+        helper.tell(f"{time.strftime('%H:%M:%S')}  {what} {path}{more}")
 
 
 def tell_failure(run, path):
     """A line for a failure, on a terminal too."""
-    helper.tell("%s  FAILED %s: %s" % (time.strftime("%H:%M:%S"), path, run.failed[path]))
+    helper.tell(f"{time.strftime('%H:%M:%S')}  FAILED {path}: {run.failed[path]}")
 
 
 def show_progress(run):
@@ -464,41 +466,40 @@ def show_progress(run):
     total = ended + len(run.jobs) + len(run.todo)
     width = 20
     full = width * ended // total if total else width
-    text = "[%s%s] %s of %s, %s in the queue" % (
-        "#" * full, "." * (width - full), format(ended, ","), helper.count(total, "file"),
-        helper.count(len(run.jobs), "job"))
+    text = (f"[{'#' * full:.<{width}}] {ended:,} of {helper.count(total, 'file')}, "
+            f"{helper.count(len(run.jobs), 'job')} in the queue")
     if run.failed:
-        text += ", %s failed" % format(len(run.failed), ",")
+        text += f", {len(run.failed):,} failed"
     fresh = ended - run.ended_at_begin
     if fresh >= 2 * run.config.NUM_JOBS and ended < total:
         seconds = (run.last_end - run.begun) / fresh * (total - ended)
-        text += ", about %s left" % duration(seconds)
+        text += f", about {duration(seconds)} left"
     helper.show(text)
 
 
 def duration(seconds):
     """'40 s', '12 min', '3.5 h'."""
     if seconds < 90:
-        return "%d s" % seconds
-    return "%d min" % (seconds / 60) if seconds < 5400 else "%.1f h" % (seconds / 3600)
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def print_summary(run):
     """The failures with their logs, and the numbers."""
     helper.show("")
     for path, reason in run.failed.items():
-        print("FAILED %s: %s" % (helper.printable(path), helper.printable(reason)))
-    print("%d processed, %d failed, %d not needed"
-          % (len(run.processed), len(run.failed), run.not_needed), flush=True)
+        print(f"FAILED {helper.printable(path)}: {helper.printable(reason)}")
+    print(f"{len(run.processed)} processed, {len(run.failed)} failed, "
+          f"{run.not_needed} not needed", flush=True)
 
 
 def print_how_to_go_on(run):
     """What to do after a stop."""
     ids = [job.id for job in run.jobs.values() if job.id]
-    helper.tell("Stopped. %s on without this script; to go on with the rest, start it again."
-                % ("1 job goes" if len(ids) == 1 else "%d jobs go" % len(ids)))
+    helper.tell(f"Stopped. {helper.count(len(ids), 'job')} left in the queue; "
+                "to go on with them and the rest, start this script again.")
     if ids:
-        helper.tell("To cancel the jobs: %s %s" % (run.scheduler.cancel, " ".join(ids)))
+        helper.tell(f"To cancel them: {run.scheduler.cancel} {' '.join(ids)}")
 
 
 # ---- the whole ----
@@ -509,21 +510,21 @@ def is_needed(config, file):
     try:
         return config.is_file_needed(file)
     except Exception as error:  # the user's own code: anything can happen
-        raise helper.Problem("config.py: is_file_needed stumbles over %r: %s: %s"
-                             % (file.path, type(error).__name__, error), 2)
+        raise helper.Problem(f"config.py: is_file_needed stumbles over {file.path!r}: "
+                             f"{type(error).__name__}: {error}", 2)
 
 
 def sorted_out(config, files):
     """Yield each File with what becomes of it: True (needed), False, or why it cannot be."""
     for number, file in enumerate(files):
         if number % 1000 == 0:
-            helper.show("Listing: %s" % helper.count(number, "file"))
+            helper.show("Listing: " + helper.count(number, "file"))
         if file.refused:
             yield file, file.refused
         elif not is_needed(config, file):
             yield file, False
         elif config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
-            yield file, "is larger (%s) than MAX_BYTES" % helper.size_text(file.size)
+            yield file, f"is larger ({helper.size_text(file.size)}) than MAX_BYTES"
         else:
             yield file, True
 
@@ -534,12 +535,12 @@ def dry_run(config, files, limit):
     for file, fate in sorted_out(config, files):
         counts[fate if isinstance(fate, bool) else None] += 1
         if fate is True and (limit is None or counts[True] <= limit):
-            print("%14s  %s" % (format(file.size, ","), helper.printable(file.path)))
+            print(f"{file.size:14,}  {helper.printable(file.path)}")
         elif fate and fate is not True:
-            helper.tell("Refused: %r %s." % (file.path, fate))
+            helper.tell(f"Refused: {file.path!r} {fate}.")
     helper.show("")
     needed = counts[True] if limit is None else min(limit, counts[True])
-    print("%d to process, %d refused, %d not needed" % (needed, counts[None], counts[False]))
+    print(f"{needed} to process, {counts[None]} refused, {counts[False]} not needed")
     return 1 if counts[None] else 0
 
 
@@ -567,8 +568,8 @@ def lock(folder):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise helper.Problem("Another globus-batch-download.py is at work in %s."
-                             % os.path.dirname(folder))
+        raise helper.Problem("Another globus-batch-download.py is at work in "
+                             + os.path.dirname(folder))
     return file
 
 
@@ -577,8 +578,9 @@ def take_up(run):
     run.ended_at_begin = len(run.processed) + len(run.failed)
     if not run.jobs and not run.ended_at_begin:
         return
-    helper.tell("Going on with the interrupted run: %s ended, %s on the way." % (
-        helper.count(run.ended_at_begin, "file"), helper.count(len(run.jobs), "job")))
+    helper.tell("Going on with the interrupted run: "
+                f"{helper.count(run.ended_at_begin, 'file')} done, "
+                f"{helper.count(len(run.jobs), 'job')} on the way.")
     for entry in os.listdir(run.folder):
         name = entry.partition(".")[0]
         if name.startswith(run.name + "-") and name not in run.jobs and name not in run.kept:

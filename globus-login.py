@@ -12,32 +12,31 @@ import helper
 
 def look_at_source(client, config):
     """Print what PATH holds."""
-    files = subdirectories = size = 0
+    files = folders = size = 0
     for entry in client.operation_ls(config.SOURCE_ENDPOINT_ID, path=config.PATH)["DATA"]:
         files += entry["type"] == "file"
-        subdirectories += entry["type"] == "dir"
+        folders += entry["type"] == "dir"
         size += entry["size"] if entry["type"] == "file" else 0
-    print("Source: %s holds %s (%s) and %s." % (
-        config.PATH, helper.count(files, "file"), helper.size_text(size),
-        "1 directory" if subdirectories == 1 else "%s directories" % format(subdirectories, ",")))
+    print(f"Source: {config.PATH} holds {helper.count(files, 'file')} ({helper.size_text(size)}) "
+          f"and {helper.count(folders, 'folder')}.")
 
 
 def look_at_destination(client, config):
     """Print whether DESTINATION_PATH can be used."""
     try:
         client.operation_ls(config.DESTINATION_ENDPOINT_ID, path=config.DESTINATION_PATH, limit=1)
-        print("Destination: %s is there." % config.DESTINATION_PATH)
+        print(f"Destination: {config.DESTINATION_PATH} is there.")
     except helper.GlobusAPIError as error:
         if error.http_status != 404:
             raise
-        print("Destination: %s will be made by the first download." % config.DESTINATION_PATH)
+        print(f"Destination: {config.DESTINATION_PATH} will be made by the first download.")
 
 
 def look(config):
     """Use both collections as the other scripts will."""
     client = helper.transfer_client()
     for document in helper.check_collections(client, config):
-        print("Found: %s" % helper.printable(str(document["display_name"])))
+        print("Found: " + helper.printable(str(document["display_name"])))
     look_at_source(client, config)
     look_at_destination(client, config)
 
@@ -57,7 +56,7 @@ def log_in(config):
     """Log in, and again while a collection wants a further consent."""
     scopes = [helper.TRANSFER_SCOPE]
     helper.log_in(scopes)
-    print("You are logged in; the tokens are in %s." % helper.TOKEN_FILE)
+    print(f"You are logged in; the tokens are in {helper.TOKEN_FILE}.")
     for _ in range(3):
         wanted = [scope for scope in missing_consents(config) if scope not in scopes]
         if not wanted:

@@ -18,7 +18,7 @@ def find_files(client, config, is_told):
                                   config.RECURSIVE):
         (refused if file.refused else files).append(file)
         if is_told and len(files) % 1000 == 0:
-            helper.show("Listing: %s" % helper.count(len(files), "file"))
+            helper.show("Listing: " + helper.count(len(files), "file"))
     return files, refused
 
 
@@ -30,7 +30,7 @@ def submit(client, config, files):
          for file in files),
         skip_source_errors=True)  # one unreadable file must not hold up the others
     task_id = helper.submit(client, request)
-    print("Transfer task %s: https://app.globus.org/activity/%s" % (task_id, task_id), flush=True)
+    print(f"Transfer task {task_id}: https://app.globus.org/activity/{task_id}", flush=True)
     return task_id
 
 
@@ -39,10 +39,10 @@ def progress_teller(files):
     total, last = sum(file.size for file in files), [time.monotonic()]
 
     def progress(task, reason):
-        text = "%d of %s, %s of %s, %s/s" % (
-            task["files_transferred"] + task["files_skipped"], helper.count(len(files), "file"),
-            helper.size_text(task["bytes_transferred"]), helper.size_text(total),
-            helper.size_text(task.get("effective_bytes_per_second") or 0))
+        done = task["files_transferred"] + task["files_skipped"]
+        text = (f"{done:,} of {helper.count(len(files), 'file')}, "
+                f"{helper.size_text(task['bytes_transferred'])} of {helper.size_text(total)}, "
+                f"{helper.size_text(task['effective_bytes_per_second'])}/s")
         helper.show(text + (". " + reason if reason else ""))
         if not sys.stderr.isatty() and time.monotonic() - last[0] >= LINE_SECONDS:
             helper.tell(text)
@@ -64,11 +64,11 @@ def wait(client, task_id, files):
 def summary(config, files, missing, refused, task):
     """Print how it ended, the bad news last but one, the numbers last."""
     for file in missing:
-        print("Did not arrive: %s" % helper.printable(file.path))
-    print("%s in %s: %s sent, %d already there, %d did not arrive." % (
-        helper.count(len(files) + len(refused), "file"), config.DOWNLOAD_DIR,
-        format(task["files_transferred"], ","), task["files_skipped"],
-        len(missing) + len(refused)))
+        print(f"Did not arrive: {helper.printable(file.path)}")
+    print(f"{helper.count(len(files) + len(refused), 'file')}: "
+          f"{task['files_transferred']:,} sent to {config.DOWNLOAD_DIR}, "
+          f"{task['files_skipped']:,} already there, "
+          f"{len(missing) + len(refused):,} did not arrive.")
 
 
 def download(client, config, files, refused):
@@ -76,14 +76,14 @@ def download(client, config, files, refused):
     task_id = submit(client, config, files)
     task = wait(client, task_id, files)
     if task["status"] != "SUCCEEDED":
-        helper.tell("The transfer failed: %s" % helper.why_failed(client, task))
+        helper.tell(f"The transfer failed: {helper.why_failed(client, task)}")
     helper.show("Looking at what arrived")
     missing = helper.await_arrival(files, config.DOWNLOAD_DIR)
     helper.show("")
     summary(config, files, missing, refused, task)
     if len(missing) == len(files):
-        helper.tell("Nothing is in DOWNLOAD_DIR. Is DESTINATION_PATH = %s the same folder, as the "
-                    "destination collection names it?" % config.DESTINATION_PATH)
+        helper.tell(f"Nothing is in DOWNLOAD_DIR. Is DESTINATION_PATH = {config.DESTINATION_PATH} "
+                    "the same folder, as the destination collection names it?")
     return 1 if missing or refused or task["status"] != "SUCCEEDED" else 0
 
 
@@ -98,12 +98,12 @@ def main(argv=None):
     helper.check_collections(client, config)
     files, refused = find_files(client, config, not options.dry_run)
     for file in refused:
-        helper.tell("Refused: %r %s." % (file.path, file.refused))
+        helper.tell(f"Refused: {file.path!r} {file.refused}.")
     if options.dry_run:
         for file in files:
-            print("%14s  %s" % (format(file.size, ","), helper.printable(file.path)))
-    helper.tell("%s, %s, in %s" % (helper.count(len(files), "file"),
-                                   helper.size_text(sum(f.size for f in files)), config.PATH))
+            print(f"{file.size:14,}  {helper.printable(file.path)}")
+    size = helper.size_text(sum(file.size for file in files))
+    helper.tell(f"{helper.count(len(files), 'file')}, {size}, in {config.PATH}")
     if options.dry_run or not files:
         return 1 if refused else 0
     return download(client, config, files, refused)

@@ -16,10 +16,9 @@ def find(client, config, path, name):
     except helper.GlobusAPIError as error:
         if error.http_status != 404:
             raise
-        raise helper.Problem("%s is not on the source collection. %s"
-                             % (path, helper.explain(error)))
+        raise helper.Problem(f"{path} is not on the source collection. {helper.explain(error)}")
     if entry["type"] != "file":
-        raise helper.Problem("%s is not a file (%s)." % (path, entry["type"]))
+        raise helper.Problem(f"{path} is not a file ({entry['type']}).")
     return helper.File(name, entry["size"], entry["last_modified"], None)
 
 
@@ -34,7 +33,7 @@ def transfer(client, request):
         if task_id or "submission_id" in request:
             task_id = task_id or helper.submit(client, request)
             client.cancel_task(task_id)
-            helper.tell("Stopped; the transfer task %s is cancelled." % task_id)
+            helper.tell(f"Stopped; the transfer task {task_id} is cancelled.")
         raise
 
 
@@ -42,7 +41,7 @@ def download(client, config, directory, name):
     """The absolute local path of the file, which has arrived whole. Raises Problem if not."""
     refused = helper.why_refused(name)
     if refused:
-        raise helper.Problem("The name %r %s." % (name, refused), 2)
+        raise helper.Problem(f"The name {name!r} {refused}.", 2)
     source = helper.join(directory, name)
     file = find(client, config, source, name)
     request = helper.transfer_request(
@@ -50,13 +49,12 @@ def download(client, config, directory, name):
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
     task = transfer(client, request)
     if task["status"] != "SUCCEEDED":
-        raise helper.Problem("The transfer of %s failed: %s"
-                             % (source, helper.why_failed(client, task)))
+        raise helper.Problem(f"The transfer of {source} failed: {helper.why_failed(client, task)}")
     if helper.await_arrival([file], config.DOWNLOAD_DIR):
         raise helper.Problem(
-            "Globus says that %s arrived, but it is not in DOWNLOAD_DIR = %s with its %d bytes.\n"
-            "Is DESTINATION_PATH = %s the same folder, as the destination collection names it?"
-            % (name, config.DOWNLOAD_DIR, file.size, config.DESTINATION_PATH))
+            f"Globus says that {name} arrived, but it is not in DOWNLOAD_DIR = "
+            f"{config.DOWNLOAD_DIR} with its {file.size} bytes.\nIs DESTINATION_PATH = "
+            f"{config.DESTINATION_PATH} the same folder, as the destination collection names it?")
     return os.path.join(config.DOWNLOAD_DIR, name)
 
 

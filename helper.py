@@ -29,8 +29,8 @@ try:
         TransferData,
     )
 except ImportError as missing:
-    sys.stderr.write("%s. Install what the scripts need: %s -m pip install -r requirements.txt\n"
-                     % (missing, sys.executable))
+    sys.stderr.write(f"{missing}. Install what the scripts need: "
+                     f"{sys.executable} -m pip install -r requirements.txt\n")
     sys.exit(1)
 
 # The native app that asks for the login; README.md says how to register one of your own.
@@ -39,6 +39,8 @@ TOKEN_FILE = os.path.expanduser("~/.wehi-globus-tokens.json")
 TRANSFER = "transfer.api.globus.org"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 APP_NAME = "globus-download"
+
+UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 SLOWEST_POLL = 30  # seconds
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
@@ -112,7 +114,7 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # disk full, no permission, ...
-        tell("%s: %s" % (error.strerror, error.filename) if error.filename else str(error))
+        tell(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 1
 
 
@@ -146,7 +148,7 @@ def printable(text):
 
 def count(number, noun):
     """'1 file', '12,345 files'."""
-    return "%s %s%s" % (format(number, ","), noun, "" if number == 1 else "s")
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def size_text(size):
@@ -155,17 +157,17 @@ def size_text(size):
     while size >= 999.5 and len(units) > 1:
         size /= 1000
         units.pop(0)
-    return "%d %s" % (size, units[0]) if units[0] == "B" else "%.3g %s" % (size, units[0])
+    return f"{size} B" if units[0] == "B" else f"{size:.3g} {units[0]}"
 
 
 def explain(error):
     """An error of globus-sdk in plain words, with Globus's code and request id."""
     if isinstance(error, NetworkError):
-        return "Globus cannot be reached: %s" % first_line(str(error))
+        return f"Globus cannot be reached: {first_line(str(error))}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
-    details = "(%s)" % ", ".join(str(d) for d in (
-        error.http_status, error.code, getattr(error, "request_id", None)) if d)
+    details = (error.http_status, error.code, getattr(error, "request_id", None))
+    details = "(" + ", ".join(str(detail) for detail in details if detail) + ")"
     if "invalid_grant" in error.text or error.http_status == 401:
         return ("Globus no longer accepts the stored login (revoked, or unused for 6 months).\n"
                 "Log in again: globus-login.py  " + details)
@@ -173,7 +175,7 @@ def explain(error):
         return "The collection wants a consent of yours. Log in again: globus-login.py  " + details
     if error.info.authorization_parameters:
         return "The collection wants a fresh login. Log in again: globus-login.py  " + details
-    return "Globus says: %s %s" % (first_line(error.message or error.text), details)
+    return f"Globus says: {first_line(error.message or error.text)} {details}"
 
 
 def first_line(text):
@@ -192,7 +194,7 @@ def settings():
     try:
         import config
     except Exception as error:  # the user's own code: anything can happen
-        raise Problem("config.py, line %s: %s" % (_line_in("config.py", error), error), 2)
+        raise Problem(f"config.py, line {_line_in('config.py', error)}: {error}", 2)
     for name in ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID",
                  "DOWNLOAD_DIR", "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES",
                  "SCHEDULER", "RESOURCES", "POLL_SECONDS", "GRACE_SECONDS", "is_file_needed"):
@@ -206,7 +208,7 @@ def settings():
     try:
         shlex.split(config.RESOURCES)
     except (ValueError, AttributeError) as error:
-        _demand(config, "RESOURCES", False, "cannot be split as a shell would: %s" % error)
+        _demand(config, "RESOURCES", False, f"cannot be split as a shell would: {error}")
     _demand(config, "is_file_needed", callable(config.is_file_needed), "must be a function")
     _check_collections(config)
     return config
@@ -214,8 +216,8 @@ def settings():
 
 def _demand(config, name, is_fit, what):
     if not is_fit:
-        value = " = %.100r" % getattr(config, name) if hasattr(config, name) else ""
-        raise Problem("config.py: %s%s %s" % (name, value, what), 2)
+        value = f" = {getattr(config, name)!r:.100}" if hasattr(config, name) else ""
+        raise Problem(f"config.py: {name}{value} {what}", 2)
 
 
 def _check_paths(config):
@@ -251,10 +253,8 @@ def _check_collections(config):
                 "means the Globus Connect Personal of this machine, but none is set up here.\n"
                 "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
     for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
-        is_uuid = re.fullmatch("-".join("[0-9a-fA-F]{%d}" % n for n in (8, 4, 4, 4, 12)),
-                               str(getattr(config, name)))
-        _demand(config, name, is_uuid, "is not the UUID of a collection, such as "
-                "6c54cade-bde5-45c1-bdea-f4bd71dba2cc")
+        _demand(config, name, UUID.fullmatch(str(getattr(config, name))),
+                "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")
 
 
 def _line_in(file_name, error):
@@ -299,7 +299,7 @@ def read_tokens():
     try:
         with open(TOKEN_FILE, encoding="utf-8") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                tell("%s could be read by others; it is yours alone now." % TOKEN_FILE)
+                tell(f"{TOKEN_FILE} could be read by others; it is yours alone now.")
                 os.fchmod(file.fileno(), 0o600)
             tokens = json.load(file)
         if not isinstance(tokens, dict) or not all(isinstance(t, dict) for t in tokens.values()):
@@ -307,8 +307,8 @@ def read_tokens():
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise Problem("%s does not hold tokens. Remove it and log in again: globus-login.py"
-                      % TOKEN_FILE)
+        raise Problem(f"{TOKEN_FILE} does not hold tokens. "
+                      "Remove it and log in again: globus-login.py")
     return tokens
 
 
@@ -351,8 +351,8 @@ def log_in(scopes):
     6 months after their last use). Raises Problem if there is nobody to ask."""
     client = auth_client()
     client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
-    print("Open this page in a browser, log in, and copy the code that it shows:\n\n%s\n"
-          % client.oauth2_get_authorize_url())
+    print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
+          f"{client.oauth2_get_authorize_url()}\n")
     try:
         code = input("Code: ").strip()
     except EOFError:
@@ -400,7 +400,7 @@ def patiently(call, *arguments, **options):
                 raise
             reason = explain(error)
         if reason.split("(")[0] != told:
-            tell("%s\nTrying again until it works." % reason)
+            tell(f"{reason}\nTrying again until it works.")
             told = reason.split("(")[0]  # without the request id, which is always another
         time.sleep(pause)
 
@@ -436,15 +436,15 @@ def check_collections(client, config):
         except GlobusAPIError as error:
             if error.http_status not in (404, 410):
                 raise
-            raise Problem("config.py: %s = %r: Globus knows no such collection. %s"
-                          % (name, value, explain(error)), 2)
-        where = "%s (%s, %s)" % (document.get("display_name"), name, value)
+            raise Problem(f"config.py: {name} = {value!r}: Globus knows no such collection.\n"
+                          + explain(error), 2)
+        where = f"{document.get('display_name')} ({name}, {value})"
         if document.get("gcp_connected") is False:
-            raise Problem("Globus Connect Personal is not running: %s.\n"
-                          "Start it where it is installed: globusconnectpersonal -start &" % where)
+            raise Problem(f"Globus Connect Personal is not running: {where}.\n"
+                          "Start it where it is installed: globusconnectpersonal -start &")
         if document.get("gcp_paused"):
-            raise Problem("Globus Connect Personal is paused: %s.\n"
-                          "Go on with: globusconnectpersonal -unpause" % where)
+            raise Problem(f"Globus Connect Personal is paused: {where}.\n"
+                          "Go on with: globusconnectpersonal -unpause")
         documents.append(document)
     return documents
 
@@ -470,13 +470,13 @@ def list_files(client, collection, path, recursive):
                     elif recursive and entry.get("link_target") is None:
                         found.append(where + "/")
                     elif recursive:  # as in Globus's own recursion: it could go round for ever
-                        left_out.append("%s (a link to a directory)" % where)
+                        left_out.append(f"{where} (a link to a directory)")
                 elif kind == "file":
                     if not isinstance(entry.get("size"), int):
                         refused = refused or "has no size"
                     yield File(where, entry.get("size") or 0, entry.get("last_modified"), refused)
                 else:
-                    left_out.append("%s (%s)" % (where, kind))
+                    left_out.append(f"{where} ({kind})")
         except GlobusAPIError as error:
             if not folder:
                 raise _listing_problem(error, path)
@@ -486,7 +486,7 @@ def list_files(client, collection, path, recursive):
         folders.extend(reversed(found))
     if left_out:
         tell("Left out, neither file nor directory: " + ", ".join(left_out[:5])
-             + (" and %d more" % (len(left_out) - 5) if len(left_out) > 5 else ""))
+             + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
 
 
 def _list_folder(client, collection, path):
@@ -498,8 +498,8 @@ def _list_folder(client, collection, path):
         answer = patiently(client.operation_ls, collection, path=path, **page)
         entries = answer.get("DATA")
         if not entries and seen:
-            raise Problem("The listing of %s broke off: %d of %d entries came. Try again."
-                          % (path, seen, total))
+            raise Problem(f"The listing of {path} broke off: {seen} of {total} entries came. "
+                          "Try again.")
         yield from entries
         seen += len(entries)
         total = answer.get("total") or seen
@@ -510,13 +510,13 @@ def _listing_problem(error, path):
     if error.info.consent_required or error.info.authorization_parameters:
         return error
     if "NotDirectory" in code:
-        return Problem("config.py: PATH = %r is a file, not a directory." % path, 2)
+        return Problem(f"config.py: PATH = {path!r} is a file, not a directory.", 2)
     if error.http_status == 404:
-        return Problem("config.py: PATH = %r is not on the source collection. %s"
-                       % (path, explain(error)), 2)
+        return Problem(f"config.py: PATH = {path!r} is not on the source collection.\n"
+                       + explain(error), 2)
     if "PermissionDenied" in code:
-        return Problem("You may not read PATH = %r on the source collection. %s"
-                       % (path, explain(error)))
+        return Problem(f"You may not read PATH = {path!r} on the source collection.\n"
+                       + explain(error))
     return error
 
 
@@ -555,7 +555,7 @@ def wait_for_task(client, task_id, progress):
             return task
         reason = why_waiting(task)
         if reason and reason != told:
-            tell("%s  (task %s)" % (reason, task_id))
+            tell(f"{reason}  (task {task_id})")
         told = reason
         progress(task, reason)
         status = task.get("nice_status")
@@ -564,7 +564,7 @@ def wait_for_task(client, task_id, progress):
         if status in HOPELESS and time.monotonic() - since >= HOPELESS[status]:
             cause = why_failed(client, task)
             client.cancel_task(task_id)
-            raise Problem("The transfer cannot succeed and was cancelled: %s" % cause)
+            raise Problem(f"The transfer cannot succeed and was cancelled: {cause}")
 
 
 def why_waiting(task):
@@ -574,8 +574,8 @@ def why_waiting(task):
         status = "PAUSED"
     if status in (None, "OK"):
         return None
-    return "Waiting: " + WAITING.get(status, "%s (%s), Globus keeps trying" % (
-        task.get("nice_status_short_description"), status))
+    words = f"{task.get('nice_status_short_description')} ({status}), Globus keeps trying"
+    return "Waiting: " + WAITING.get(status, words)
 
 
 def why_failed(client, task):

@@ -113,12 +113,11 @@ class Site:
     def command(self, script, *options):
         return [sys.executable, str(self.folder / script)] + list(options)
 
-    def start(self, script, *options, **more):
+    def start(self, script, *options):
         """Start a script; a Popen with both outputs in pipes."""
-        settings = dict(cwd=str(self.folder), env=self.env, stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        settings.update(more)
-        return subprocess.Popen(self.command(script, *options), **settings)
+        return subprocess.Popen(
+            self.command(script, *options), cwd=str(self.folder), env=self.env,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def run(self, script, *options, stdin=b"", timeout=120):
         """Run a script to its end. No script may ever end with a traceback."""

@@ -25,9 +25,10 @@ install_packages() {
   export DEBIAN_FRONTEND=noninteractive
   apt-get install -y --no-install-recommends "$@" >"$SCRATCH/apt.log" 2>&1 && return
   # A fresh machine has no package lists, or old ones.
-  apt-get update >"$SCRATCH/apt.log" 2>&1 &&
-    apt-get install -y --no-install-recommends "$@" >>"$SCRATCH/apt.log" 2>&1 ||
-    { tail -n 5 "$SCRATCH/apt.log" >&2; return 1; }
+  apt-get update >"$SCRATCH/apt.log" 2>&1
+  apt-get install -y --no-install-recommends "$@" >>"$SCRATCH/apt.log" 2>&1 && return
+  tail -n 5 "$SCRATCH/apt.log" >&2
+  return 1
 }
 
 # Sets PY to the Python of a virtual environment that has what the requirements files name.

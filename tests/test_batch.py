@@ -142,7 +142,8 @@ def put_before(site, tmp_path, name, *lines):
     """Put an executable before the real one on PATH; it finds that one as $real."""
     folder = tmp_path / "before"
     folder.mkdir(exist_ok=True)
-    (folder / name).write_text("#!/bin/bash\nreal=%s\n" % find(site, name) + "\n".join(lines) + "\n")
+    (folder / name).write_text(
+        "#!/bin/bash\nreal=%s\n" % find(site, name) + "\n".join(lines) + "\n")
     (folder / name).chmod(0o755)
     site.env["PATH"] = "%s:%s" % (folder, site.env["PATH"])
     return folder
@@ -278,7 +279,7 @@ def test_an_interrupted_run_of_another_path_is_not_mixed_up(stand_in, emulator):
     stand_in.config("PATH = '/home/share/godata/sub'")
     done = stand_in.run(BATCH)
     assert done.returncode == 2
-    assert "An interrupted run of /home/share/godata/" in done.err
+    assert "An interrupted run waits here: /home/share/godata/" in done.err
 
 
 def test_a_larger_file_than_max_bytes_fails_with_that_reason(stand_in, emulator):

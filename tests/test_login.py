@@ -123,7 +123,7 @@ def test_a_token_file_that_others_may_read_is_mended_with_a_warning(site):
 
 
 def test_thirty_processes_renew_at_once_and_the_token_file_stays_whole(site, emulator):
-    emulator.add({name: b"x" for name in STRANGE_NAMES})
+    emulator.add(dict.fromkeys(STRANGE_NAMES, b"x"))
     tokens = json.loads(site.tokens.read_text())
     tokens["transfer.api.globus.org"]["expires_at_seconds"] = 1
     tokens["auth.globus.org"] = {"refresh_token": "other"}
