@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import helper
@@ -205,10 +206,14 @@ def find_scheduler(wanted):
 
 def call(command, seconds, text=""):
     """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
-    status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it."""
+    status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it, and its
+    input in a file, so that it gets all of it even if this driver is killed meanwhile."""
     try:
-        done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=seconds,
-                              start_new_session=True)
+        with tempfile.TemporaryFile() as file:
+            file.write(text.encode())
+            file.seek(0)
+            done = subprocess.run(command, stdin=file, capture_output=True, timeout=seconds,
+                                  start_new_session=True)
     except subprocess.TimeoutExpired:
         return None, "", f"{command[0]} did not answer within {seconds} s"
     except OSError as error:

@@ -51,13 +51,15 @@ def progress_teller(files):
     return progress
 
 
-def wait(client, task_id, files):
-    """The task document at its end."""
+def transfer(client, config, files):
+    """The document of the task that transfers the files, at its end."""
     try:
+        task_id = submit(client, config, files)
         return helper.wait_for_task(client, task_id, progress_teller(files))
     except KeyboardInterrupt:
-        helper.tell("The transfer goes on without this script. To stop it, cancel it on the page "
-                    "above; to see how it ended, run this script again.")
+        helper.tell("A task that was submitted goes on without this script: "
+                    "https://app.globus.org/activity\n"
+                    "Cancel it on its page there, or run this script again to see how it ended.")
         raise
 
 
@@ -65,16 +67,14 @@ def summary(config, files, missing, refused, task):
     """Print how it ended, the bad news last but one, the numbers last."""
     for file in missing:
         print(f"Did not arrive: {helper.printable(file.path)}")
-    print(f"{helper.count(len(files) + len(refused), 'file')}: "
-          f"{task['files_transferred']:,} sent to {config.DOWNLOAD_DIR}, "
-          f"{task['files_skipped']:,} already there, "
+    print(f"{helper.count(len(files) + len(refused), 'file')} for {config.DOWNLOAD_DIR}: "
+          f"{task['files_transferred']:,} sent, {task['files_skipped']:,} already there, "
           f"{len(missing) + len(refused):,} did not arrive.")
 
 
 def download(client, config, files, refused):
     """Transfer the files, and see that they arrived; the exit status."""
-    task_id = submit(client, config, files)
-    task = wait(client, task_id, files)
+    task = transfer(client, config, files)
     if task["status"] != "SUCCEEDED":
         helper.tell(f"The transfer failed: {helper.why_failed(client, task)}")
     helper.show("Looking at what arrived")

@@ -131,7 +131,7 @@ def tell(text):
 def show(text):
     """On a terminal, put text on the last line until the next one takes its place."""
     if sys.stderr.isatty() and text != show.last:
-        width = shutil.get_terminal_size().columns - 1
+        width = (shutil.get_terminal_size().columns or 80) - 1  # some terminals say 0
         sys.stderr.write("\r" + printable(text)[:width] + "\x1b[K")
         sys.stderr.flush()
         show.last = text

@@ -995,7 +995,7 @@ def world(document, **_):
     """GET and POST /_emulator/world"""
     with lock:
         new = document or {}
-        for name in new.get("collections", {}).items():
+        for name in new.get("collections", {}):
             World["collections"].setdefault(name, collection("GCSv5_mapped_collection", "/"))
         merge(World, new)
         return 200, {}, World

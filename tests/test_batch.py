@@ -238,7 +238,7 @@ def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(cluster
     driver.send_signal(signal.SIGINT)
     err = driver.communicate()[1].decode()
     assert driver.returncode == 130 and "Traceback" not in err
-    assert "start it again" in err and re.search(r"scancel \d+ \d+", err)
+    assert "start this script again" in err and re.search(r"scancel \d+ \d+", err)
     done = cluster.run(BATCH)
     assert last_line(done) == "6 processed, 0 failed, 0 not needed"
     assert set(processed(cluster).values()) == {1}

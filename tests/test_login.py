@@ -22,7 +22,7 @@ def test_login_stores_a_refresh_token_for_the_user_alone(fresh_site):
 def test_login_says_what_it_found_on_both_collections(fresh_site, emulator):
     emulator.add({"a": b"12345", "b": b"678", "sub/c": b""})
     out = fresh_site.log_in().out
-    assert "holds 2 files (8 B) and 1 directory" in out
+    assert "holds 2 files (8 B) and 1 folder" in out
     assert "My cluster" in out and str(fresh_site.downloads) in out
 
 
