@@ -58,11 +58,16 @@ make_venv() {
 
 # Starts a Slurm of our own, or puts executables that run the jobs themselves in its place.
 start_scheduler() {
-  if may_install && install_slurm && start_slurm; then
+  if ! may_install; then
+    use_stand_in "it needs root on Debian or Ubuntu"
+  elif ! install_slurm; then
+    use_stand_in "its packages cannot be installed"
+  elif ! start_slurm; then
+    use_stand_in "it did not start: $(grep -h error "$SCRATCH"/slurm/*.log | tail -n 1)"
+    stop_slurm
+  else
     say "a private Slurm is up: $(sbatch --version)"
     export TEST_SCHEDULER=slurm
-  else
-    use_stand_in "the real Slurm needs root on Debian or Ubuntu"
   fi
 }
 
@@ -119,9 +124,7 @@ CONF
     [ "$(sinfo -h -o %T 2>/dev/null)" = idle ] && return
     sleep 0.1
   done
-  say "Slurm did not come up within 30 s ($tries tries)"
-  tail -n 3 "$folder"/*.log >&2
-  stop_slurm
+  echo "error: no node is up after $tries tries" >>"$folder/slurmctld.log"
   return 1
 }
 
