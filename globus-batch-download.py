@@ -9,6 +9,8 @@ import collections
 import fcntl
 import json
 import os
+import pwd
+import re
 import secrets
 import shlex
 import shutil
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from xml.etree import ElementTree
 
 import helper
 
@@ -66,7 +69,8 @@ class Run:
         self.number = 0  # of submissions
 
     def file_of(self, job_name, kind):
-        """Path of a job's file: 'log', 'status' (exit status), 'claim' (see job_script())."""
+        """Path of a job's file: 'log', 'status' (its exit status; 'new' while it is written) or
+        'claim' (see job_script())."""
         return os.path.join(self.folder, f"{job_name}.{kind}")
 
     def replay(self, path):
@@ -138,70 +142,163 @@ class Run:
 
 # ---- the schedulers ----
 
-# submit(name, log, resources) and queue(): the commands, as argument lists.
-# read_id(text): the job's id. read_queue(text): {job name: Entry}; both raise ValueError when
-# the text is not what the scheduler prints.
-Scheduler = collections.namedtuple("Scheduler", "submit read_id queue read_queue cancel")
-Entry = collections.namedtuple("Entry", "id is_alive state reason")
+# A kind of scheduler, told by
+#   submit      the command that takes a job's script on stdin; the job's name and RESOURCES follow
+#   log         lines for the job's script, where the scheduler does not write the log itself
+#   read_id     (text): the job's id, from what submit printed
+#   queue       the command that asks for all jobs of the user
+#   read_queue  (text): {job name: Entry}, from what queue printed
+#   why_stuck   the command, to which the id is added, that tells why a job is stuck, if any
+#   cancel      the command, to which ids are added
+# The two that read raise ValueError when the text is not what the scheduler prints.
+Scheduler = collections.namedtuple(
+    "Scheduler", "submit log read_id queue read_queue why_stuck cancel")
+
+# What the queue says of a job. state: "waiting", "running", "stuck" (it will not begin by itself)
+# or "gone"; words: the scheduler's own.
+Entry = collections.namedtuple("Entry", "id state words")
 
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
-SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
-               "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"}
+SLURM_GONE = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
+              "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
+SLURM_STUCK = re.compile(
+    "JobHeld|BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|launch failed|"
+    "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
+GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
 
-# Words of schedulers that refuse for now: a limit of the site, or one that is out of order.
-FOR_NOW = ("limit", "already in queue", "timed out", "timeout", "temporarily", "unable to contact",
-           "connection refused", "connection reset", "cannot connect", "try again", "pbs_server",
-           "not responding", "zero bytes were transmitted", "unexpected message")
-
-
-def slurm_submit(name, log, resources):
-    """sbatch; a % in the log's name would be one of its patterns."""
-    return ["sbatch", "--parsable", "--no-requeue", "--job-name=" + name,
-            "--output=" + log.replace("%", "%%")] + resources
+# What schedulers say when they refuse for now: a limit of the site, or out of order.
+FOR_NOW = re.compile(
+    "MaxSubmit|MaxJobs|already in queue|would exceed|are allowed per|temporarily|try again|"
+    "unable to contact|connection refused|cannot connect|not responding|commlib|"
+    "unable to send message|slurm_load|controller is|in standby", re.I)
+# ... and when the job may have been accepted all the same.
+UNSURE = re.compile("timed out|timeout|connection reset|zero bytes|unexpected message|no response|"
+                    "broken pipe|interrupted", re.I)
 
 
 def read_slurm_id(text):
     """'123' from '123' or '123;cluster'."""
-    number = text.strip().split("\n")[-1].split(";")[0]
-    if not number.isdigit():
-        raise ValueError("no job id")
-    return number
-
-
-def slurm_queue():
-    """One question for all jobs, those that ended a moment ago too. The heading stays, so that
-    an empty answer is told from no jobs."""
-    return ["squeue", "--user=" + str(os.getuid()), "--states=all", "--format=%i|%j|%T|%r"]
+    return find(r"(\d+)(;.*)?", text.strip().split("\n")[-1])
 
 
 def read_slurm_queue(text):
-    """What squeue says of each job, by name."""
-    heading, end, lines = text.partition("\n")
-    if not end or heading != SLURM_HEADING or lines and not lines.endswith("\n"):
+    """The answer of squeue. Its heading tells no jobs from no answer."""
+    heading, *lines, end = text.split("\n")
+    if heading != SLURM_HEADING or end:
         raise ValueError("not an answer of squeue")
     entries = {}
-    for line in lines.splitlines():
-        number, _, rest = line.partition("|")
+    for line in lines:
+        number, rest = line.split("|", 1)
         name, state, reason = rest.rsplit("|", 2)
-        if not entries.get(name, Entry(None, False, None, None)).is_alive:
-            entries[name] = Entry(number, state not in SLURM_ENDED, state, reason)
+        if state == "PENDING":
+            ours = "stuck" if SLURM_STUCK.search(reason) else "waiting"
+            entries[name] = Entry(number, ours, reason)
+        elif state not in SLURM_GONE:
+            entries[name] = Entry(number, "running", state)
+        else:
+            entries.setdefault(name, Entry(number, "gone", state))
     return entries
 
 
+def read_pbs_id(text):
+    """'123.server'."""
+    return find(r"(\d+(\.\S+)?)", text.strip().split("\n")[-1])
+
+
+def read_pbs_queue(text):
+    """The answer of qstat -u, of PBS (with its comments below the jobs) or of Torque. No jobs:
+    nothing is printed."""
+    heading, dashes, rest = re.sub(r"(?m)^-[- ]+$", "---", text).partition("---\n")
+    lines = rest.split("\n")
+    if text and (not dashes or lines.pop()):
+        raise ValueError("not an answer of qstat")
+    entries, name = {}, None
+    for line in filter(None, lines):
+        if line.startswith(" "):
+            number, state, _ = entries[name]
+            if "Can Never Run" in line:
+                state = "stuck"
+            entries[name] = Entry(number, state, line.strip())
+            continue
+        number, _user, _queue, name, *_, letter, _elapsed = line.split()
+        find(r"(\d+).*", number)
+        states = {"Q": "waiting", "W": "waiting", "T": "waiting", "H": "stuck", "F": "gone",
+                  "C": "gone", "X": "gone"}
+        words = "held" if letter == "H" else "state " + letter
+        entries[name] = Entry(number, states.get(letter, "running"), words)
+    return entries
+
+
+def read_sge_id(text):
+    """'123'."""
+    return find(r"(\d+)", text.strip().split("\n")[-1])
+
+
+def read_sge_queue(text):
+    """The answer of qstat -xml."""
+    try:
+        jobs = list(ElementTree.fromstring(text).iter("job_list"))
+        found = [[job.find(tag).text for tag in ("JB_job_number", "JB_name", "state")]
+                 for job in jobs]
+    except (ElementTree.ParseError, AttributeError) as error:
+        raise ValueError(str(error))
+    entries = {}
+    for number, name, state in found:
+        ours = "stuck" if "E" in state or "h" in state else "waiting" if "q" in state else "running"
+        entries[name] = Entry(number, ours, "state " + state)
+    return entries
+
+
+def find(pattern, text):
+    """The first group of a pattern that has to fit the whole text."""
+    match = re.fullmatch(pattern, text)
+    if not match:
+        raise ValueError("unexpected: " + text)
+    return match.group(1)
+
+
+USER = pwd.getpwuid(os.getuid()).pw_name
+TO_LOG = "exec >{log} 2>&1\n"  # PBS would bring the log only when the job has ended
+QSUB = ["qsub", "-S", "/bin/bash", "-V", "-r", "n", "-o", "/dev/null", "-j"]
 SCHEDULERS = {
-    "slurm": Scheduler(slurm_submit, read_slurm_id, slurm_queue, read_slurm_queue, "scancel"),
+    "slurm": Scheduler(
+        ["sbatch", "--parsable", "--no-requeue", "--output={log}", "--job-name"], "",
+        read_slurm_id,
+        ["squeue", "--user=" + USER, "--states=all", "--format=%i|%j|%T|%r"], read_slurm_queue,
+        None, "scancel"),
+    "pbs": Scheduler(
+        QSUB + ["oe", "-N"], TO_LOG, read_pbs_id,
+        ["qstat", "-s", "-w", "-u", USER], read_pbs_queue, None, "qdel"),
+    "torque": Scheduler(
+        QSUB + ["oe", "-N"], TO_LOG, read_pbs_id,
+        ["qstat", "-u", USER], read_pbs_queue, None, "qdel"),
+    "sge": Scheduler(
+        # -notify: SIGUSR2 before the end, and SIGUSR1 before a mere suspension.
+        QSUB + ["y", "-terse", "-notify", "-N"], TO_LOG + "trap '' USR1\n", read_sge_id,
+        ["qstat", "-u", USER, "-xml"], read_sge_queue, ["qstat", "-j"], "qdel"),
 }
 
 
 def find_scheduler(wanted):
     """The Scheduler of this machine. Raises Problem (exit status 2) if there is none."""
-    if wanted not in ("auto", "slurm"):
-        raise helper.Problem(f"config.py: SCHEDULER = {wanted!r}: only Slurm is supported as yet.",
-                             2)
-    if not shutil.which("sbatch"):
-        raise helper.Problem(f"config.py: SCHEDULER = {wanted!r}, but there is no sbatch here.\n"
+    name = guess_scheduler() if wanted == "auto" else wanted
+    command = SCHEDULERS[name].submit[0] if name else "sbatch or qsub"
+    if not shutil.which(command):
+        raise helper.Problem(f"config.py: SCHEDULER = {wanted!r}, but there is no {command} here.\n"
                              "Run this on a login node of the cluster.", 2)
-    return SCHEDULERS["slurm"]
+    return SCHEDULERS[name]
+
+
+def guess_scheduler():
+    """Which one answers here, by name, or None. A qsub may be a wrapper around Slurm's sbatch."""
+    if shutil.which("sbatch"):
+        return "slurm"
+    if GRID_ENGINE.search("".join(call(["qstat", "-help"], QUEUE_SECONDS)[1:])):
+        return "sge"
+    version = "".join(call(["qstat", "--version"], QUEUE_SECONDS)[1:])
+    if "pbs_version" in version:
+        return "pbs"
+    return "torque" if "ersion:" in version else None
 
 
 def call(command, seconds, text=""):
@@ -231,19 +328,23 @@ def job_script(run, job_name, path):
     Whoever makes the claim file first decides: the job, which writes its id into it and works
     (again, if it is requeued), or the driver, which gave it up. So a job that a scheduler accepts
     long after it said no, or lost and found again, does nothing."""
-    quote = shlex.quote
-    claim, end = quote(run.file_of(job_name, "claim")), quote(run.file_of(job_name, "status"))
-    wrapper = quote(os.path.join(HERE, "wrapper.sh"))
+    def quoted(kind):
+        return shlex.quote(run.file_of(job_name, kind))
+
+    log = run.scheduler.log.format(log=quoted("log"))
+    wrapper = shlex.quote(os.path.join(HERE, "wrapper.sh"))
     return f"""#!/bin/bash
 trap : HUP INT TERM XCPU USR1 USR2
-id=${{SLURM_JOB_ID:-${{PBS_JOBID:-$JOB_ID}}}}
-(set -o noclobber; echo "$id" >{claim}) 2>/dev/null || [ "$(cat {claim})" = "$id" ] || exit 0
-export PYTHON={quote(sys.executable)} PYTHONUTF8=1
-cd {quote(run.config.WORKING_DIR)} &&
-  bash {wrapper} {quote(run.config.PATH)} {quote(path)} </dev/null
+{log}id=${{SLURM_JOB_ID:-${{PBS_JOBID:-$JOB_ID}}}}
+[ ! -e {quoted("status")} ] || exit 0
+(set -o noclobber; echo "$id" >{quoted("claim")}) 2>/dev/null ||
+  [ "$(cat {quoted("claim")})" = "$id" ] || exit 0
+export PYTHON={shlex.quote(sys.executable)} PYTHONUTF8=1
+cd {shlex.quote(run.config.WORKING_DIR)} &&
+  bash {wrapper} {shlex.quote(run.config.PATH)} {shlex.quote(path)} </dev/null
 status=$?
-echo $status >{end}.new && mv {end}.new {end}
-exit $status
+echo $status >{quoted("new")} && mv {quoted("new")} {quoted("status")}
+[ $status = 0 ] # not the status itself: to some schedulers 99 and 100 have a meaning
 """
 
 
@@ -252,10 +353,13 @@ def submit(run, file):
     job_name = f"{run.name}-{run.number + 1}"
     run.record(event="submit", job=job_name, path=file.path, size=file.size)
     run.left_behind.pop(file.path, None)
-    command = run.scheduler.submit(job_name, run.file_of(job_name, "log"),
-                                   shlex.split(run.config.RESOURCES))
+    # In the log's name a % would be one of Slurm's patterns.
+    log = run.file_of(job_name, "log").replace("%", "%%")
+    command = [word.format(log=log) for word in run.scheduler.submit]
+    command += [job_name] + shlex.split(run.config.RESOURCES)
     status, output, errors = call(command, SUBMIT_SECONDS, job_script(run, job_name, file.path))
-    words = helper.first_line(errors or output)
+    said = "; ".join(filter(None, (errors or output).splitlines()))
+    words = helper.first_line(said)
     if status == 0:
         try:
             run.record(event="queued", job=job_name, id=run.scheduler.read_id(output))
@@ -264,15 +368,20 @@ def submit(run, file):
             return
         except ValueError:
             pass
-    if status and not any(word in (output + errors).lower() for word in FOR_NOW):
-        run.record(event="unsent", job=job_name)
-        run.todo.appendleft(file)
-        command = " ".join(map(shlex.quote, command))
-        raise helper.Problem(f"The scheduler refuses the job: {words}\nThe command was: {command}\n"
-                             "Mend RESOURCES in config.py and start again; nothing is lost.")
-    # It may have been accepted all the same: the next answer of the queue tells.
     run.may_submit = False
-    tell_once(run, "submit", f"The scheduler did not accept a job: {words}\nTrying again.")
+    if status in (0, None) or UNSURE.search(said):
+        # It may have been accepted all the same: the next answer of the queue tells.
+        tell_once(run, "submit", f"It is not clear whether the scheduler took a job: {words}\n"
+                  "Looking for it in the queue.")
+        return
+    send_again(run, job_name)
+    if FOR_NOW.search(said) or "limit" in said and run.jobs:
+        tell_once(run, "submit", f"The scheduler takes no more jobs for now: {words}\n"
+                  "Trying again when a job has ended, or it has answered.")
+        return
+    command = " ".join(map(shlex.quote, command))
+    raise helper.Problem(f"The scheduler refuses the job: {words}\nThe command was: {command}\n"
+                         "Mend RESOURCES in config.py and start again; nothing is lost.")
 
 
 def give_up(run, job_name):
@@ -335,6 +444,7 @@ def end(run, job_name, status, reason=None):
         reason += f" ({run.file_of(job_name, 'log')})"
     run.record(event="ended", job=job_name, status=status, reason=reason)
     run.last_end = time.monotonic()
+    run.may_submit = True
     if reason:
         note_left_behind(run, path)
         tell_failure(run, path)
@@ -345,7 +455,7 @@ def end(run, job_name, status, reason=None):
 
 def remove_traces(run, job_name):
     """Remove the files of a job that went well."""
-    for kind in ("log", "status", "claim"):
+    for kind in ("log", "status", "new", "claim"):
         try:
             os.remove(run.file_of(job_name, kind))
         except FileNotFoundError:
@@ -378,7 +488,7 @@ def last_line(path):
 def ask_queue(run):
     """{job name: Entry}, or None if the scheduler gave no answer that can be understood."""
     run.next_question = time.monotonic() + run.config.POLL_SECONDS
-    command = run.scheduler.queue()
+    command = run.scheduler.queue
     status, output, errors = call(command, QUEUE_SECONDS)
     try:
         if status != 0:
@@ -402,7 +512,7 @@ def look_at_queue(run):
         entry = entries.get(name)
         if entry and job.id is None:
             run.record(event="queued", job=name, id=entry.id)
-        if entry and entry.is_alive:
+        if entry and entry.state != "gone":
             job.gone_since, job.is_from_before = None, False
         elif job.id is None and give_up(run, name):
             send_again(run, name)
@@ -427,29 +537,48 @@ def lose(run, job_name, entry):
     if run.jobs[job_name].is_from_before:
         send_again(run, job_name)
         return
-    words = f"the scheduler says {entry.state}" if entry else "it is not in the queue any more"
+    words = f"the scheduler says {entry.words}" if entry else "it is not in the queue any more"
     end(run, job_name, None, "the job was lost: no exit status, and " + words)
 
 
 def tell_waiting(run, entries):
-    """Say why jobs wait in the queue, when none of them is at work."""
+    """Say which jobs are stuck, and why jobs wait when none of them is at work."""
     mine = [entries[name] for name in run.jobs if name in entries]
-    pending = [entry for entry in mine if entry.state == "PENDING"]
-    if pending and len(pending) == len(mine):
-        reasons = ", ".join(sorted({entry.reason for entry in pending}))
-        tell_once(run, "waiting", f"{helper.count(len(pending), 'job')} waiting in the queue: "
-                  + reasons)
+    stuck = [entry for entry in mine if entry.state == "stuck"]
+    waiting = [entry for entry in mine if entry.state == "waiting"]
+    if stuck:
+        ids = " ".join(entry.id for entry in stuck)
+        tell_once(run, "stuck", f"{helper.count(len(stuck), 'job')} cannot begin: "
+                  f"{why_stuck(run, stuck)}\nMend the cause, or cancel (they count as failed then): "
+                  f"{run.scheduler.cancel} {ids}", ids)
+    else:
+        run.told.pop("stuck", None)
+    if waiting and len(waiting) == len(mine):
+        words = ", ".join(sorted({entry.words for entry in waiting}))
+        tell_once(run, "waiting", f"{helper.count(len(waiting), 'job')} waiting in the queue: "
+                  + words, words)
     else:
         run.told.pop("waiting", None)
+
+
+def why_stuck(run, stuck):
+    """The scheduler's words on jobs that are stuck. Grid Engine is asked once more for them, for
+    the first of the jobs only, when they change."""
+    words = ", ".join(sorted({entry.words for entry in stuck}))
+    if run.scheduler.why_stuck and run.told.get("stuck") != " ".join(e.id for e in stuck):
+        text = call(run.scheduler.why_stuck + [stuck[0].id], QUEUE_SECONDS)[1]
+        errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
+        words += ": " + errors[0] if errors else ""
+    return words
 
 
 # ---- telling ----
 
 
-def tell_once(run, topic, text):
-    """Say it, unless it is what was said last on this topic."""
-    if run.told.get(topic) != text:
-        run.told[topic] = text
+def tell_once(run, topic, text, gist=None):
+    """Say it, unless its gist (the text, as a rule) is what was said last on this topic."""
+    if run.told.get(topic) != (gist or text):
+        run.told[topic] = gist or text
         helper.tell(text)
 
 

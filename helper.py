@@ -96,7 +96,8 @@ class Problem(Exception):
 
 def run(main):
     """Run a script's main(); every way it can end is made an exit status here."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # What schedulers send before they end a job, Slurm and PBS the first, Grid Engine the third.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _interrupt)
     try:

@@ -106,6 +106,11 @@ class Site:
         """Write a process.sh."""
         (self.folder / "process.sh").write_text("#!/bin/bash\n" + "\n".join(lines) + "\n")
 
+    def edit_environment_of_jobs(self, line):
+        """Put a line where wrapper.sh says that users may."""
+        path = self.folder / "wrapper.sh"
+        path.write_text(path.read_text().replace("PYTHON=${PYTHON", line + "\nPYTHON=${PYTHON"))
+
     def give_tokens(self):
         self.tokens.write_text(json.dumps(self.emulator.ask("POST", "tokens")))
         self.tokens.chmod(0o600)
@@ -227,19 +232,50 @@ def site(fresh_site):
 
 @pytest.fixture
 def stand_in(site, tmp_path):
-    """The site with the stand-in scheduler."""
-    site.env["PATH"] = "%s:%s" % (TESTS / "stand-in", site.env["PATH"])
+    """The site with the stand-in for Slurm."""
+    return with_stand_in(site, tmp_path, "slurm")
+
+
+def with_stand_in(site, tmp_path, kind):
+    """The site with executables that behave as a scheduler's, and really run the jobs."""
+    site.env["PATH"] = "%s:%s" % (TESTS / "stand-in" / kind, site.env["PATH"])
     site.env["STAND_IN_DIR"] = str(tmp_path / "stand-in")
     (tmp_path / "stand-in").mkdir()
+    site.scheduler = kind
     return site
 
 
-@pytest.fixture(params=["stand-in", pytest.param("slurm", marks=pytest.mark.slurm)])
-def cluster(request, site):
-    """The site with a scheduler: the stand-in, and the real Slurm."""
-    if request.param == "stand-in":
-        return request.getfixturevalue("stand_in")
-    if os.environ.get("TEST_SCHEDULER") != "slurm":
-        pytest.skip("no private Slurm; tests/run.sh starts one where it may")
+def with_cluster(site, kind):
+    """The site with a real scheduler, which tests/run.sh has started."""
+    if kind not in os.environ.get("TEST_SCHEDULERS", "").split():
+        pytest.skip("no private %s; tests/run.sh starts one where it may" % kind)
     site.env["PATH"] = os.environ["PATH"]
+    site.scheduler = kind
+    site.config("SCHEDULER = %r" % kind)  # two real ones are on this PATH
+    # Grid Engine sets HOME itself, to the true one.
+    site.edit_environment_of_jobs("export HOME=%s" % site.home)
     return site
+
+
+def kinds(stand_ins, real):
+    """The parameters of a fixture: stand-ins, and real schedulers."""
+    return (["stand-in " + kind for kind in stand_ins]
+            + [pytest.param(kind, marks=pytest.mark.real) for kind in real])
+
+
+@pytest.fixture(params=kinds(["slurm"], ["slurm", "sge"]))
+def cluster(request, site, tmp_path):
+    """The site with a scheduler: a stand-in, and the real ones."""
+    return make_cluster(request.param, site, tmp_path)
+
+
+@pytest.fixture(params=kinds(["slurm", "pbs", "torque", "sge"], ["slurm", "sge"]))
+def every_cluster(request, site, tmp_path):
+    """The site with each scheduler that there is, real or not."""
+    return make_cluster(request.param, site, tmp_path)
+
+
+def make_cluster(kind, site, tmp_path):
+    if kind.startswith("stand-in "):
+        return with_stand_in(site, tmp_path, kind.split()[1])
+    return with_cluster(site, kind)

@@ -13,6 +13,7 @@ say() { printf '=== %s\n' "$*" >&2; }
 
 leave() {
   stop_slurm
+  stop_grid_engine
   # Slurm's daemons may still write their last line while the folder goes.
   rm -rf -- "$SCRATCH" 2>/dev/null || { sleep 1; rm -rf -- "$SCRATCH"; }
   exit "$1"
@@ -57,6 +58,8 @@ make_venv() {
 }
 
 # Starts a Slurm of our own, or puts executables that run the jobs themselves in its place.
+# $TEST_SCHEDULERS names the real schedulers that are up.
+export TEST_SCHEDULERS=""
 start_scheduler() {
   if ! may_install; then
     use_stand_in "it needs root on Debian or Ubuntu"
@@ -67,13 +70,25 @@ start_scheduler() {
     stop_slurm
   else
     say "a private Slurm is up: $(sbatch --version)"
-    export TEST_SCHEDULER=slurm
+    TEST_SCHEDULERS+=" slurm"
+  fi
+}
+
+# Starts a Grid Engine of our own, for the tests.
+start_grid_engine_too() {
+  if ! may_install; then
+    say "LEFT OUT: the real Grid Engine (it needs root on Debian or Ubuntu)"
+  elif ! install_grid_engine || ! start_grid_engine >"$SCRATCH/sge.log" 2>&1; then
+    say "LEFT OUT: the real Grid Engine (it did not start: $(tail -n 1 "$SCRATCH"/*.log))"
+  else
+    say "a private Grid Engine is up: $(qstat -help | head -n 1)"
+    TEST_SCHEDULERS+=" sge"
   fi
 }
 
 use_stand_in() {
   say "LEFT OUT: the real Slurm ($1); stand-ins in tests/stand-in run the jobs instead"
-  export PATH="$TESTS/stand-in:$PATH" STAND_IN_DIR="$SCRATCH/stand-in" TEST_SCHEDULER=stand-in
+  export PATH="$TESTS/stand-in/slurm:$PATH" STAND_IN_DIR="$SCRATCH/stand-in"
   mkdir -p "$STAND_IN_DIR"
 }
 
@@ -136,4 +151,81 @@ stop_slurm() {
     [ -f "$SCRATCH/slurm/$daemon.pid" ] && kill "$(cat "$SCRATCH/slurm/$daemon.pid")" 2>/dev/null
   done
   unset SLURM_CONF
+}
+
+install_grid_engine() {
+  if [ ! -x /usr/lib/gridengine/sge_qmaster ] || [ ! -x /usr/lib/gridengine/sge_execd ]; then
+    debconf-set-selections <<'ANSWERS'
+gridengine-master shared/gridengineconfig boolean true
+gridengine-master shared/gridenginemaster string localhost
+gridengine-master shared/gridenginecell string default
+ANSWERS
+    install_packages gridengine-master gridengine-exec gridengine-client
+  fi
+}
+
+# Debian's Grid Engine has its places in /var; it gets one host, this one, and one queue.
+start_grid_engine() {
+  export SGE_ROOT=/var/lib/gridengine SGE_CELL=default
+  local common=$SGE_ROOT/$SGE_CELL/common host folder=$SCRATCH/sge
+  host=$(uname -n)
+  mkdir -p "$folder"
+  echo "localhost ${host%%.*}" >"$common/host_aliases"
+  echo localhost >"$common/act_qmaster"
+  pgrep -x sge_qmaster >/dev/null || OURS_QMASTER=yes
+  /etc/init.d/gridengine-master start
+  until_true qconf -sh || return 1
+
+  # It refuses root unless told otherwise, and schedules every 15 s as it comes.
+  change_file global -sconf -Mconf 's/^(min_uid|min_gid) .*/\1 0/; s/^max_u_jobs .*/max_u_jobs 0/'
+  change_file sched -ssconf -Msconf \
+    's/^schedule_interval .*/schedule_interval 0:0:1/; s/^(flush_(submit|finish)_sec) .*/\1 1/'
+  qconf -as localhost
+  {
+    echo hostname localhost
+    for key in load_scaling complex_values user_lists xuser_lists projects xprojects \
+      usage_scaling report_variables; do echo "$key NONE"; done
+  } >"$folder/host"
+  qconf -Ae "$folder/host" || qconf -se localhost || return 1
+  write_queue >"$folder/queue"
+  qconf -Aq "$folder/queue" || qconf -Mq "$folder/queue" || return 1
+  pgrep -x sge_execd >/dev/null || OURS_EXECD=yes
+  /etc/init.d/gridengine-exec start
+  # shellcheck disable=SC2016  # that shell expands them
+  until_true bash -c 'qstat -f | grep -q "^all.q@.* lx-" && [ -z "$(qstat -f -qs auE -ne)" ]'
+}
+
+# change_file NAME SHOW MODIFY EXPRESSION: edit a part of Grid Engine's configuration.
+change_file() {
+  qconf "$2" | sed -E "$4" >"$folder/$1" && qconf "$3" "$folder/$1"
+}
+
+write_queue() {
+  printf '%s %s\n' qname all.q hostlist localhost seq_no 0 nsuspend 1 suspend_interval 00:05:00 \
+    priority 0 min_cpu_interval 00:05:00 processors UNDEFINED qtype BATCH rerun FALSE slots 16 \
+    tmpdir /tmp shell /bin/bash shell_start_mode unix_behavior notify 00:00:20 \
+    initial_state default
+  local key
+  for key in load_thresholds suspend_thresholds ckpt_list pe_list prolog epilog starter_method \
+    suspend_method resume_method terminate_method owner_list user_lists xuser_lists \
+    subordinate_list complex_values projects xprojects calendar; do echo "$key NONE"; done
+  for key in rt cpu fsize data stack core rss vmem; do printf '%s INFINITY\n' "s_$key" "h_$key"; done
+}
+
+# Try a command again until it succeeds, for 30 s.
+until_true() {
+  local tries
+  for tries in $(seq 300); do
+    "$@" >/dev/null 2>&1 && return
+    sleep 0.1
+  done
+  echo "$* failed $tries times"
+  return 1
+}
+
+stop_grid_engine() {
+  [ -n "${SGE_ROOT:-}" ] && [ -d "$SCRATCH/sge" ] || return 0
+  qdel -u "$(id -un)" >/dev/null 2>&1
+  [ -z "${OURS_EXECD:-}" ] || pkill -x sge_execd
+  [ -z "${OURS_QMASTER:-}" ] || pkill -x sge_qmaster
 }

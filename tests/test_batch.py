@@ -1,4 +1,4 @@
-"""globus-batch-download.py, with the stand-in scheduler and with the real Slurm."""
+"""globus-batch-download.py, with stand-in schedulers and with the real Slurm and Grid Engine."""
 import json
 import os
 import re
@@ -27,24 +27,24 @@ def last_line(done):
     return done.out.splitlines()[-1]
 
 
-def test_a_tree_of_strange_names_is_processed_once_each_byte_for_byte(cluster, emulator):
+def test_a_tree_of_strange_names_is_processed_once_each_byte_for_byte(every_cluster, emulator):
     tree = emulator.add(strange_tree())
-    cluster.config("RECURSIVE = True", "NUM_JOBS = 6")
-    cluster.process(*KEEP)
-    done = cluster.run(BATCH)
+    every_cluster.config("RECURSIVE = True", "NUM_JOBS = 6")
+    every_cluster.process(*KEEP)
+    done = every_cluster.run(BATCH)
     assert done.returncode == 0, done.err
     assert last_line(done) == "30 processed, 0 failed, 0 not needed"
-    assert contents(cluster.folder / "out") == tree
-    assert set(processed(cluster).values()) == {1}
+    assert contents(every_cluster.folder / "out") == tree
+    assert set(processed(every_cluster).values()) == {1}
 
 
-def test_nothing_is_left_behind_but_the_results(cluster, emulator):
+def test_nothing_is_left_behind_but_the_results(every_cluster, emulator):
     emulator.add({"a": b"1", "sub/b": b"2"})
-    cluster.config("RECURSIVE = True")
-    cluster.run(BATCH)
-    assert list(cluster.downloads.iterdir()) == []
-    assert sorted(os.listdir(str(cluster.jobs))) == ["driver.lock", "journal.jsonl"]
-    assert sorted(contents(cluster.results)) == ["a.sha256", "sub/b.sha256"]
+    every_cluster.config("RECURSIVE = True")
+    every_cluster.run(BATCH)
+    assert list(every_cluster.downloads.iterdir()) == []
+    assert sorted(os.listdir(str(every_cluster.jobs))) == ["driver.lock", "journal.jsonl"]
+    assert sorted(contents(every_cluster.results)) == ["a.sha256", "sub/b.sha256"]
 
 
 def test_a_second_run_does_nothing(cluster, emulator):
@@ -56,10 +56,10 @@ def test_a_second_run_does_nothing(cluster, emulator):
     assert len(emulator.tasks()) == 2
 
 
-def test_a_failing_process_sh_is_named_with_its_log_and_keeps_the_download(cluster, emulator):
+def test_a_failing_process_sh_is_named_with_its_log_and_keeps_the_download(every_cluster, emulator):
     emulator.add({"a": b"1", "bad": b"22", "c": b"3"})
-    cluster.process('case $1 in */bad) echo "no good data"; exit 3 ;; esac', *KEEP)
-    done = cluster.run(BATCH)
+    every_cluster.process('case $1 in */bad) echo "no good data"; exit 3 ;; esac', *KEEP)
+    done = every_cluster.run(BATCH)
     assert done.returncode == 1
     assert last_line(done) == "2 processed, 1 failed, 0 not needed"
     failure, = [line for line in done.out.splitlines() if line.startswith("FAILED bad")]
@@ -67,7 +67,7 @@ def test_a_failing_process_sh_is_named_with_its_log_and_keeps_the_download(clust
     log = re.search(r"\((/.*\.log)\)", failure).group(1)
     with open(log) as file:
         assert "no good data" in file.read()
-    assert cluster.downloaded() == {"bad": b"22"}
+    assert every_cluster.downloaded() == {"bad": b"22"}
 
 
 def test_a_failed_file_is_tried_again_by_the_next_run(stand_in, emulator):
@@ -99,8 +99,9 @@ class Sampler(threading.Thread):
 
     def run(self):
         while not self.is_over:
-            text = subprocess.run(["squeue", "-h", "--format=%i|%j|%T|%r"], env=self.site.env,
-                                  stdout=subprocess.PIPE).stdout.decode()
+            command = {"slurm": ["squeue", "-h", "--format=%i|%j|%T|%r"],
+                       "sge": ["qstat", "-xml"]}[self.site.scheduler]
+            text = subprocess.run(command, env=self.site.env, stdout=subprocess.PIPE).stdout.decode()
             self.counts.append(sum(self.run_name() + "-" in line for line in text.splitlines()))
             time.sleep(0.02)
 
@@ -199,7 +200,9 @@ def test_resources_that_can_never_work_stop_the_run_with_the_schedulers_words(cl
     cluster.config("RESOURCES = '--nonsense=3'")
     done = cluster.run(BATCH)
     assert done.returncode == 1
-    assert "sbatch: unrecognized option '--nonsense=3'" in done.err
+    words = {"slurm": "sbatch: unrecognized option '--nonsense=3'",
+             "sge": 'qsub: invalid option argument "--nonsense=3"'}
+    assert words[cluster.scheduler] in done.err
     assert "RESOURCES" in done.err
 
 
@@ -207,7 +210,8 @@ def test_the_run_goes_on_once_resources_are_mended(cluster, emulator):
     emulator.add({"a": b"1"})
     cluster.config("RESOURCES = '--nonsense=3'")
     cluster.run(BATCH)
-    cluster.config("RESOURCES = '--time=5'")
+    cluster.config("RESOURCES = %r" % {"slurm": "--time=5", "sge": "-l h_rt=300"}[
+        cluster.scheduler])
     assert last_line(cluster.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
@@ -229,32 +233,32 @@ def test_a_working_dir_with_a_strange_name_is_fine(cluster, emulator):
     assert contents(place / "out") == {"a": b"1"}
 
 
-def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(cluster, emulator):
+def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(every_cluster, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(6)})
-    cluster.process("sleep 3", *KEEP)
-    driver = cluster.start(BATCH)
+    every_cluster.process("sleep 3", *KEEP)
+    driver = every_cluster.start(BATCH)
     wait_until(lambda: b"(job" in driver.stderr.readline())
     wait_until(lambda: b"(job" in driver.stderr.readline())
     driver.send_signal(signal.SIGINT)
     err = driver.communicate()[1].decode()
     assert driver.returncode == 130 and "Traceback" not in err
-    assert "start this script again" in err and re.search(r"scancel \d+ \d+", err)
-    done = cluster.run(BATCH)
+    assert "start this script again" in err and re.search(r"(scancel|qdel) \d+\S* \d+", err)
+    done = every_cluster.run(BATCH)
     assert last_line(done) == "6 processed, 0 failed, 0 not needed"
-    assert set(processed(cluster).values()) == {1}
+    assert set(processed(every_cluster).values()) == {1}
 
 
-def test_a_killed_driver_started_again_takes_up_its_jobs(cluster, emulator):
+def test_a_killed_driver_started_again_takes_up_its_jobs(every_cluster, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(6)})
-    cluster.process("sleep 2", *KEEP)
-    driver = cluster.start(BATCH)
+    every_cluster.process("sleep 2", *KEEP)
+    driver = every_cluster.start(BATCH)
     wait_until(lambda: b"(job" in driver.stderr.readline())
     driver.kill()
     driver.communicate()
-    done = cluster.run(BATCH)
+    done = every_cluster.run(BATCH)
     assert "Going on with the interrupted run" in done.err
     assert last_line(done) == "6 processed, 0 failed, 0 not needed"
-    assert processed(cluster) == {"f%d" % n: 1 for n in range(6)}
+    assert processed(every_cluster) == {"f%d" % n: 1 for n in range(6)}
 
 
 def test_a_second_driver_is_refused(stand_in, emulator):
@@ -318,13 +322,14 @@ def test_read_slurm_id_of_nonsense(text):
         read.read_slurm_id(text)
 
 
-def test_read_slurm_queue_tells_alive_from_ended():
+def test_read_slurm_queue_tells_the_states_apart():
     queue = read.read_slurm_queue(
         "JOBID|NAME|STATE|REASON\n7|g1-1|RUNNING|None\n8|g1-2|COMPLETED|None\n"
-        "9|odd|name|PENDING|Priority\n10|g1-3|A_NEW_STATE|None\n")
-    assert {name: entry.is_alive for name, entry in queue.items()} == {
-        "g1-1": True, "g1-2": False, "odd|name": True, "g1-3": True}
-    assert queue["odd|name"].reason == "Priority"
+        "9|odd|name|PENDING|Priority\n10|g1-3|A_NEW_STATE|None\n11|g1-4|PENDING|JobHeldAdmin\n")
+    assert {name: entry.state for name, entry in queue.items()} == {
+        "g1-1": "running", "g1-2": "gone", "odd|name": "waiting", "g1-3": "running",
+        "g1-4": "stuck"}
+    assert queue["odd|name"] == ("9", "waiting", "Priority")
 
 
 def test_read_slurm_queue_of_no_jobs():
