@@ -6,6 +6,7 @@ job runs wrapper.sh, which downloads its file, runs process.sh on it, and delete
 stopped, or killed, and started again: it goes on where it was."""
 import argparse
 import collections
+import contextlib
 import fcntl
 import json
 import os
@@ -26,7 +27,6 @@ import helper
 HERE = os.path.dirname(os.path.abspath(__file__))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
-SETTLE_SECONDS = 0.1  # a job leaves the queue a moment after it wrote its exit status
 
 
 # ---- the nouns ----
@@ -57,13 +57,15 @@ class Run:
         self.next_question = 0
         self.may_submit = True  # False from a refusal to the next answer of the queue
         self.told = {}  # what the person knows already, by topic
-        self.begun = self.last_end = time.monotonic()
+        self.begun = time.monotonic()
+        self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
         self.ended_at_begin = 0
 
     def forget(self):
         """Nothing has happened yet."""
         self.name, self.source, self.is_finished = None, None, True
         self.jobs = {}  # job name: Job, as long as it is not known to have ended
+        self.lost = {}  # the same, of jobs that count as failed because they left no trace
         self.processed, self.failed = set(), {}  # paths; path: why
         self.kept = set()  # names of failed jobs, whose files stay
         self.number = 0  # of submissions
@@ -130,12 +132,15 @@ class Run:
         elif kind == "unsent":  # it is not, and never will be, at work
             del self.jobs[name]
         elif kind == "ended":
-            path = self.jobs.pop(name).path
+            job = self.jobs.pop(name, None) or self.lost.pop(name)
             if event["reason"] is None:
-                self.processed.add(path)
+                self.processed.add(job.path)
+                self.failed.pop(job.path, None)
             else:
-                self.failed[path] = event["reason"]
+                self.failed[job.path] = event["reason"]
                 self.kept.add(name)
+            if event["status"] is None:
+                self.lost[name] = job
         elif kind == "finished":
             self.is_finished = True
 
@@ -148,11 +153,12 @@ class Run:
 #   read_id     (text): the job's id, from what submit printed
 #   queue       the command that asks for all jobs of the user
 #   read_queue  (text): {job name: Entry}, from what queue printed
-#   why_stuck   the command, to which the id is added, that tells why a job is stuck, if any
+#   about_one   the command, to which an id is added, that tells of one job, where it is needed
 #   cancel      the command, to which ids are added
+#   leaves      seconds that a job stays in the queue after it wrote its exit status
 # The two that read raise ValueError when the text is not what the scheduler prints.
 Scheduler = collections.namedtuple(
-    "Scheduler", "submit log read_id queue read_queue why_stuck cancel")
+    "Scheduler", "submit log read_id queue read_queue about_one cancel leaves")
 
 # What the queue says of a job. state: "waiting", "running", "stuck" (it will not begin by itself)
 # or "gone"; words: the scheduler's own.
@@ -165,6 +171,9 @@ SLURM_STUCK = re.compile(
     "JobHeld|BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|launch failed|"
     "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
 GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
+
+# What qstat says of a job that has left the queue.
+GONE = re.compile("unknown job|has finished|not exist", re.I)
 
 # What schedulers say when they refuse for now: a limit of the site, or out of order.
 FOR_NOW = re.compile(
@@ -265,17 +274,17 @@ SCHEDULERS = {
         ["sbatch", "--parsable", "--no-requeue", "--output={log}", "--job-name"], "",
         read_slurm_id,
         ["squeue", "--user=" + USER, "--states=all", "--format=%i|%j|%T|%r"], read_slurm_queue,
-        None, "scancel"),
+        None, "scancel", 0.1),
     "pbs": Scheduler(
         QSUB + ["oe", "-N"], TO_LOG, read_pbs_id,
-        ["qstat", "-s", "-w", "-u", USER], read_pbs_queue, None, "qdel"),
+        ["qstat", "-s", "-w", "-u", USER], read_pbs_queue, ["qstat"], "qdel", 1),
     "torque": Scheduler(
         QSUB + ["oe", "-N"], TO_LOG, read_pbs_id,
-        ["qstat", "-u", USER], read_pbs_queue, None, "qdel"),
+        ["qstat", "-u", USER], read_pbs_queue, ["qstat"], "qdel", 1),
     "sge": Scheduler(
         # -notify: SIGUSR2 before the end, and SIGUSR1 before a mere suspension.
         QSUB + ["y", "-terse", "-notify", "-N"], TO_LOG + "trap '' USR1\n", read_sge_id,
-        ["qstat", "-u", USER, "-xml"], read_sge_queue, ["qstat", "-j"], "qdel"),
+        ["qstat", "-u", USER, "-xml"], read_sge_queue, ["qstat", "-j"], "qdel", 1),
 }
 
 
@@ -402,13 +411,21 @@ def fits(run, file):
     return file.size + others + sum(job.size for job in run.jobs.values()) <= run.config.MAX_BYTES
 
 
+def has_room(run):
+    """True if the scheduler may get one more job."""
+    now = time.monotonic()
+    leaving = sum(now - end < run.scheduler.leaves for end in run.ends)
+    return len(run.jobs) + leaving < run.config.NUM_JOBS and run.may_submit
+
+
 def fill(run):
     """Submit files while there are free places."""
-    while (run.todo and len(run.jobs) < run.config.NUM_JOBS and run.may_submit
-           and not run.stopping):
+    while run.todo and has_room(run) and not run.stopping:
         place = next((n for n, file in enumerate(run.todo) if fits(run, file)), None)
         if place is None:
             if not run.jobs:
+                measure_left_behind(run)
+            if not run.jobs and not any(fits(run, file) for file in run.todo):
                 raise helper.Problem(
                     f"What is in {run.config.DOWNLOAD_DIR} leaves no room for another file within "
                     "MAX_BYTES.\nRemove what failures left there, or raise MAX_BYTES, and start "
@@ -426,7 +443,7 @@ def collect(run):
     """Take in the exit statuses that jobs have written; how many."""
     names = {entry[:-len(".status")] for entry in os.listdir(run.folder)
              if entry.endswith(".status")}
-    ended = [name for name in run.jobs if name in names]
+    ended = [name for name in [*run.jobs, *run.lost] if name in names]
     for name in ended:
         with open(run.file_of(name, "status")) as file:
             end(run, name, int(file.read()))
@@ -435,7 +452,7 @@ def collect(run):
 
 def end(run, job_name, status, reason=None):
     """A job has ended: with an exit status, or (None) lost for a reason."""
-    path = run.jobs[job_name].path
+    job = run.jobs.get(job_name) or run.lost[job_name]
     if status:
         reason = f"exit status {status}"
         words = last_line(run.file_of(job_name, "log"))
@@ -443,13 +460,13 @@ def end(run, job_name, status, reason=None):
     if reason:
         reason += f" ({run.file_of(job_name, 'log')})"
     run.record(event="ended", job=job_name, status=status, reason=reason)
-    run.last_end = time.monotonic()
+    run.ends.append(time.monotonic())
     run.may_submit = True
     if reason:
-        note_left_behind(run, path)
-        tell_failure(run, path)
+        note_left_behind(run, job.path, 0 if status else job.size)
+        tell_failure(run, job.path)
     else:
-        tell_event(run, "processed", path)
+        tell_event(run, "processed", job.path)
         remove_traces(run, job_name)
 
 
@@ -462,12 +479,13 @@ def remove_traces(run, job_name):
             pass
 
 
-def note_left_behind(run, path):
-    """Count what a failure left in DOWNLOAD_DIR."""
+def note_left_behind(run, path, coming=0):
+    """Count what a failure left in DOWNLOAD_DIR, or the bytes that may still be coming."""
     try:
-        run.left_behind[path] = os.path.getsize(os.path.join(run.config.DOWNLOAD_DIR, path))
+        size = os.path.getsize(os.path.join(run.config.DOWNLOAD_DIR, path))
     except OSError:
-        pass  # it left nothing
+        size = 0
+    run.left_behind[path] = max(size, coming)
 
 
 def last_line(path):
@@ -499,8 +517,20 @@ def ask_queue(run):
         tell_once(run, "queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"
                   f"Asking again every {run.config.POLL_SECONDS:g} s.")
         return None
+    if not entries and not is_empty(run):
+        tell_once(run, "queue", f"The scheduler lists no jobs ({command[0]}), but knows of one.\n"
+                  f"Asking again every {run.config.POLL_SECONDS:g} s.")
+        return None
     run.told.pop("queue", None)
     return entries
+
+
+def is_empty(run):
+    """True if the scheduler means it when it lists nothing: silence is PBS's way to say that
+    there are no jobs, so it is asked about one of them."""
+    ids = [job.id for job in run.jobs.values() if job.id]
+    return not ids or not run.scheduler.about_one or bool(
+        GONE.search("".join(call(run.scheduler.about_one + ids[:1], QUEUE_SECONDS)[1:])))
 
 
 def look_at_queue(run):
@@ -565,8 +595,8 @@ def why_stuck(run, stuck):
     """The scheduler's words on jobs that are stuck. Grid Engine is asked once more for them, for
     the first of the jobs only, when they change."""
     words = ", ".join(sorted({entry.words for entry in stuck}))
-    if run.scheduler.why_stuck and run.told.get("stuck") != " ".join(e.id for e in stuck):
-        text = call(run.scheduler.why_stuck + [stuck[0].id], QUEUE_SECONDS)[1]
+    if run.scheduler.about_one and run.told.get("stuck") != " ".join(e.id for e in stuck):
+        text = call(run.scheduler.about_one + [stuck[0].id], QUEUE_SECONDS)[1]
         errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
         words += ": " + errors[0] if errors else ""
     return words
@@ -606,7 +636,7 @@ def show_progress(run):
         text += f", {len(run.failed):,} failed"
     fresh = ended - run.ended_at_begin
     if fresh >= 2 * run.config.NUM_JOBS and ended < total:
-        seconds = (run.last_end - run.begun) / fresh * (total - ended)
+        seconds = (run.ends[-1] - run.begun) / fresh * (total - ended)
         text += f", about {duration(seconds)} left"
     helper.show(text)
 
@@ -696,24 +726,68 @@ def plan(run, files, limit):
     helper.show("")
 
 
+@contextlib.contextmanager
 def lock(folder):
-    """Keep a second driver out; the open lock file. Raises Problem if there is one already."""
-    file = open(os.path.join(folder, "driver.lock"), "a")
+    """Keep a second driver out. Raises Problem if there is one already."""
+    owner = os.path.join(folder, "driver.owner")
+    with open(os.path.join(folder, "driver.lock"), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            owner = None
+        except BlockingIOError:
+            raise helper.Problem("Another globus-batch-download.py is at work in "
+                                 + os.path.dirname(folder))
+        except OSError as error:
+            helper.tell(f"No flock in {folder} ({error.strerror}); the file driver.owner there "
+                        "keeps a second driver out instead.")
+            own(owner)
+        yield
+        if owner:
+            os.remove(owner)
+
+
+def own(path):
+    """Put this process's name into a file, where flock is not supported. Raises Problem if
+    another process, which may be alive, has its name there."""
+    other = read(path)
+    if other and (other.split()[0] != os.uname().nodename or identity(other.split()[2]) == other):
+        raise helper.Problem("Another globus-batch-download.py is at work here, on {} as process "
+                             "{2}.\nIf it is no more, remove {path}".format(
+                                 *other.split(), path=path))
+    me = identity(os.getpid())
+    with open(f"{path}.{os.getpid()}", "w") as file:
+        file.write(me)
+    os.replace(f"{path}.{os.getpid()}", path)
+    time.sleep(1)  # of two that came at once, the later one's name is there
+    if read(path) != me:
+        raise helper.Problem("Another globus-batch-download.py has just begun here.")
+
+
+def identity(pid):
+    """What no other process has, now or later: host, boot, number and start; None without one."""
+    stat = read(f"/proc/{pid}/stat")
+    if stat is None:
+        return None
+    boot = read("/proc/sys/kernel/random/boot_id").strip()
+    return f"{os.uname().nodename} {boot} {pid} {stat.rpartition(')')[2].split()[19]}"
+
+
+def read(path):
+    """The text of a file, or None if there is none."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise helper.Problem("Another globus-batch-download.py is at work in "
-                             + os.path.dirname(folder))
-    return file
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
 
 
 def take_up(run):
     """After a restart: say so, and clear away what the last driver did not come to."""
-    run.ended_at_begin = len(run.processed) + len(run.failed)
-    if not run.jobs and not run.ended_at_begin:
+    ended = len(run.processed) + len(run.failed)
+    if not run.jobs and not ended:
         return
     helper.tell("Going on with the interrupted run: "
-                f"{helper.count(run.ended_at_begin, 'file')} done, "
+                f"{helper.count(ended, 'file')} done, "
                 f"{helper.count(len(run.jobs), 'job')} on the way.")
     for entry in os.listdir(run.folder):
         name = entry.partition(".")[0]
@@ -747,11 +821,11 @@ def remove_empty_folders(run):
 
 def drive(run):
     """Keep the jobs coming until all files are done, or until stopped."""
+    run.begun, run.ended_at_begin = time.monotonic(), len(run.processed) + len(run.failed)
     pauses = helper.pauses(0.05, 0.25)
     while (run.todo or run.jobs) and not run.stopping:
         if collect(run):
             pauses = helper.pauses(0.05, 0.25)
-            time.sleep(SETTLE_SECONDS)
         if time.monotonic() >= run.next_question:
             look_at_queue(run)
         fill(run)

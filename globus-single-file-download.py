@@ -5,8 +5,11 @@ Prints the local path on stdout when the file is there, whole; messages go to st
 import argparse
 import os
 import sys
+import time
 
 import helper
+
+CANCEL_SECONDS = 5
 
 
 def find(client, config, path, name):
@@ -31,10 +34,23 @@ def transfer(client, request):
     except KeyboardInterrupt:
         # Stopped in the middle of submitting: the same request again tells the task's id.
         if task_id or "submission_id" in request:
-            task_id = task_id or helper.submit(client, request)
-            client.cancel_task(task_id)
-            helper.tell(f"Stopped; the transfer task {task_id} is cancelled.")
+            cancel(client, task_id or helper.submit(client, request))
         raise
+
+
+def cancel(client, task_id):
+    """Cancel a task and wait for its end, for a moment: the scheduler soon kills this script."""
+    client.cancel_task(task_id)
+    helper.tell(f"Stopped; the transfer task {task_id} is cancelled.")
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while time.monotonic() < deadline and client.get_task(task_id)["status"] == "ACTIVE":
+        time.sleep(0.25)
+
+
+def remove_partial(path, size):
+    """Remove what a transfer that did not succeed left of a file."""
+    if os.path.isfile(path) and not helper.has_arrived(path, size):
+        os.remove(path)
 
 
 def download(client, config, directory, name):
@@ -47,15 +63,21 @@ def download(client, config, directory, name):
     request = helper.transfer_request(
         config, "download " + name, [(source, helper.join(config.DESTINATION_PATH, name))],
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
-    task = transfer(client, request)
-    if task["status"] != "SUCCEEDED":
-        raise helper.Problem(f"The transfer of {source} failed: {helper.why_failed(client, task)}")
+    local = os.path.join(config.DOWNLOAD_DIR, name)
+    try:
+        task = transfer(client, request)
+        if task["status"] != "SUCCEEDED":
+            raise helper.Problem(f"The transfer of {source} failed: "
+                                 + helper.why_failed(client, task))
+    except BaseException:
+        remove_partial(local, file.size)
+        raise
     if helper.await_arrival([file], config.DOWNLOAD_DIR):
         raise helper.Problem(
             f"Globus says that {name} arrived, but it is not in DOWNLOAD_DIR = "
             f"{config.DOWNLOAD_DIR} with its {file.size} bytes.\nIs DESTINATION_PATH = "
             f"{config.DESTINATION_PATH} the same folder, as the destination collection names it?")
-    return os.path.join(config.DOWNLOAD_DIR, name)
+    return local
 
 
 def parse(argv):

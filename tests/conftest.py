@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ COLLECTION = TESTS.parent
 SOURCE = "6c54cade-bde5-45c1-bdea-f4bd71dba2cc"
 DESTINATION = "11111111-2222-4333-8444-555555555555"
 TUTORIAL = "home/share/godata"
+
+BATCH = "globus-batch-download.py"
+KEEP = ('mkdir -p -- "out/$(dirname -- "$GLOBUS_NAME")"',
+        'cp -- "$1" "out/$GLOBUS_NAME"',
+        'printf "%s\\n" "$GLOBUS_NAME" >>processed')
 
 STRANGE_NAMES = [
     "with space", "it's", 'a"b', "$HOME", "-rf", "star*?[x]", "ünïcødé", ".hidden", "semi;colon",
@@ -174,6 +180,23 @@ def strange_tree():
             for n, name in enumerate(STRANGE_NAMES)}
 
 
+def processed(site):
+    """How often each file was processed, by a process.sh that ends with KEEP."""
+    path = site.folder / "processed"
+    return Counter(path.read_text().splitlines()) if path.exists() else Counter()
+
+
+def journal(site):
+    """The events of the journal."""
+    path = site.jobs / "journal.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line.decode()) for line in lines]
+
+
+def last_line(done):
+    return done.out.splitlines()[-1]
+
+
 def wait_until(condition, seconds=60):
     """Wait for a condition; its value."""
     deadline = time.monotonic() + seconds
@@ -272,6 +295,12 @@ def cluster(request, site, tmp_path):
 @pytest.fixture(params=kinds(["slurm", "pbs", "torque", "sge"], ["slurm", "sge"]))
 def every_cluster(request, site, tmp_path):
     """The site with each scheduler that there is, real or not."""
+    return make_cluster(request.param, site, tmp_path)
+
+
+@pytest.fixture(params=kinds([], ["slurm", "sge"]))
+def real_cluster(request, site, tmp_path):
+    """The site with each real scheduler."""
     return make_cluster(request.param, site, tmp_path)
 
 

@@ -9,22 +9,8 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import contents, load, strange_tree, wait_until
+from conftest import BATCH, KEEP, contents, last_line, load, processed, strange_tree, wait_until
 
-BATCH = "globus-batch-download.py"
-KEEP = ('mkdir -p -- "out/$(dirname -- "$GLOBUS_NAME")"',
-        'cp -- "$1" "out/$GLOBUS_NAME"',
-        'printf "%s\\n" "$GLOBUS_NAME" >>processed')
-
-
-def processed(site):
-    """How often each file was processed, by a process.sh that ends with KEEP."""
-    path = site.folder / "processed"
-    return Counter(path.read_text().splitlines()) if path.exists() else Counter()
-
-
-def last_line(done):
-    return done.out.splitlines()[-1]
 
 
 def test_a_tree_of_strange_names_is_processed_once_each_byte_for_byte(every_cluster, emulator):

@@ -76,6 +76,16 @@ def test_stopped_by_a_signal_it_cancels_its_task(site, emulator, number):
     assert emulator.tasks()[0]["fatal_error"]["code"] == "CANCELED"
 
 
+def test_stopped_in_the_middle_it_removes_the_partial_file(site, emulator):
+    emulator.add({"a": b"x" * 1000000})
+    emulator.bend(bytes_per_second=50000)
+    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    wait_until(lambda: site.downloaded().get("a"))
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert site.downloaded() == {}
+
+
 def test_stopped_while_it_submits_it_leaves_no_task_either(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(task_seconds=60)

@@ -1,0 +1,55 @@
+"""Jobs that their scheduler stops, and the driver that is stopped or killed and started again."""
+import json
+import signal
+import subprocess
+
+import pytest
+from conftest import BATCH, KEEP, journal, last_line, processed, wait_until
+
+
+def cancel_first_job(site):
+    job = next(event["id"] for event in journal(site) if event["event"] == "queued")
+    command = "scancel" if site.scheduler == "slurm" else "qdel"
+    subprocess.run([command, job], env=site.env, check=True, stdout=subprocess.DEVNULL)
+
+
+def slow_download(site, emulator):
+    """A driver whose only job is in the middle of its download."""
+    emulator.add({"a": b"x" * 2000000})
+    emulator.bend(bytes_per_second=20000)
+    driver = site.start(BATCH)
+    wait_until(lambda: site.downloaded().get("a"))
+    return driver
+
+
+def check_stopped(site, emulator, driver):
+    """The job's end came in its exit-status file, and it left nothing at work and no part."""
+    out, err = driver.communicate(timeout=120)
+    assert driver.returncode == 1, err
+    assert b"FAILED a: exit status 130" in out
+    assert emulator.tasks()[0]["fatal_error"]["code"] == "CANCELED"
+    assert site.downloaded() == {}
+
+
+def test_a_cancelled_job_cancels_its_task_and_removes_the_partial_file(every_cluster, emulator):
+    driver = slow_download(every_cluster, emulator)
+    cancel_first_job(every_cluster)
+    check_stopped(every_cluster, emulator, driver)
+
+
+def test_so_does_a_job_that_reaches_its_walltime(real_cluster, emulator):
+    real_cluster.config("RESOURCES = %r" % {"slurm": "--time=1", "sge": "-l h_rt=5"}[
+        real_cluster.scheduler])
+    driver = slow_download(real_cluster, emulator)
+    check_stopped(real_cluster, emulator, driver)
+
+
+def test_a_job_cancelled_in_process_sh_is_a_failure_that_keeps_its_file(every_cluster, emulator):
+    emulator.add({"a": b"1"})
+    every_cluster.process("touch begun; sleep 100")
+    driver = every_cluster.start(BATCH)
+    wait_until((every_cluster.folder / "begun").exists)
+    cancel_first_job(every_cluster)
+    out = driver.communicate()[0]
+    assert driver.returncode == 1 and b"FAILED a: " in out
+    assert every_cluster.downloaded() == {"a": b"1"}
