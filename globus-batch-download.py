@@ -27,6 +27,8 @@ import helper
 HERE = os.path.dirname(os.path.abspath(__file__))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
+# Exit statuses of a job that was told to stop: SIGHUP, SIGINT, SIGUSR2, SIGTERM, SIGXCPU.
+STOPPED = {129, 130, 140, 143, 152}
 
 
 # ---- the nouns ----
@@ -40,6 +42,7 @@ class Job:
         self.id = None  # the scheduler's, None until it has told
         self.is_from_before = is_from_before  # submitted by a driver that is no more
         self.gone_since = None  # since when the queue does not list it
+        self.stopped = None  # the exit status that it left when it was told to stop
 
 
 class Run:
@@ -443,10 +446,15 @@ def collect(run):
     """Take in the exit statuses that jobs have written; how many."""
     names = {entry[:-len(".status")] for entry in os.listdir(run.folder)
              if entry.endswith(".status")}
-    ended = [name for name in [*run.jobs, *run.lost] if name in names]
+    ended = [name for name, job in [*run.jobs.items(), *run.lost.items()]
+             if name in names and not job.stopped]
     for name in ended:
         with open(run.file_of(name, "status")) as file:
-            end(run, name, int(file.read()))
+            status = int(file.read())
+        if status in STOPPED and name in run.jobs:
+            run.jobs[name].stopped = status  # cancelled, or to be requeued: the queue knows
+        else:
+            end(run, name, status)
     return len(ended)
 
 
@@ -513,13 +521,11 @@ def ask_queue(run):
             raise ValueError
         entries = run.scheduler.read_queue(output)
     except ValueError:
+        entries = None
+    if entries is None or not entries and not is_empty(run):
         words = helper.first_line(errors or output)
         tell_once(run, "queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"
-                  f"Asking again every {run.config.POLL_SECONDS:g} s.")
-        return None
-    if not entries and not is_empty(run):
-        tell_once(run, "queue", f"The scheduler lists no jobs ({command[0]}), but knows of one.\n"
-                  f"Asking again every {run.config.POLL_SECONDS:g} s.")
+                  f"Asking again every {run.config.POLL_SECONDS:g} s.", errors or "nonsense")
         return None
     run.told.pop("queue", None)
     return entries
@@ -544,6 +550,10 @@ def look_at_queue(run):
             run.record(event="queued", job=name, id=entry.id)
         if entry and entry.state != "gone":
             job.gone_since, job.is_from_before = None, False
+            if job.stopped and entry.state != "running":
+                requeue(run, name)
+        elif job.stopped:
+            end(run, name, job.stopped)
         elif job.id is None and give_up(run, name):
             send_again(run, name)
         elif job.gone_since is None:
@@ -559,6 +569,13 @@ def send_again(run, job_name):
     job = run.jobs[job_name]
     run.record(event="unsent", job=job_name)
     run.todo.appendleft(helper.File(job.path, job.size, None, None))
+
+
+def requeue(run, job_name):
+    """A job was stopped to begin again: it shall not find the exit status it left."""
+    os.remove(run.file_of(job_name, "status"))
+    run.jobs[job_name].stopped = None
+    tell_event(run, "requeued", run.jobs[job_name].path)
 
 
 def lose(run, job_name, entry):

@@ -112,10 +112,12 @@ class Site:
         """Write a process.sh."""
         (self.folder / "process.sh").write_text("#!/bin/bash\n" + "\n".join(lines) + "\n")
 
-    def edit_environment_of_jobs(self, line):
-        """Put a line where wrapper.sh says that users may."""
-        path = self.folder / "wrapper.sh"
-        path.write_text(path.read_text().replace("PYTHON=${PYTHON", line + "\nPYTHON=${PYTHON"))
+    def edit(self, name, old, new):
+        """Replace a text of the copied collection."""
+        path = self.folder / name
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), encoding="utf-8")
 
     def give_tokens(self):
         self.tokens.write_text(json.dumps(self.emulator.ask("POST", "tokens")))
@@ -197,6 +199,29 @@ def last_line(done):
     return done.out.splitlines()[-1]
 
 
+def put_before(site, tmp_path, name, *lines):
+    """Put an executable before the real one on PATH; it finds that one as $real."""
+    folder = tmp_path / "before"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(
+        "#!/bin/bash\nreal=%s\n" % find(site, name) + "\n".join(lines) + "\n")
+    (folder / name).chmod(0o755)
+    site.env["PATH"] = "%s:%s" % (folder, site.env["PATH"])
+    return folder
+
+
+def find(site, name):
+    return next(folder + "/" + name for folder in site.env["PATH"].split(":")
+                if os.access(folder + "/" + name, os.X_OK))
+
+
+def count_calls(site, tmp_path, name):
+    """A function that tells how often a command was called."""
+    calls = tmp_path / (name + ".calls")
+    put_before(site, tmp_path, name, "echo >>%s" % calls, 'exec "$real" "$@"')
+    return lambda: calls.read_bytes().count(b"\n") if calls.exists() else 0
+
+
 def wait_until(condition, seconds=60):
     """Wait for a condition; its value."""
     deadline = time.monotonic() + seconds
@@ -276,7 +301,7 @@ def with_cluster(site, kind):
     site.scheduler = kind
     site.config("SCHEDULER = %r" % kind)  # two real ones are on this PATH
     # Grid Engine sets HOME itself, to the true one.
-    site.edit_environment_of_jobs("export HOME=%s" % site.home)
+    site.edit("wrapper.sh", "\nPYTHON=", "\nexport HOME=%s\nPYTHON=" % site.home)
     return site
 
 
@@ -301,6 +326,12 @@ def every_cluster(request, site, tmp_path):
 @pytest.fixture(params=kinds([], ["slurm", "sge"]))
 def real_cluster(request, site, tmp_path):
     """The site with each real scheduler."""
+    return make_cluster(request.param, site, tmp_path)
+
+
+@pytest.fixture(params=kinds([], ["slurm"]))
+def real_slurm(request, site, tmp_path):
+    """The site with the real Slurm."""
     return make_cluster(request.param, site, tmp_path)
 
 

@@ -9,7 +9,17 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import BATCH, KEEP, contents, last_line, load, processed, strange_tree, wait_until
+from conftest import (
+    BATCH,
+    KEEP,
+    contents,
+    count_calls,
+    last_line,
+    load,
+    processed,
+    strange_tree,
+    wait_until,
+)
 
 
 
@@ -123,29 +133,6 @@ def test_the_queue_is_asked_once_each_poll_seconds(stand_in, emulator, tmp_path)
     begun = time.monotonic()
     assert stand_in.run(BATCH).returncode == 0
     assert 1 <= questions() <= 1 + (time.monotonic() - begun) / 2
-
-
-def put_before(site, tmp_path, name, *lines):
-    """Put an executable before the real one on PATH; it finds that one as $real."""
-    folder = tmp_path / "before"
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(
-        "#!/bin/bash\nreal=%s\n" % find(site, name) + "\n".join(lines) + "\n")
-    (folder / name).chmod(0o755)
-    site.env["PATH"] = "%s:%s" % (folder, site.env["PATH"])
-    return folder
-
-
-def find(site, name):
-    return next(folder + "/" + name for folder in site.env["PATH"].split(":")
-                if os.access(folder + "/" + name, os.X_OK))
-
-
-def count_calls(site, tmp_path, name):
-    """A function that tells how often a command was called."""
-    calls = tmp_path / (name + ".calls")
-    put_before(site, tmp_path, name, "echo >>%s" % calls, 'exec "$real" "$@"')
-    return lambda: calls.read_bytes().count(b"\n") if calls.exists() else 0
 
 
 def test_dry_run_lists_what_is_needed_and_submits_nothing(stand_in, emulator, tmp_path):

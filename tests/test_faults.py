@@ -1,0 +1,148 @@
+"""A scheduler out of order: executables of a few lines, put on PATH before the real ones."""
+import subprocess
+import time
+
+import pytest
+from conftest import BATCH, KEEP, count_calls, journal, last_line, processed, put_before, wait_until
+
+SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "torque": "qsub", "sge": "qsub"}
+ASK = {"slurm": "squeue", "pbs": "qstat", "torque": "qstat", "sge": "qstat"}
+
+FIRST_TIME = 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"'
+
+# name: what the first submission does, and what the person is told of it
+SUBMISSIONS = {
+    "accepted, but then a time-out is reported": (
+        ['"$real" "$@" >/dev/null',
+         'echo "error: Batch job submission failed: Socket timed out on send/recv operation" >&2',
+         "exit 1"],
+        "not clear whether the scheduler took a job: error: Batch job submission failed: Socket"),
+    "not accepted, and a time-out is reported": (
+        ['echo "error: Socket timed out on send/recv operation" >&2', "exit 1"],
+        "not clear whether the scheduler took a job"),
+    "accepted, but then it hangs": (['"$real" "$@" >/dev/null', "exec sleep 100"],
+                                    "did not answer within 2 s"),
+    "hangs": (["exec sleep 100"], "did not answer within 2 s"),
+    "accepted long after it was killed": (
+        ['cat >"$0.script"', '(sleep 4; "$real" "$@" <"$0.script") >/dev/null 2>&1 &',
+         "exec sleep 100"], "did not answer within 2 s"),
+    "accepted, but prints no id": (['"$real" "$@" >/dev/null'], "not clear whether"),
+    "a limit of the site": (
+        ['echo "error: QOSMaxSubmitJobPerUserLimit" >&2',
+         'echo "error: Batch job submission failed: Job violates accounting/QOS policy (job submit'
+         ' limit, user\'s size and/or time limits)" >&2', "exit 1"],
+        "takes no more jobs for now: error: QOSMaxSubmitJobPerUserLimit"),
+    "out of order": (
+        ['echo "cannot connect to server pbshost (errno=15010)" >&2', "exit 162"],
+        "takes no more jobs for now: cannot connect to server"),
+    "a warning, and it succeeds": (
+        ['echo "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying" >&2',
+         'exec "$real" "$@"'], None),
+}
+
+
+@pytest.mark.parametrize("fault", SUBMISSIONS)
+def test_each_file_is_processed_once_though_a_submission_is(fault, cluster, emulator, tmp_path):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    lines, words = SUBMISSIONS[fault]
+    put_before(cluster, tmp_path, SUBMIT[cluster.scheduler], FIRST_TIME, *lines)
+    cluster.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 2")
+    cluster.process(*KEEP)
+    done = cluster.run(BATCH)
+    assert last_line(done) == "4 processed, 0 failed, 0 not needed"
+    assert processed(cluster) == {"f%d" % n: 1 for n in range(4)}
+    assert words in done.err if words else "sbatch: error" not in done.err
+    if fault == "accepted long after it was killed":
+        time.sleep(4)
+        assert processed(cluster) == {"f%d" % n: 1 for n in range(4)}
+
+
+# name: what the first, the second ... answers are replaced with
+ANSWERS = {
+    "fails": ['echo "slurm_load_jobs error: Unable to contact slurm controller" >&2', "exit 1"],
+    "prints nothing": ["exit 0"],
+    "prints half a line": ['"$real" "$@" | head -c -7'],
+    "prints nonsense": ["echo maintenance today"],
+    "hangs": ["exec sleep 100"],
+}
+
+
+@pytest.mark.parametrize("fault", ANSWERS)
+def test_no_job_is_given_up_while_the_queue(fault, every_cluster, emulator, tmp_path):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    put_before(every_cluster, tmp_path, ASK[every_cluster.scheduler],
+               '[[ "$*" != *version* && "$*" != *help* ]] || exec "$real" "$@"',
+               *ANSWERS[fault])
+    every_cluster.edit(BATCH, "QUEUE_SECONDS = 60", "QUEUE_SECONDS = 1")
+    every_cluster.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    every_cluster.process("sleep 3", *KEEP)
+    done = every_cluster.run(BATCH)
+    assert last_line(done) == "4 processed, 0 failed, 0 not needed"
+    assert processed(every_cluster) == {"f%d" % n: 1 for n in range(4)}
+    assert done.err.count("Asking again") <= 2  # however often it is asked
+
+
+def test_jobs_of_other_users_and_other_runs_are_not_mistaken_for_ours(cluster, emulator, tmp_path):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    fault = {"slurm": 'echo "1|g000000-1|PENDING|JobHeldAdmin"; echo "2|a job of theirs|RUNNING|"',
+             "sge": ""}[cluster.scheduler]
+    put_before(cluster, tmp_path, ASK[cluster.scheduler], '"$real" "$@" || exit', fault)
+    cluster.process("sleep 2", *KEEP)
+    done = cluster.run(BATCH)
+    assert last_line(done) == "4 processed, 0 failed, 0 not needed"
+    assert "cannot begin" not in done.err
+
+
+def test_a_scheduler_that_is_down_is_waited_for(cluster, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2"})
+    down = tmp_path / "down"
+    down.touch()
+    for command in (SUBMIT[cluster.scheduler], ASK[cluster.scheduler]):
+        put_before(cluster, tmp_path, command, "[ -e %s ] || exec \"$real\" \"$@\"" % down,
+                   'echo "error: Unable to contact slurm controller (connect failure)" >&2; exit 1')
+    driver = cluster.start(BATCH)
+    wait_until(lambda: b"gives no answer" in driver.stderr.readline())
+    time.sleep(3)
+    down.unlink()
+    out, err = driver.communicate()
+    assert out.decode().splitlines()[-1] == "2 processed, 0 failed, 0 not needed"
+    assert err.count(b"Unable to contact") <= 2  # once from each command, and not at every poll
+
+
+# process.sh, killing the job's script two processes above it
+DIE = 'read -r _ _ _ parent _ </proc/$PPID/stat; touch killed; kill -KILL "$parent" $PPID $$'
+
+
+def test_a_lost_job_is_a_failure_with_that_reason(every_cluster, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    every_cluster.config("GRACE_SECONDS = 2")
+    every_cluster.process('case $1 in *a) %s ;; esac' % DIE, *KEEP)
+    done = every_cluster.run(BATCH)
+    assert done.returncode == 1
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+    assert "FAILED a: the job was lost: no exit status" in done.out
+
+
+def test_a_lost_job_that_comes_back_with_its_exit_status_counts(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2"})
+    put_before(stand_in, tmp_path, "squeue", "echo 'JOBID|NAME|STATE|REASON'")
+    stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.5")
+    stand_in.process('case $1 in *a) sleep 4 ;; *) sleep 9 ;; esac', *KEEP)
+    stand_in.edit(BATCH, "gone_since = now", "gone_since = now + ('b' in job.path) * 100")
+    done = stand_in.run(BATCH)
+    assert "FAILED a: the job was lost" in done.err
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed"
+
+
+def test_a_requeued_job_begins_again_and_is_not_lost(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    real_slurm.config("RESOURCES = '--requeue'")
+    real_slurm.process('if mkdir once; then scontrol requeue "$SLURM_JOB_ID"; sleep 100; fi', *KEEP)
+    driver = real_slurm.start(BATCH)
+    job = wait_until(lambda: [e["id"] for e in journal(real_slurm) if e["event"] == "queued"])[0]
+    # Slurm lets it wait for two minutes as a rule.
+    wait_until(lambda: subprocess.run(["scontrol", "update", "StartTime=now", "JobId=" + job]) and
+               processed(real_slurm))
+    out = driver.communicate()[0]
+    assert out.decode().splitlines()[-1] == "1 processed, 0 failed, 0 not needed"
+    assert processed(real_slurm) == {"a": 1}
