@@ -264,7 +264,7 @@ def bare_path(tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in ("bash", "sh", "cat", "mv", "rm", "mkdir", "dirname", "sha256sum", "sleep", "env",
-                 "cp", "touch", "setsid", "date", "kill", "sed", "grep", "seq", "head"):
+                 "cp", "touch", "rmdir", "setsid", "date", "kill", "sed", "grep", "seq", "head"):
         found = shutil.which(tool)
         if found:
             (folder / tool).symlink_to(found)

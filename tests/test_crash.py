@@ -1,0 +1,121 @@
+"""The driver killed at every step, and started again: each file is processed once.
+
+strace injects a SIGKILL at the n-th system call of a kind; nothing in the driver knows of it."""
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import BATCH, journal, last_line, processed
+
+# What changes the outer world: files written, moved, made and removed, commands called.
+CALLS = ["write", "fsync", "rename", "openat", "unlink", "ftruncate", "mkdir", "rmdir", "vfork"]
+FILES = ["a", "it's b", "sub/c"]
+
+
+def may_trace():
+    return shutil.which("strace") and subprocess.run(
+        ["strace", "-qq", "-o", os.devnull, "true"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.fixture
+def quick(stand_in, emulator, tmp_path):
+    """A site whose jobs take a moment: a Python of their own stands in for the download."""
+    emulator.add({name: b"x" for name in FILES})
+    stand_in.config("RECURSIVE = True", "NUM_JOBS = 2", "POLL_SECONDS = 0.1", "GRACE_SECONDS = 1")
+    download = tmp_path / "download"
+    download.write_text('#!/bin/bash\nmkdir -p -- "{0}/$(dirname -- "$5")"\n'
+                        'echo x >"{0}/$5" && echo "{0}/$5"\n'.format(stand_in.downloads))
+    download.chmod(0o755)
+    stand_in.edit("wrapper.sh", "\nPYTHON=", "\nPYTHON=%s\n: " % download)
+    stand_in.process('mark="at work.${GLOBUS_NAME//"/"/_}"', 'mkdir "$mark" || exit 9',
+                     'printf "%s\\n" "$GLOBUS_NAME" >>processed', 'rmdir "$mark"')
+    return stand_in
+
+
+def trace(site, *options):
+    """Run the driver under strace; its outputs are not wanted."""
+    return subprocess.run(
+        [shutil.which("strace"), "-qq", *options, *site.command(BATCH)], cwd=str(site.folder), env=site.env,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+
+
+def first_steps(site, tmp_path):
+    """{system call: the number of the first one that may concern the state folder}."""
+    log = tmp_path / "calls"
+    trace(site, "-o", str(log), "-e", "trace=" + ",".join(CALLS))
+    lines = log.read_text(errors="replace").splitlines()
+    start = next(n for n, line in enumerate(lines) if str(site.jobs) in line)
+    calls = [line.split("(")[0] for line in lines[:start]]
+    return {call: calls.count(call) + 1 for call in CALLS}
+
+
+def nothing_yet(site):
+    """No run has begun."""
+    for name in ("jobs", "downloads", "processed"):
+        subprocess.run(["rm", "-rf", str(site.folder / name)], check=True)
+
+
+def interrupted(site):
+    """A run has been killed that had two jobs in the queue; the last line of its journal is torn."""
+    nothing_yet(site)
+    kill_at(site, "fsync", 5)
+    with open(str(site.jobs / "journal.jsonl"), "a") as file:
+        file.write('{"event": "que')
+
+
+def kill_at(site, call, number):
+    """Run the driver and kill it before its n-th system call of a kind; True if it came to that."""
+    options = ["-e", "trace=" + call, "-e", "inject=%s:signal=KILL:when=%d" % (call, number)]
+    return trace(site, *options) == -signal.SIGKILL
+
+
+def is_finished(site):
+    return any(event["event"] == "finished" for event in journal(site))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not may_trace(), reason="strace is not installed, or not allowed to trace")
+@pytest.mark.parametrize("before", [nothing_yet, interrupted])
+@pytest.mark.parametrize("call", CALLS)
+def test_killed_before_any_system_call_it_goes_on(call, before, quick, tmp_path, record_property):
+    before(quick)
+    number, kills = first_steps(quick, tmp_path)[call], 0
+    before(quick)
+    while kill_at(quick, call, number):
+        if not is_finished(quick):  # a next run would be a new one
+            done = quick.run(BATCH)
+            assert done.returncode == 0, done.err
+            assert last_line(done) == "3 processed, 0 failed, 0 not needed"
+        assert processed(quick) == {name: 1 for name in FILES}, (call, number)
+        number, kills = number + 1, kills + 1
+        before(quick)
+    record_property("kills", kills)
+    assert processed(quick) == {name: 1 for name in FILES}  # and the last run was whole
+
+
+def test_killed_at_random_moments_again_and_again_it_processes_each_file_once(
+        real_cluster, emulator, record_property):
+    files = ["f%02d" % n for n in range(90)]
+    emulator.add({name: b"x" for name in files})
+    real_cluster.config("NUM_JOBS = 6", "POLL_SECONDS = 0.5", "GRACE_SECONDS = 5")
+    real_cluster.process('mkdir "at work.$GLOBUS_NAME" || exit 9', "sleep 1",
+                         'printf "%s\\n" "$GLOBUS_NAME" >>processed',
+                         'rmdir "at work.$GLOBUS_NAME"')
+    seed = random.randrange(1000000)
+    print("seed", seed)
+    chance, kills = random.Random(seed), 0
+    while kills < 30 and not is_finished(real_cluster):
+        driver = real_cluster.start(BATCH)
+        time.sleep(0.5 + chance.random())  # it takes about half a second to begin
+        driver.kill()
+        driver.communicate()
+        kills += 1
+    record_property("kills", kills)
+    done = real_cluster.run(BATCH)
+    assert last_line(done) == "90 processed, 0 failed, 0 not needed", done.err
+    assert processed(real_cluster) == {name: 1 for name in files}
+    assert kills == 30
