@@ -227,10 +227,10 @@ def read_pbs_queue(text):
     entries, name = {}, None
     for line in filter(None, lines):
         if line.startswith(" "):
-            number, state, _ = entries[name]
+            number, state, words = entries[name]
             if "Can Never Run" in line:
                 state = "stuck"
-            entries[name] = Entry(number, state, line.strip())
+            entries[name] = Entry(number, state, line.strip(" -") or words)
             continue
         number, _user, _queue, name, *_, letter, _elapsed = line.split()
         find(r"(\d+).*", number)
@@ -249,11 +249,12 @@ def read_sge_id(text):
 def read_sge_queue(text):
     """The answer of qstat -xml."""
     try:
-        jobs = list(ElementTree.fromstring(text).iter("job_list"))
+        answer = ElementTree.fromstring(text)
         found = [[job.find(tag).text for tag in ("JB_job_number", "JB_name", "state")]
-                 for job in jobs]
+                 for job in answer.iter("job_list")]
     except (ElementTree.ParseError, AttributeError) as error:
         raise ValueError(str(error))
+    find("(job_info)", answer.tag)
     entries = {}
     for number, name, state in found:
         ours = "stuck" if "E" in state or "h" in state else "waiting" if "q" in state else "running"

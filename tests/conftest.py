@@ -335,6 +335,12 @@ def real_slurm(request, site, tmp_path):
     return make_cluster(request.param, site, tmp_path)
 
 
+@pytest.fixture(params=kinds([], ["sge"]))
+def real_sge(request, site, tmp_path):
+    """The site with the real Grid Engine."""
+    return make_cluster(request.param, site, tmp_path)
+
+
 def make_cluster(kind, site, tmp_path):
     if kind.startswith("stand-in "):
         return with_stand_in(site, tmp_path, kind.split()[1])

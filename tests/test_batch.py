@@ -15,7 +15,6 @@ from conftest import (
     contents,
     count_calls,
     last_line,
-    load,
     processed,
     strange_tree,
     wait_until,
@@ -278,41 +277,3 @@ def test_a_bar_on_a_terminal_shows_how_far_it_is(stand_in, emulator):
     assert "[....................] 0 of 2 files, 2 jobs in the queue" in screen
     assert "[####################] 2 of 2 files" in screen
     assert "submitted" not in screen
-
-
-read = load("globus-batch-download")
-
-
-@pytest.mark.parametrize("text,number", [
-    ("123\n", "123"), ("123;cluster\n", "123"), ("some news of the site\n123\n", "123")])
-def test_read_slurm_id(text, number):
-    assert read.read_slurm_id(text) == number
-
-
-@pytest.mark.parametrize("text", ["", "\n", "Submitted batch job\n", "error 5x"])
-def test_read_slurm_id_of_nonsense(text):
-    with pytest.raises(ValueError):
-        read.read_slurm_id(text)
-
-
-def test_read_slurm_queue_tells_the_states_apart():
-    queue = read.read_slurm_queue(
-        "JOBID|NAME|STATE|REASON\n7|g1-1|RUNNING|None\n8|g1-2|COMPLETED|None\n"
-        "9|odd|name|PENDING|Priority\n10|g1-3|A_NEW_STATE|None\n11|g1-4|PENDING|JobHeldAdmin\n")
-    assert {name: entry.state for name, entry in queue.items()} == {
-        "g1-1": "running", "g1-2": "gone", "odd|name": "waiting", "g1-3": "running",
-        "g1-4": "stuck"}
-    assert queue["odd|name"] == ("9", "waiting", "Priority")
-
-
-def test_read_slurm_queue_of_no_jobs():
-    assert read.read_slurm_queue("JOBID|NAME|STATE|REASON\n") == {}
-
-
-@pytest.mark.parametrize("text", [
-    "", "slurm_load_jobs error: Unable to contact slurm controller\n",
-    "JOBID|NAME|STATE|REASON\n7|g1-1|RUNN", "JOBID|NAME|STATE|REASON\n7|g1-1\n",
-    "JOBID|NAME|STATE|REASON"])
-def test_read_slurm_queue_of_nonsense_is_no_information(text):
-    with pytest.raises(ValueError):
-        read.read_slurm_queue(text)
