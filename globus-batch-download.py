@@ -7,7 +7,9 @@ stopped, or killed, and started again: it goes on where it was."""
 import argparse
 import collections
 import contextlib
+import errno
 import fcntl
+import itertools
 import json
 import os
 import pwd
@@ -27,6 +29,7 @@ import helper
 HERE = os.path.dirname(os.path.abspath(__file__))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
+GIVEN_UP = "given up by the driver\n"
 # Exit statuses of a job that was told to stop: SIGHUP, SIGINT, SIGUSR2, SIGTERM, SIGXCPU.
 STOPPED = {129, 130, 140, 143, 152}
 
@@ -70,7 +73,7 @@ class Run:
         self.jobs = {}  # job name: Job, as long as it is not known to have ended
         self.lost = {}  # the same, of jobs that count as failed because they left no trace
         self.processed, self.failed = set(), {}  # paths; path: why
-        self.kept = set()  # names of failed jobs, whose files stay
+        self.kept = set()  # names of jobs whose files stay: failed, or given up
         self.number = 0  # of submissions
 
     def file_of(self, job_name, kind):
@@ -111,14 +114,20 @@ class Run:
                 "Finish it with those settings first; or, to forget it, cancel its jobs and remove "
                 f"the folder {self.folder}.", 2)
         self.journal = open(path, "ab", buffering=0)
+        self.length = os.fstat(self.journal.fileno()).st_size
         if self.is_finished:
             # A letter and six more: with the number they fit the 15 characters of old servers.
             self.record(event="run", run="g" + secrets.token_hex(3), source=source)
 
     def record(self, **event):
         """Write an event to the journal, down to the disk; then it has happened."""
-        self.journal.write(json.dumps(event).encode() + b"\n")
+        line = json.dumps(event).encode() + b"\n"
+        if os.fstat(self.journal.fileno()).st_size != self.length:  # a lock of this host only
+            raise helper.Problem(f"Another driver writes to {self.journal.name}. This one stops.")
+        if self.journal.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.name)
         os.fsync(self.journal.fileno())
+        self.length += len(line)
         self.apply(event, False)
 
     def apply(self, event, is_from_before):
@@ -134,6 +143,7 @@ class Run:
             self.jobs[name].id = event["id"]
         elif kind == "unsent":  # it is not, and never will be, at work
             del self.jobs[name]
+            self.kept.add(name)
         elif kind == "ended":
             job = self.jobs.pop(name, None) or self.lost.pop(name)
             if event["reason"] is None:
@@ -151,7 +161,7 @@ class Run:
 # ---- the schedulers ----
 
 # A kind of scheduler, told by
-#   submit      the command that takes a job's script on stdin; the job's name and RESOURCES follow
+#   submit      the command that takes a job's script on stdin, with what is to be put in
 #   log         lines for the job's script, where the scheduler does not write the log itself
 #   read_id     (text): the job's id, from what submit printed
 #   queue       the command that asks for all jobs of the user
@@ -178,14 +188,13 @@ GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
 # What qstat says of a job that has left the queue.
 GONE = re.compile("unknown job|has finished|not exist", re.I)
 
-# What schedulers say when they refuse for now: a limit of the site, or out of order.
-FOR_NOW = re.compile(
-    "MaxSubmit|MaxJobs|already in queue|would exceed|are allowed per|temporarily|try again|"
-    "unable to contact|connection refused|cannot connect|not responding|commlib|"
-    "unable to send message|slurm_load|controller is|in standby", re.I)
-# ... and when the job may have been accepted all the same.
-UNSURE = re.compile("timed out|timeout|connection reset|zero bytes|unexpected message|no response|"
-                    "broken pipe|interrupted", re.I)
+# What schedulers say when a limit of the site is reached ...
+LIMIT = re.compile("MaxSubmit|MaxJobs|already in queue|would exceed|are allowed per", re.I)
+# ... and when they are out of order, so that the job may have been accepted all the same.
+UNSURE = re.compile(
+    "timed out|timeout|time-out|connection|cannot connect|unable to contact|not responding|"
+    "no response|temporarily|try again|commlib|unable to send|zero bytes|unexpected message|"
+    "broken pipe|interrupted|slurm_load|controller is|in standby", re.I)
 
 
 def read_slurm_id(text):
@@ -195,7 +204,8 @@ def read_slurm_id(text):
 
 def read_slurm_queue(text):
     """The answer of squeue. Its heading tells no jobs from no answer."""
-    heading, *lines, end = text.split("\n")
+    # With SLURM_CLUSTERS set a line with the cluster's name comes first.
+    heading, *lines, end = re.sub(r"\ACLUSTER: .*\n", "", text).split("\n")
     if heading != SLURM_HEADING or end:
         raise ValueError("not an answer of squeue")
     entries = {}
@@ -254,7 +264,8 @@ def read_sge_queue(text):
                  for job in answer.iter("job_list")]
     except (ElementTree.ParseError, AttributeError) as error:
         raise ValueError(str(error))
-    find("(job_info)", answer.tag)
+    if answer.find("queue_info") is None:
+        raise ValueError("not an answer of qstat")
     entries = {}
     for number, name, state in found:
         ours = "stuck" if "E" in state or "h" in state else "waiting" if "q" in state else "running"
@@ -272,22 +283,24 @@ def find(pattern, text):
 
 USER = pwd.getpwuid(os.getuid()).pw_name
 TO_LOG = "exec >{log} 2>&1\n"  # PBS would bring the log only when the job has ended
-QSUB = ["qsub", "-S", "/bin/bash", "-V", "-r", "n", "-o", "/dev/null", "-j"]
+QSUB = ["qsub", "-V", "-r", "n", "RESOURCES", "-S", "/bin/bash", "-N", "{name}", "-o", "/dev/null",
+        "-j"]
 SCHEDULERS = {
     "slurm": Scheduler(
-        ["sbatch", "--parsable", "--no-requeue", "--output={log}", "--job-name"], "",
+        ["sbatch", "--no-requeue", "RESOURCES", "--parsable", "--output={log}",
+         "--job-name", "{name}"], "",
         read_slurm_id,
         ["squeue", "--user=" + USER, "--states=all", "--format=%i|%j|%T|%r"], read_slurm_queue,
         None, "scancel", 0.1),
     "pbs": Scheduler(
-        QSUB + ["oe", "-N"], TO_LOG, read_pbs_id,
+        QSUB + ["oe"], TO_LOG, read_pbs_id,
         ["qstat", "-s", "-w", "-u", USER], read_pbs_queue, ["qstat"], "qdel", 1),
     "torque": Scheduler(
-        QSUB + ["oe", "-N"], TO_LOG, read_pbs_id,
+        QSUB + ["oe"], TO_LOG, read_pbs_id,
         ["qstat", "-u", USER], read_pbs_queue, ["qstat"], "qdel", 1),
     "sge": Scheduler(
         # -notify: SIGUSR2 before the end, and SIGUSR1 before a mere suspension.
-        QSUB + ["y", "-terse", "-notify", "-N"], TO_LOG + "trap '' USR1\n", read_sge_id,
+        QSUB + ["y", "-terse", "-notify"], TO_LOG + "trap '' USR1\n", read_sge_id,
         ["qstat", "-u", USER, "-xml"], read_sge_queue, ["qstat", "-j"], "qdel", 1),
 }
 
@@ -318,16 +331,16 @@ def call(command, seconds, text=""):
     """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
     status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it, and its
     input in a file, so that it gets all of it even if this driver is killed meanwhile."""
-    try:
-        with tempfile.TemporaryFile() as file:
-            file.write(text.encode())
-            file.seek(0)
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        try:
             done = subprocess.run(command, stdin=file, capture_output=True, timeout=seconds,
                                   start_new_session=True)
-    except subprocess.TimeoutExpired:
-        return None, "", f"{command[0]} did not answer within {seconds} s"
-    except OSError as error:
-        return 127, "", f"{command[0]}: {error.strerror}"
+        except subprocess.TimeoutExpired:
+            return None, "", f"{command[0]} did not answer within {seconds} s"
+        except OSError as error:
+            return 127, "", f"{command[0]}: {error.strerror}"
     return (done.returncode, done.stdout.decode(errors="replace"),
             done.stderr.decode(errors="replace"))
 
@@ -335,7 +348,7 @@ def call(command, seconds, text=""):
 # ---- submitting ----
 
 
-def job_script(run, job_name, path):
+def job_script(run, job_name, file):
     """The job: wrapper.sh in WORKING_DIR, its exit status in a file that is whole or not there.
 
     Whoever makes the claim file first decides: the job, which writes its id into it and works
@@ -346,17 +359,24 @@ def job_script(run, job_name, path):
 
     log = run.scheduler.log.format(log=quoted("log"))
     wrapper = shlex.quote(os.path.join(HERE, "wrapper.sh"))
+    ended = shlex.quote(json.dumps({"event": "ended", "job": job_name})[:-1])
     return f"""#!/bin/bash
 trap : HUP INT TERM XCPU USR1 USR2
 {log}id=${{SLURM_JOB_ID:-${{PBS_JOBID:-$JOB_ID}}}}
 [ ! -e {quoted("status")} ] || exit 0
+if [ "${{SLURM_RESTART_COUNT:-0}}${{RESTARTED:-0}}" != 00 ]; then # requeued, or has it ended?
+  ! grep -qsF {ended} {shlex.quote(run.journal.name)} || exit 0
+fi
 (set -o noclobber; echo "$id" >{quoted("claim")}) 2>/dev/null ||
-  [ "$(cat {quoted("claim")})" = "$id" ] || exit 0
-export PYTHON={shlex.quote(sys.executable)} PYTHONUTF8=1
+  [ "$(cat {quoted("claim")})" = "$id" ] || {{ [ -s {quoted("claim")} ]; exit; }}
+export PYTHON={shlex.quote(sys.executable)} PYTHONUTF8=1 GLOBUS_SIZE={file.size}
 cd {shlex.quote(run.config.WORKING_DIR)} &&
-  bash {wrapper} {shlex.quote(run.config.PATH)} {shlex.quote(path)} </dev/null
+  bash {wrapper} {shlex.quote(run.config.PATH)} {shlex.quote(file.path)} </dev/null
 status=$?
-echo $status >{quoted("new")} && mv {quoted("new")} {quoted("status")}
+for try in $(seq 60); do # the disk may be full for a while
+  echo $status >{quoted("new")} && mv {quoted("new")} {quoted("status")} && break
+  sleep 5
+done
 [ $status = 0 ] # not the status itself: to some schedulers 99 and 100 have a meaning
 """
 
@@ -368,9 +388,11 @@ def submit(run, file):
     run.left_behind.pop(file.path, None)
     # In the log's name a % would be one of Slurm's patterns.
     log = run.file_of(job_name, "log").replace("%", "%%")
-    command = [word.format(log=log) for word in run.scheduler.submit]
-    command += [job_name] + shlex.split(run.config.RESOURCES)
-    status, output, errors = call(command, SUBMIT_SECONDS, job_script(run, job_name, file.path))
+    command = []
+    for word in run.scheduler.submit:
+        command += (shlex.split(run.config.RESOURCES) if word == "RESOURCES" else
+                    [word.format(log=log, name=job_name)])
+    status, output, errors = call(command, SUBMIT_SECONDS, job_script(run, job_name, file))
     said = "; ".join(filter(None, (errors or output).splitlines()))
     words = helper.first_line(said)
     if status == 0:
@@ -382,16 +404,17 @@ def submit(run, file):
         except ValueError:
             pass
     run.may_submit = False
-    if status in (0, None) or UNSURE.search(said):
+    if LIMIT.search(said) or status and "limit" in said and len(run.jobs) > 1:
+        send_again(run, job_name)
+        tell_once(run, "submit", f"The scheduler takes no more jobs for now: {words}\n"
+                  "Trying again when a job has ended, or it has answered.")
+        return
+    if status is None or status <= 0 or UNSURE.search(said) or not give_up(run, job_name):
         # It may have been accepted all the same: the next answer of the queue tells.
         tell_once(run, "submit", f"It is not clear whether the scheduler took a job: {words}\n"
                   "Looking for it in the queue.")
         return
     send_again(run, job_name)
-    if FOR_NOW.search(said) or "limit" in said and run.jobs:
-        tell_once(run, "submit", f"The scheduler takes no more jobs for now: {words}\n"
-                  "Trying again when a job has ended, or it has answered.")
-        return
     command = " ".join(map(shlex.quote, command))
     raise helper.Problem(f"The scheduler refuses the job: {words}\nThe command was: {command}\n"
                          "Mend RESOURCES in config.py and start again; nothing is lost.")
@@ -401,18 +424,21 @@ def give_up(run, job_name):
     """True if the job had not begun, and now never will."""
     try:
         with open(run.file_of(job_name, "claim"), "x") as file:
-            file.write("given up by the driver\n")
+            file.write(GIVEN_UP)
         return True
     except FileExistsError:
-        return False
+        return read(run.file_of(job_name, "claim")) == GIVEN_UP
 
 
-def fits(run, file):
-    """True if the file fits into MAX_BYTES, beside what is in flight and what was left behind."""
-    if run.config.MAX_BYTES is None:
-        return True
-    others = sum(size for path, size in run.left_behind.items() if path != file.path)
-    return file.size + others + sum(job.size for job in run.jobs.values()) <= run.config.MAX_BYTES
+def find_fitting(run, files):
+    """The place of the first of the files that fits into MAX_BYTES, beside what is in flight and
+    what was left behind; None if there is none."""
+    room = run.config.MAX_BYTES
+    if room is None:
+        return 0
+    room -= sum(run.left_behind.values()) + sum(job.size for job in run.jobs.values())
+    return next((place for place, file in enumerate(files)
+                 if file.size - run.left_behind.get(file.path, 0) <= room), None)
 
 
 def has_room(run):
@@ -425,16 +451,17 @@ def has_room(run):
 def fill(run):
     """Submit files while there are free places."""
     while run.todo and has_room(run) and not run.stopping:
-        place = next((n for n, file in enumerate(run.todo) if fits(run, file)), None)
-        if place is None:
-            if not run.jobs:
-                measure_left_behind(run)
-            if not run.jobs and not any(fits(run, file) for file in run.todo):
-                raise helper.Problem(
-                    f"What is in {run.config.DOWNLOAD_DIR} leaves no room for another file within "
-                    "MAX_BYTES.\nRemove what failures left there, or raise MAX_BYTES, and start "
-                    "again; nothing is lost.")
+        place = find_fitting(run, itertools.islice(run.todo, 1000))
+        if place is None and run.jobs:
             return
+        if place is None:
+            measure_left_behind(run)
+            place = find_fitting(run, run.todo)
+        if place is None:
+            raise helper.Problem(
+                f"What is in {run.config.DOWNLOAD_DIR} leaves no room for another file within "
+                "MAX_BYTES.\nRemove what failures left there, or raise MAX_BYTES, and start "
+                "again; nothing is lost.")
         file = run.todo[place]
         del run.todo[place]
         submit(run, file)
@@ -450,8 +477,8 @@ def collect(run):
     ended = [name for name, job in [*run.jobs.items(), *run.lost.items()]
              if name in names and not job.stopped]
     for name in ended:
-        with open(run.file_of(name, "status")) as file:
-            status = int(file.read())
+        text = (read(run.file_of(name, "status")) or "").strip()
+        status = int(text) if text.isdigit() else 255
         if status in STOPPED and name in run.jobs:
             run.jobs[name].stopped = status  # cancelled, or to be requeued: the queue knows
         else:
@@ -464,15 +491,16 @@ def end(run, job_name, status, reason=None):
     job = run.jobs.get(job_name) or run.lost[job_name]
     if status:
         reason = f"exit status {status}"
-        words = last_line(run.file_of(job_name, "log"))
-        reason += ": " + words if words else ""
     if reason:
-        reason += f" ({run.file_of(job_name, 'log')})"
+        words = last_line(run.file_of(job_name, "log"))
+        reason += (": " + words if words else "") + f" ({run.file_of(job_name, 'log')})"
     run.record(event="ended", job=job_name, status=status, reason=reason)
     run.ends.append(time.monotonic())
     run.may_submit = True
     if reason:
-        note_left_behind(run, job.path, 0 if status else job.size)
+        # Of a job that was killed, Globus may still be sending the file.
+        is_killed = status is None or status > 128 and status not in STOPPED
+        note_left_behind(run, job.path, job.size if is_killed else 0)
         tell_failure(run, job.path)
     else:
         tell_event(run, "processed", job.path)
@@ -521,7 +549,7 @@ def ask_queue(run):
         if status != 0:
             raise ValueError
         entries = run.scheduler.read_queue(output)
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         entries = None
     if entries is None or not entries and not is_empty(run):
         words = helper.first_line(errors or output)
@@ -543,6 +571,7 @@ def is_empty(run):
 def look_at_queue(run):
     """Find out which jobs are in the queue, and which are gone."""
     entries, now = ask_queue(run), time.monotonic()
+    collect(run)  # what ended meanwhile
     if entries is None:
         return
     for name, job in list(run.jobs.items()):
@@ -582,6 +611,8 @@ def requeue(run, job_name):
 def lose(run, job_name, entry):
     """A job is gone and left no exit status."""
     give_up(run, job_name)  # should it come back after all
+    if run.jobs[job_name].id:  # ... or should the queue be wrong
+        call([run.scheduler.cancel, run.jobs[job_name].id], QUEUE_SECONDS)
     if run.jobs[job_name].is_from_before:
         send_again(run, job_name)
         return
@@ -597,8 +628,8 @@ def tell_waiting(run, entries):
     if stuck:
         ids = " ".join(entry.id for entry in stuck)
         tell_once(run, "stuck", f"{helper.count(len(stuck), 'job')} cannot begin: "
-                  f"{why_stuck(run, stuck)}\nMend the cause, or cancel (they count as failed then): "
-                  f"{run.scheduler.cancel} {ids}", ids)
+                  f"{why_stuck(run, stuck)}\nMend the cause, or cancel (they count as failed "
+                  f"then): {run.scheduler.cancel} {ids}", ids)
     else:
         run.told.pop("stuck", None)
     if waiting and len(waiting) == len(mine):
@@ -741,6 +772,7 @@ def plan(run, files, limit):
         else:
             run.failed[file.path] = fate
             tell_failure(run, file.path)
+        known.add(file.path)
     helper.show("")
 
 
@@ -759,19 +791,22 @@ def lock(folder):
             helper.tell(f"No flock in {folder} ({error.strerror}); the file driver.owner there "
                         "keeps a second driver out instead.")
             own(owner)
-        yield
-        if owner:
-            os.remove(owner)
+        try:
+            yield
+        finally:
+            if owner:
+                os.remove(owner)
 
 
 def own(path):
     """Put this process's name into a file, where flock is not supported. Raises Problem if
     another process, which may be alive, has its name there."""
     other = read(path)
-    if other and (other.split()[0] != os.uname().nodename or identity(other.split()[2]) == other):
-        raise helper.Problem("Another globus-batch-download.py is at work here, on {} as process "
-                             "{2}.\nIf it is no more, remove {path}".format(
-                                 *other.split(), path=path))
+    if other:
+        host, _boot, pid, _start = other.split()
+        if host != os.uname().nodename or identity(pid) == other:
+            raise helper.Problem(f"Another globus-batch-download.py is at work here, on {host} as "
+                                 f"process {pid}.\nIf it is no more, remove {path}")
     me = identity(os.getpid())
     with open(f"{path}.{os.getpid()}", "w") as file:
         file.write(me)
@@ -817,6 +852,7 @@ def measure_left_behind(run):
     """Count what earlier runs left in DOWNLOAD_DIR, if there is a limit."""
     if run.config.MAX_BYTES is None:
         return
+    run.left_behind.clear()
     in_flight = {job.path for job in run.jobs.values()}
     for folder, _, names in os.walk(run.config.DOWNLOAD_DIR):
         for name in names:

@@ -60,6 +60,10 @@ def download(client, config, directory, name):
         raise helper.Problem(f"The name {name!r} {refused}.", 2)
     source = helper.join(directory, name)
     file = find(client, config, source, name)
+    listed = int(os.environ.get("GLOBUS_SIZE") or file.size)
+    if config.MAX_BYTES is not None and file.size > listed:
+        raise helper.Problem(f"{source} has grown from {listed} to {file.size} bytes since it was "
+                             "listed, which may break MAX_BYTES. The next run takes it.")
     request = helper.transfer_request(
         config, "download " + name, [(source, helper.join(config.DESTINATION_PATH, name))],
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)

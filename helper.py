@@ -124,17 +124,20 @@ def _interrupt(number, frame):
 
 
 def tell(text):
-    """Say something to the person: a line of its own on stderr."""
+    """Say something to the person: a line of its own on stderr. Where that is closed, or on a
+    disk that is full, nothing is said, and the work goes on."""
     show("")
-    print(printable(text), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def show(text):
     """On a terminal, put text on the last line until the next one takes its place."""
     if sys.stderr.isatty() and text != show.last:
         width = (shutil.get_terminal_size().columns or 80) - 1  # some terminals say 0
-        sys.stderr.write("\r" + printable(text)[:width] + "\x1b[K")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.write("\r" + printable(text)[:width] + "\x1b[K")
+            sys.stderr.flush()
         show.last = text
 
 
@@ -493,7 +496,7 @@ def list_files(client, collection, path, recursive):
 def _list_folder(client, collection, path):
     """Yield the entries of one directory. One request brings at most 100,000 of them, and
     `total` says how many there are (globus_sdk, operation_ls)."""
-    seen, total = 0, 1
+    seen, total, was = 0, 1, None
     while seen < total:
         page = {"offset": seen} if seen else {}
         answer = patiently(client.operation_ls, collection, path=path, **page)
@@ -504,6 +507,9 @@ def _list_folder(client, collection, path):
         yield from entries
         seen += len(entries)
         total = answer.get("total") or seen
+        if was not in (None, total):
+            tell(f"{path} changed while it was listed; start again later for what may be missing.")
+        was = total
 
 
 def _listing_problem(error, path):
@@ -541,14 +547,39 @@ def submit(client, request):
     id makes sure that there is one task (Globus answers with the same id again)."""
     if "submission_id" not in request:
         request["submission_id"] = patiently(client.get_submission_id)["value"]
-    return patiently(client.submit_transfer, request)["task_id"]
+    told = False
+    for pause in pauses(2, 60):
+        try:
+            return patiently(client.submit_transfer, request)["task_id"]
+        except GlobusAPIError as error:
+            if error.code != "Conflict":  # the same paths, in a task that is not yet complete
+                raise
+        task_id = find_twin(client, request)
+        if task_id:
+            tell(f"Globus is already at work on just this; taking over its task {task_id}.")
+            return task_id
+        if not told:
+            tell("Waiting: another transfer task of yours has the same paths.")
+            told = True
+        time.sleep(pause)
+
+
+def find_twin(client, request):
+    """The id of an unfinished task with this request's label and collections; None if there is
+    none. Globus lets a user have a hundred of them (globus.org, "Transfer limits")."""
+    tasks = patiently(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE")["DATA"]
+    names = ("label", "source_endpoint", "destination_endpoint")
+    wanted = [request[name] for name in names]
+    return next((task["task_id"] for task in tasks if wanted == [
+        task.get("label"), task.get("source_endpoint_id"), task.get("destination_endpoint_id")]),
+        None)
 
 
 def wait_for_task(client, task_id, progress):
     """The task document, once the task has ended. progress(task, reason) is called at each look.
     Why a task does not move is told when it changes. Raises Problem, with the task cancelled,
     when it cannot succeed."""
-    told, stuck, since = None, None, None
+    told, stuck, since, done = None, None, None, None
     for pause in pauses(0.25, SLOWEST_POLL):
         time.sleep(pause)
         task = patiently(client.get_task, task_id)
@@ -559,10 +590,12 @@ def wait_for_task(client, task_id, progress):
             tell(f"{reason}  (task {task_id})")
         told = reason
         progress(task, reason)
-        status = task.get("nice_status")
-        if status != stuck:
-            stuck, since = status, time.monotonic()
-        if status in HOPELESS and time.monotonic() - since >= HOPELESS[status]:
+        status, now = task.get("nice_status"), time.monotonic()
+        if done != (task.get("files_transferred"), task.get("bytes_transferred")):
+            stuck, done = None, (task.get("files_transferred"), task.get("bytes_transferred"))
+        if status in HOPELESS and status != stuck:  # while Globus tries again it may say OK
+            stuck, since = status, now
+        if status in HOPELESS and now - since >= HOPELESS[status]:
             cause = why_failed(client, task)
             client.cancel_task(task_id)
             raise Problem(f"The transfer cannot succeed and was cancelled: {cause}")

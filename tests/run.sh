@@ -17,4 +17,4 @@ else
   start_grid_engine_too
 fi
 say "$("$PY" --version), globus-sdk $("$PY" -m pip show globus-sdk 2>/dev/null | sed -n 's/^Version: //p')"
-cd -- "$TESTS" && "$PY" -m pytest -n 4 --dist worksteal "$@"
+cd -- "$TESTS" && "$PY" -m pytest -n 6 --dist worksteal "$@"

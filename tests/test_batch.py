@@ -21,25 +21,24 @@ from conftest import (
 )
 
 
-
-def test_a_tree_of_strange_names_is_processed_once_each_byte_for_byte(every_cluster, emulator):
+def test_a_tree_of_strange_names_is_processed_once_each_byte_for_byte(cluster, emulator):
     tree = emulator.add(strange_tree())
-    every_cluster.config("RECURSIVE = True", "NUM_JOBS = 6")
-    every_cluster.process(*KEEP)
-    done = every_cluster.run(BATCH)
+    cluster.config("RECURSIVE = True", "NUM_JOBS = 6")
+    cluster.process(*KEEP)
+    done = cluster.run(BATCH)
     assert done.returncode == 0, done.err
     assert last_line(done) == "30 processed, 0 failed, 0 not needed"
-    assert contents(every_cluster.folder / "out") == tree
-    assert set(processed(every_cluster).values()) == {1}
+    assert contents(cluster.folder / "out") == tree
+    assert set(processed(cluster).values()) == {1}
 
 
 def test_nothing_is_left_behind_but_the_results(every_cluster, emulator):
-    emulator.add({"a": b"1", "sub/b": b"2"})
+    emulator.add({"it's a": b"1", "sub/-$b": b"2"})
     every_cluster.config("RECURSIVE = True")
     every_cluster.run(BATCH)
     assert list(every_cluster.downloads.iterdir()) == []
     assert sorted(os.listdir(str(every_cluster.jobs))) == ["driver.lock", "journal.jsonl"]
-    assert sorted(contents(every_cluster.results)) == ["a.sha256", "sub/b.sha256"]
+    assert sorted(contents(every_cluster.results)) == ["it's a.sha256", "sub/-$b.sha256"]
 
 
 def test_a_second_run_does_nothing(cluster, emulator):
@@ -96,7 +95,7 @@ class Sampler(threading.Thread):
         while not self.is_over:
             command = {"slurm": ["squeue", "-h", "--format=%i|%j|%T|%r"],
                        "sge": ["qstat", "-xml"]}[self.site.scheduler]
-            text = subprocess.run(command, env=self.site.env, stdout=subprocess.PIPE).stdout.decode()
+            text = subprocess.check_output(command, env=self.site.env).decode()
             self.counts.append(sum(self.run_name() + "-" in line for line in text.splitlines()))
             time.sleep(0.02)
 
@@ -206,8 +205,8 @@ def test_a_working_dir_with_a_strange_name_is_fine(cluster, emulator):
 
 
 def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(every_cluster, emulator):
-    emulator.add({"f%d" % n: b"x" for n in range(6)})
-    every_cluster.process("sleep 3", *KEEP)
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    every_cluster.process("sleep 2", *KEEP)
     driver = every_cluster.start(BATCH)
     wait_until(lambda: b"(job" in driver.stderr.readline())
     wait_until(lambda: b"(job" in driver.stderr.readline())
@@ -216,21 +215,21 @@ def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(every_c
     assert driver.returncode == 130 and "Traceback" not in err
     assert "start this script again" in err and re.search(r"(scancel|qdel) \d+\S* \d+", err)
     done = every_cluster.run(BATCH)
-    assert last_line(done) == "6 processed, 0 failed, 0 not needed"
+    assert last_line(done) == "4 processed, 0 failed, 0 not needed"
     assert set(processed(every_cluster).values()) == {1}
 
 
 def test_a_killed_driver_started_again_takes_up_its_jobs(every_cluster, emulator):
-    emulator.add({"f%d" % n: b"x" for n in range(6)})
-    every_cluster.process("sleep 2", *KEEP)
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    every_cluster.process("sleep 1", *KEEP)
     driver = every_cluster.start(BATCH)
     wait_until(lambda: b"(job" in driver.stderr.readline())
     driver.kill()
     driver.communicate()
     done = every_cluster.run(BATCH)
     assert "Going on with the interrupted run" in done.err
-    assert last_line(done) == "6 processed, 0 failed, 0 not needed"
-    assert processed(every_cluster) == {"f%d" % n: 1 for n in range(6)}
+    assert last_line(done) == "4 processed, 0 failed, 0 not needed"
+    assert processed(every_cluster) == {"f%d" % n: 1 for n in range(4)}
 
 
 def test_a_second_driver_is_refused(stand_in, emulator):
@@ -277,3 +276,141 @@ def test_a_bar_on_a_terminal_shows_how_far_it_is(stand_in, emulator):
     assert "[....................] 0 of 2 files, 2 jobs in the queue" in screen
     assert "[####################] 2 of 2 files" in screen
     assert "submitted" not in screen
+
+
+class Disk(threading.Thread):
+    """Measures DOWNLOAD_DIR, again and again."""
+
+    def __init__(self, site):
+        super().__init__(daemon=True)
+        self.site, self.most, self.is_over = site, 0, False
+
+    def run(self):
+        while not self.is_over:
+            used = 0
+            for folder, _, names in os.walk(str(self.site.downloads)):
+                for name in names:
+                    try:
+                        used += os.path.getsize(os.path.join(folder, name))
+                    except FileNotFoundError:
+                        pass
+            self.most = max(self.most, used)
+            time.sleep(0.01)
+
+
+def run_with_disk(site):
+    disk = Disk(site)
+    disk.start()
+    done = site.run(BATCH)
+    disk.is_over = True
+    disk.join()
+    return done, disk.most
+
+
+def test_downloads_in_flight_never_exceed_max_bytes(cluster, emulator):
+    emulator.add({"f%d" % n: b"x" * 1000 * (1 + n % 3) for n in range(12)})
+    cluster.config("NUM_JOBS = 8", "MAX_BYTES = 5000")
+    cluster.process("sleep 0.5", *KEEP)
+    done, most = run_with_disk(cluster)
+    assert last_line(done) == "12 processed, 0 failed, 0 not needed"
+    assert 3000 < most <= 5000
+
+
+def test_files_that_failures_leave_count_for_max_bytes(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" * 1000 for n in range(8)})
+    stand_in.config("NUM_JOBS = 8", "MAX_BYTES = 4000")
+    stand_in.process("case $1 in *f[01]) exit 3 ;; esac", "sleep 0.5", *KEEP)
+    done, most = run_with_disk(stand_in)
+    assert last_line(done) == "6 processed, 2 failed, 0 not needed"
+    assert 2000 < most <= 4000
+
+
+def test_a_disk_full_of_failures_stops_the_run_and_says_so(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" * 1000 for n in range(5)})
+    stand_in.config("NUM_JOBS = 1", "MAX_BYTES = 2500")
+    stand_in.process("exit 3")
+    done, most = run_with_disk(stand_in)
+    assert done.returncode == 1 and most == 2000
+    assert "leaves no room for another file within MAX_BYTES" in done.err
+
+
+def test_it_goes_on_once_there_is_room_again(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" * 1000 for n in range(5)})
+    stand_in.config("NUM_JOBS = 1", "MAX_BYTES = 2500")
+    stand_in.process("exit 3")
+    stand_in.run(BATCH)
+    for file in stand_in.downloads.iterdir():
+        file.unlink()
+    stand_in.process(*KEEP)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "3 processed, 2 failed, 0 not needed"
+
+
+def test_what_earlier_runs_left_counts_for_max_bytes(stand_in, emulator):
+    emulator.add({"a": b"x" * 1000})
+    stand_in.config("MAX_BYTES = 2500")
+    stand_in.downloads.mkdir()
+    (stand_in.downloads / "left").write_bytes(b"x" * 2000)
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1 and "leaves no room" in done.err
+    (stand_in.downloads / "left").unlink()
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+# As a file system without flock has it.
+NO_FLOCK = """
+import errno, fcntl
+def flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = flock
+"""
+
+
+@pytest.fixture
+def no_flock(stand_in, tmp_path):
+    """The site on a file system that does not support flock."""
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "sitecustomize.py").write_text(NO_FLOCK)
+    stand_in.env["PYTHONPATH"] = str(tmp_path / "patch")
+    return stand_in
+
+
+def test_a_second_driver_is_refused_without_flock_too(no_flock, emulator):
+    emulator.add({"a": b"1"})
+    no_flock.process("sleep 3", *KEEP)
+    first = no_flock.start(BATCH)
+    wait_until(lambda: b"(job" in first.stderr.readline())
+    second = no_flock.run(BATCH)
+    assert second.returncode == 1
+    assert "No flock in" in second.err
+    assert "Another globus-batch-download.py is at work here, on %s as process %d" % (
+        os.uname().nodename, first.pid) in second.err
+    assert first.wait() == 0 and processed(no_flock) == {"a": 1}
+
+
+def test_of_two_drivers_at_once_without_flock_one_is_refused(no_flock, emulator):
+    emulator.add({"a": b"1"})
+    no_flock.process("sleep 1", *KEEP)
+    drivers = [no_flock.start(BATCH) for _ in range(4)]
+    assert sorted(driver.wait() for driver in drivers) == [0, 1, 1, 1]
+    assert processed(no_flock) == {"a": 1}
+
+
+def test_a_killed_driver_keeps_nobody_out_without_flock(no_flock, emulator):
+    emulator.add({"a": b"1"})
+    no_flock.process("sleep 2", *KEEP)
+    first = no_flock.start(BATCH)
+    wait_until(lambda: b"(job" in first.stderr.readline())
+    first.kill()
+    first.wait()
+    assert last_line(no_flock.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(no_flock) == {"a": 1}
+    assert "driver.owner" not in os.listdir(str(no_flock.jobs))
+
+
+def test_a_driver_on_another_host_keeps_others_out_without_flock(no_flock, emulator):
+    no_flock.jobs.mkdir()
+    (no_flock.jobs / "driver.owner").write_text("login2 4c4d 77 123")
+    done = no_flock.run(BATCH)
+    assert done.returncode == 1
+    assert "on login2 as process 77" in done.err and "If it is no more, remove" in done.err

@@ -24,11 +24,11 @@ def may_trace():
 @pytest.fixture
 def quick(stand_in, emulator, tmp_path):
     """A site whose jobs take a moment: a Python of their own stands in for the download."""
-    emulator.add({name: b"x" for name in FILES})
+    emulator.add(dict.fromkeys(FILES, b"x"))
     stand_in.config("RECURSIVE = True", "NUM_JOBS = 2", "POLL_SECONDS = 0.1", "GRACE_SECONDS = 1")
     download = tmp_path / "download"
-    download.write_text('#!/bin/bash\nmkdir -p -- "{0}/$(dirname -- "$5")"\n'
-                        'echo x >"{0}/$5" && echo "{0}/$5"\n'.format(stand_in.downloads))
+    download.write_text(f'#!/bin/bash\nmkdir -p -- "{stand_in.downloads}/$(dirname -- "$5")"\n'
+                        f'echo x >"{stand_in.downloads}/$5" && echo "{stand_in.downloads}/$5"\n')
     download.chmod(0o755)
     stand_in.edit("wrapper.sh", "\nPYTHON=", "\nPYTHON=%s\n: " % download)
     stand_in.process('mark="at work.${GLOBUS_NAME//"/"/_}"', 'mkdir "$mark" || exit 9',
@@ -39,8 +39,9 @@ def quick(stand_in, emulator, tmp_path):
 def trace(site, *options):
     """Run the driver under strace; its outputs are not wanted."""
     return subprocess.run(
-        [shutil.which("strace"), "-qq", *options, *site.command(BATCH)], cwd=str(site.folder), env=site.env,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+        [shutil.which("strace"), "-qq", *options, *site.command(BATCH)], cwd=str(site.folder),
+        env=site.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL).returncode
 
 
 def first_steps(site, tmp_path):
@@ -60,7 +61,7 @@ def nothing_yet(site):
 
 
 def interrupted(site):
-    """A run has been killed that had two jobs in the queue; the last line of its journal is torn."""
+    """A run has been killed that had two jobs in the queue; its journal's last line is torn."""
     nothing_yet(site)
     kill_at(site, "fsync", 5)
     with open(str(site.jobs / "journal.jsonl"), "a") as file:
@@ -90,17 +91,17 @@ def test_killed_before_any_system_call_it_goes_on(call, before, quick, tmp_path,
             done = quick.run(BATCH)
             assert done.returncode == 0, done.err
             assert last_line(done) == "3 processed, 0 failed, 0 not needed"
-        assert processed(quick) == {name: 1 for name in FILES}, (call, number)
+        assert processed(quick) == dict.fromkeys(FILES, 1), (call, number)
         number, kills = number + 1, kills + 1
         before(quick)
     record_property("kills", kills)
-    assert processed(quick) == {name: 1 for name in FILES}  # and the last run was whole
+    assert processed(quick) == dict.fromkeys(FILES, 1)  # and the last run was whole
 
 
 def test_killed_at_random_moments_again_and_again_it_processes_each_file_once(
         real_cluster, emulator, record_property):
     files = ["f%02d" % n for n in range(90)]
-    emulator.add({name: b"x" for name in files})
+    emulator.add(dict.fromkeys(files, b"x"))
     real_cluster.config("NUM_JOBS = 6", "POLL_SECONDS = 0.5", "GRACE_SECONDS = 5")
     real_cluster.process('mkdir "at work.$GLOBUS_NAME" || exit 9', "sleep 1",
                          'printf "%s\\n" "$GLOBUS_NAME" >>processed',
@@ -117,5 +118,5 @@ def test_killed_at_random_moments_again_and_again_it_processes_each_file_once(
     record_property("kills", kills)
     done = real_cluster.run(BATCH)
     assert last_line(done) == "90 processed, 0 failed, 0 not needed", done.err
-    assert processed(real_cluster) == {name: 1 for name in files}
+    assert processed(real_cluster) == dict.fromkeys(files, 1)
     assert kills == 30

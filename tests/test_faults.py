@@ -3,7 +3,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import BATCH, KEEP, count_calls, journal, last_line, processed, put_before, wait_until
+from conftest import BATCH, KEEP, journal, last_line, processed, put_before, wait_until
 
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "torque": "qsub", "sge": "qsub"}
 ASK = {"slurm": "squeue", "pbs": "qstat", "torque": "qstat", "sge": "qstat"}
@@ -34,7 +34,14 @@ SUBMISSIONS = {
         "takes no more jobs for now: error: QOSMaxSubmitJobPerUserLimit"),
     "out of order": (
         ['echo "cannot connect to server pbshost (errno=15010)" >&2', "exit 162"],
-        "takes no more jobs for now: cannot connect to server"),
+        "not clear whether the scheduler took a job: cannot connect to server"),
+    "accepted, but then the scheduler is out of reach": (
+        ['"$real" "$@" >/dev/null',
+         'echo "sbatch: error: Unable to contact slurm controller (connect failure)" >&2',
+         "exit 1"], "not clear whether the scheduler took a job"),
+    "accepted, but then it is killed": (
+        ['"$real" "$@" >/dev/null', 'kill -KILL $$'],
+        "not clear whether the scheduler took a job"),
     "a warning, and it succeeds": (
         ['echo "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying" >&2',
          'exec "$real" "$@"'], None),
@@ -69,27 +76,27 @@ ANSWERS = {
 
 @pytest.mark.parametrize("fault", ANSWERS)
 def test_no_job_is_given_up_while_the_queue(fault, every_cluster, emulator, tmp_path):
-    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    emulator.add({"a": b"1", "b": b"2"})
     put_before(every_cluster, tmp_path, ASK[every_cluster.scheduler],
                '[[ "$*" != *version* && "$*" != *help* ]] || exec "$real" "$@"',
                *ANSWERS[fault])
-    every_cluster.edit(BATCH, "QUEUE_SECONDS = 60", "QUEUE_SECONDS = 1")
+    every_cluster.edit(BATCH, "QUEUE_SECONDS = 60", "QUEUE_SECONDS = 0.5")
     every_cluster.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
-    every_cluster.process("sleep 3", *KEEP)
+    every_cluster.process("sleep 1", *KEEP)
     done = every_cluster.run(BATCH)
-    assert last_line(done) == "4 processed, 0 failed, 0 not needed"
-    assert processed(every_cluster) == {"f%d" % n: 1 for n in range(4)}
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed"
+    assert processed(every_cluster) == {"a": 1, "b": 1}
     assert done.err.count("Asking again") <= 2  # however often it is asked
 
 
 def test_jobs_of_other_users_and_other_runs_are_not_mistaken_for_ours(cluster, emulator, tmp_path):
-    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    emulator.add({"f%d" % n: b"x" for n in range(3)})
     fault = {"slurm": 'echo "1|g000000-1|PENDING|JobHeldAdmin"; echo "2|a job of theirs|RUNNING|"',
              "sge": ""}[cluster.scheduler]
     put_before(cluster, tmp_path, ASK[cluster.scheduler], '"$real" "$@" || exit', fault)
-    cluster.process("sleep 2", *KEEP)
+    cluster.process("sleep 1", *KEEP)
     done = cluster.run(BATCH)
-    assert last_line(done) == "4 processed, 0 failed, 0 not needed"
+    assert last_line(done) == "3 processed, 0 failed, 0 not needed"
     assert "cannot begin" not in done.err
 
 
@@ -126,8 +133,9 @@ def test_a_lost_job_is_a_failure_with_that_reason(every_cluster, emulator):
 def test_a_lost_job_that_comes_back_with_its_exit_status_counts(stand_in, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2"})
     put_before(stand_in, tmp_path, "squeue", "echo 'JOBID|NAME|STATE|REASON'")
+    put_before(stand_in, tmp_path, "scancel", "exit 1")
     stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.5")
-    stand_in.process('case $1 in *a) sleep 4 ;; *) sleep 9 ;; esac', *KEEP)
+    stand_in.process('case $1 in *a) sleep 3 ;; *) sleep 5 ;; esac', *KEEP)
     stand_in.edit(BATCH, "gone_since = now", "gone_since = now + ('b' in job.path) * 100")
     done = stand_in.run(BATCH)
     assert "FAILED a: the job was lost" in done.err

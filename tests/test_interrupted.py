@@ -1,10 +1,7 @@
 """Jobs that their scheduler stops, and the driver that is stopped or killed and started again."""
-import json
-import signal
 import subprocess
 
-import pytest
-from conftest import BATCH, KEEP, journal, last_line, processed, wait_until
+from conftest import BATCH, journal, wait_until
 
 
 def cancel_first_job(site):

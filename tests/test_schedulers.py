@@ -2,7 +2,16 @@
 import os
 
 import pytest
-from conftest import BATCH, TESTS, count_calls, last_line, load, put_before, wait_until, with_stand_in
+from conftest import (
+    BATCH,
+    TESTS,
+    count_calls,
+    last_line,
+    load,
+    put_before,
+    wait_until,
+    with_stand_in,
+)
 
 read = load("globus-batch-download")
 
