@@ -359,16 +359,18 @@ def job_script(run, job_name, file):
 
     log = run.scheduler.log.format(log=quoted("log"))
     wrapper = shlex.quote(os.path.join(HERE, "wrapper.sh"))
-    ended = shlex.quote(json.dumps({"event": "ended", "job": job_name})[:-1])
+    is_over = f'"(ended|unsent)", "job": "{job_name}"'
     return f"""#!/bin/bash
 trap : HUP INT TERM XCPU USR1 USR2
 {log}id=${{SLURM_JOB_ID:-${{PBS_JOBID:-$JOB_ID}}}}
-[ ! -e {quoted("status")} ] || exit 0
-if [ "${{SLURM_RESTART_COUNT:-0}}${{RESTARTED:-0}}" != 00 ]; then # requeued, or has it ended?
-  ! grep -qsF {ended} {shlex.quote(run.journal.name)} || exit 0
+restarts=${{SLURM_RESTART_COUNT:-0}}${{RESTARTED:-0}}
+(set -o noclobber; echo "$id" >{quoted("claim")}) 2>/dev/null || restarts=1
+[ "$(cat {quoted("claim")})" = "$id" ] || {{ [ -s {quoted("claim")} ]; exit; }}
+if [ "$restarts" != 00 ]; then # requeued; had it come to its end?
+  ! grep -qsE {shlex.quote(is_over)} {shlex.quote(run.journal.name)} || exit 0
+  [ "$(cat {quoted("status")} 2>/dev/null)" != 0 ] || exit 0
+  rm -f {quoted("status")}
 fi
-(set -o noclobber; echo "$id" >{quoted("claim")}) 2>/dev/null ||
-  [ "$(cat {quoted("claim")})" = "$id" ] || {{ [ -s {quoted("claim")} ]; exit; }}
 export PYTHON={shlex.quote(sys.executable)} PYTHONUTF8=1 GLOBUS_SIZE={file.size}
 cd {shlex.quote(run.config.WORKING_DIR)} &&
   bash {wrapper} {shlex.quote(run.config.PATH)} {shlex.quote(file.path)} </dev/null
@@ -471,19 +473,18 @@ def fill(run):
 
 
 def collect(run):
-    """Take in the exit statuses that jobs have written; how many."""
+    """Take in the exit statuses that jobs have written; how many jobs have ended."""
     names = {entry[:-len(".status")] for entry in os.listdir(run.folder)
              if entry.endswith(".status")}
-    ended = [name for name, job in [*run.jobs.items(), *run.lost.items()]
-             if name in names and not job.stopped]
-    for name in ended:
+    before = len(run.jobs)
+    for name in [name for name in [*run.jobs, *run.lost] if name in names]:
         text = (read(run.file_of(name, "status")) or "").strip()
         status = int(text) if text.isdigit() else 255
         if status in STOPPED and name in run.jobs:
-            run.jobs[name].stopped = status  # cancelled, or to be requeued: the queue knows
+            run.jobs[name].stopped = status  # cancelled, or requeued: the queue knows
         else:
             end(run, name, status)
-    return len(ended)
+    return before - len(run.jobs)
 
 
 def end(run, job_name, status, reason=None):
@@ -579,9 +580,7 @@ def look_at_queue(run):
         if entry and job.id is None:
             run.record(event="queued", job=name, id=entry.id)
         if entry and entry.state != "gone":
-            job.gone_since, job.is_from_before = None, False
-            if job.stopped and entry.state != "running":
-                requeue(run, name)
+            job.gone_since, job.is_from_before, job.stopped = None, False, None
         elif job.stopped:
             end(run, name, job.stopped)
         elif job.id is None and give_up(run, name):
@@ -599,13 +598,6 @@ def send_again(run, job_name):
     job = run.jobs[job_name]
     run.record(event="unsent", job=job_name)
     run.todo.appendleft(helper.File(job.path, job.size, None, None))
-
-
-def requeue(run, job_name):
-    """A job was stopped to begin again: it shall not find the exit status it left."""
-    os.remove(run.file_of(job_name, "status"))
-    run.jobs[job_name].stopped = None
-    tell_event(run, "requeued", run.jobs[job_name].path)
 
 
 def lose(run, job_name, entry):

@@ -148,9 +148,12 @@ def test_a_requeued_job_begins_again_and_is_not_lost(real_slurm, emulator):
     real_slurm.process('if mkdir once; then scontrol requeue "$SLURM_JOB_ID"; sleep 100; fi', *KEEP)
     driver = real_slurm.start(BATCH)
     job = wait_until(lambda: [e["id"] for e in journal(real_slurm) if e["event"] == "queued"])[0]
-    # Slurm lets it wait for two minutes as a rule.
-    wait_until(lambda: subprocess.run(["scontrol", "update", "StartTime=now", "JobId=" + job]) and
-               processed(real_slurm))
+    # Slurm lets it wait for two minutes, so that the end of the first try is not taken for that of
+    # the second; here three seconds do.
+    wait_until(lambda: (job + "|BeginTime").encode() in subprocess.check_output(
+        ["squeue", "-h", "--format=%i|%r"], env=real_slurm.env))
+    time.sleep(3)
+    subprocess.run(["scontrol", "update", "StartTime=now", "JobId=" + job], check=True)
     out = driver.communicate()[0]
     assert out.decode().splitlines()[-1] == "1 processed, 0 failed, 0 not needed"
     assert processed(real_slurm) == {"a": 1}
