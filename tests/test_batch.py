@@ -108,8 +108,8 @@ class Sampler(threading.Thread):
 
 
 def test_there_are_never_more_than_num_jobs_and_nearly_always_as_many(cluster, emulator):
-    emulator.add({"f%02d" % n: b"x" for n in range(15)})
-    cluster.process("sleep 2", *KEEP)
+    emulator.add({"f%02d" % n: b"x" for n in range(12)})
+    cluster.process("sleep 3", *KEEP)
     sampler = Sampler(cluster)
     sampler.start()
     done = cluster.run(BATCH)
@@ -120,7 +120,7 @@ def test_there_are_never_more_than_num_jobs_and_nearly_always_as_many(cluster, e
     full = [n for n, number in enumerate(counts) if number == 3]
     assert max(counts) == 3
     busy = counts[full[0]:full[-1] + 1]
-    assert busy.count(3) / len(busy) > 0.7, Counter(busy)
+    assert sum(busy) / len(busy) > 3 * 0.75, Counter(busy)  # while other tests have the processor
 
 
 def test_the_queue_is_asked_once_each_poll_seconds(stand_in, emulator, tmp_path):

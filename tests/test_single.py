@@ -14,7 +14,7 @@ def run_single(site, name, directory=PATH):
     return site.run("globus-single-file-download.py", "--globus-path", directory, "--file", name)
 
 
-@pytest.mark.parametrize("name", STRANGE_NAMES[:12] + ["sub dir/it's"])
+@pytest.mark.parametrize("name", STRANGE_NAMES[:7] + ["sub dir/it's"])
 def test_prints_the_local_path_and_nothing_else(site, emulator, name):
     emulator.add({name: b"data"})
     done = run_single(site, name)
@@ -107,7 +107,7 @@ def test_an_answer_lost_after_submitting_makes_no_second_task(site, emulator):
 
 def test_an_outage_is_waited_for_and_told(site, emulator):
     emulator.add({"a": b"1"})
-    emulator.fault("GET /v0.10/task/", times=8, status=503, text="<html>maintenance</html>")
+    emulator.fault("GET /v0.10/task/", times=6, status=503, text="<html>maintenance</html>")
     done = run_single(site, "a")
     assert done.returncode == 0
     assert "Trying again until it works" in done.err
@@ -141,7 +141,7 @@ def run_wrapper(site, name):
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("name", STRANGE_NAMES + ["sub dir/$deep's/*"])
+@pytest.mark.parametrize("name", STRANGE_NAMES[::3] + ["sub dir/$deep's/*"])
 def test_wrapper_downloads_processes_and_deletes(site, emulator, name):
     emulator.add({name: b"data"})
     done = run_wrapper(site, name)
