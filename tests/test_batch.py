@@ -177,6 +177,17 @@ def test_resources_that_can_never_work_stop_the_run_with_the_schedulers_words(cl
     assert "RESOURCES" in done.err
 
 
+def test_a_name_of_ones_own_in_resources_hides_no_job(cluster, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    cluster.config("GRACE_SECONDS = 1", "RESOURCES = %r" % {
+        "slurm": "--job-name=mine --output=mine.log", "sge": "-N mine -o mine.log"}[
+            cluster.scheduler])
+    cluster.process("sleep 3", *KEEP)
+    done = cluster.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.out
+    assert not (cluster.folder / "mine.log").exists()
+
+
 def test_the_run_goes_on_once_resources_are_mended(cluster, emulator):
     emulator.add({"a": b"1"})
     cluster.config("RESOURCES = '--nonsense=3'")
@@ -355,6 +366,25 @@ def test_what_earlier_runs_left_counts_for_max_bytes(stand_in, emulator):
     assert done.returncode == 1 and "leaves no room" in done.err
     (stand_in.downloads / "left").unlink()
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_file_that_has_grown_does_not_break_max_bytes(stand_in, emulator):
+    emulator.add({"a": b"x" * 1000, "grows": b"x" * 1000})
+    emulator.fault("/stat.*grows", patch={"size": 5000})
+    stand_in.config("MAX_BYTES = 2500")
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+    assert "has grown from 1000 to 5000 bytes since it was listed" in done.out
+    assert len(emulator.tasks()) == 1
+
+
+def test_a_file_that_is_listed_twice_is_processed_once(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    a = {"name": "a", "type": "file", "size": 1, "last_modified": "2026-11-23 08:15:00+00:00"}
+    emulator.fault("/ls", patch={"DATA": [a, a], "length": 2, "total": 2})
+    stand_in.process(*KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"a": 1}
 
 
 # As a file system without flock has it.

@@ -157,3 +157,40 @@ def test_a_requeued_job_begins_again_and_is_not_lost(real_slurm, emulator):
     out = driver.communicate()[0]
     assert out.decode().splitlines()[-1] == "1 processed, 0 failed, 0 not needed"
     assert processed(real_slurm) == {"a": 1}
+
+
+def test_a_job_that_was_given_up_does_nothing_though_it_begins_after_a_restart(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2"})
+    folder = put_before(stand_in, tmp_path, "sbatch", FIRST_TIME, 'cat >"$0.script"',
+                        "exec sleep 100")
+    stand_in.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 1")
+    stand_in.process("sleep 2", *KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"(job" in driver.stderr.readline())
+    driver.kill()
+    driver.communicate()
+    assert last_line(stand_in.run(BATCH)) == "2 processed, 0 failed, 0 not needed"
+    subprocess.run(["bash", str(folder / "sbatch.script")], env=stand_in.env, check=False)
+    assert processed(stand_in) == {"a": 1, "b": 1}
+
+
+def test_a_full_disk_under_the_journal_loses_nothing(stand_in, emulator):
+    files = ["f%02d" % n for n in range(20)]
+    emulator.add(dict.fromkeys(files, b"x"))
+    stand_in.process(*KEEP)
+    # No file may grow beyond 2 kB: the line that would only half fit is written half.
+    full = subprocess.run(
+        ["bash", "-c", 'ulimit -f 2; exec "$@"', "-", *stand_in.command(BATCH)],
+        cwd=str(stand_in.folder), env=stand_in.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert full.returncode == 1
+    assert b"journal.jsonl" in full.stderr and b"Traceback" not in full.stderr
+    assert (stand_in.jobs / "journal.jsonl").stat().st_size == 2048
+    assert last_line(stand_in.run(BATCH)) == "20 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == dict.fromkeys(files, 1)
+
+
+def test_an_exit_status_that_is_none_is_a_failure(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.process('claim=$(echo jobs/*.claim)', 'echo nonsense >"${claim%claim}status"', "sleep 2")
+    assert "FAILED a: exit status 255" in stand_in.run(BATCH).out

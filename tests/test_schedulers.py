@@ -73,6 +73,11 @@ def test_a_state_that_nobody_knows_is_alive():
     assert states(read.read_slurm_queue(text)) == {"name": "running"}
 
 
+def test_slurm_names_its_cluster_first_where_one_is_chosen():
+    text = "CLUSTER: other\n" + read.SLURM_HEADING + "\n7|name|RUNNING|None\n"
+    assert states(read.read_slurm_queue(text)) == {"name": "running"}
+
+
 def test_pbs_states():
     queue = read.read_pbs_queue(recorded("openpbs-qstat-w-u.txt"))
     assert states(queue) == {"gd-abc": "running", "gd-old": "running", "gd-big": "waiting",

@@ -105,6 +105,19 @@ def test_an_answer_lost_after_submitting_makes_no_second_task(site, emulator):
     assert len(emulator.tasks()) == 1
 
 
+def test_a_task_for_the_same_file_that_is_still_at_work_is_taken_over(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(task_seconds=3)
+    first = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    wait_until(emulator.tasks)
+    first.kill()
+    first.communicate()
+    done = run_single(site, "a")
+    assert done.returncode == 0
+    assert "taking over its task" in done.err
+    assert len(emulator.tasks()) == 1
+
+
 def test_an_outage_is_waited_for_and_told(site, emulator):
     emulator.add({"a": b"1"})
     emulator.fault("GET /v0.10/task/", times=6, status=503, text="<html>maintenance</html>")
