@@ -52,8 +52,8 @@ class Run:
     """What is known of a run. Each change is a line of the journal before it is acted upon, so
     that a driver that was killed can be replayed from there."""
 
-    def __init__(self, config, scheduler):
-        self.config, self.scheduler = config, scheduler
+    def __init__(self, config, scheduler, client):
+        self.config, self.scheduler, self.client = config, scheduler, client
         self.folder = os.path.join(config.WORKING_DIR, "jobs")
         self.todo = collections.deque()  # Files
         self.forget()
@@ -62,6 +62,7 @@ class Run:
         self.stopping = False
         self.next_question = 0
         self.may_submit = True  # False from a refusal to the next answer of the queue
+        self.doubts_login, self.next_check = False, 0
         self.told = {}  # what the person knows already, by topic
         self.begun = time.monotonic()
         self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
@@ -498,6 +499,7 @@ def end(run, job_name, status, reason=None):
     run.record(event="ended", job=job_name, status=status, reason=reason)
     run.ends.append(time.monotonic())
     run.may_submit = True
+    run.doubts_login |= status == 1
     if reason:
         # Of a job that was killed, Globus may still be sending the file.
         is_killed = status is None or status > 128 and status not in STOPPED
@@ -641,6 +643,16 @@ def why_stuck(run, stuck):
         errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
         words += ": " + errors[0] if errors else ""
     return words
+
+
+def tell_stall(run):
+    """When all jobs at work wait for Globus, say why, in the words of their logs."""
+    lines = [last_line(run.file_of(name, "log")) for name in run.jobs]
+    if any(lines) and all(line.startswith("Waiting: ") for line in lines if line):
+        reasons = sorted({line.split("  (task ")[0] for line in lines if line})
+        tell_once(run, "stall", "All jobs wait. " + "\n".join(reasons))
+    else:
+        run.told.pop("stall", None)
 
 
 # ---- telling ----
@@ -874,9 +886,26 @@ def drive(run):
             pauses = helper.pauses(0.05, 0.25)
         if time.monotonic() >= run.next_question:
             look_at_queue(run)
+            tell_stall(run)
+        if run.doubts_login and time.monotonic() >= run.next_check:
+            check_login(run)
         fill(run)
         show_progress(run)
         time.sleep(next(pauses))
+
+
+def check_login(run):
+    """After a failure: was it the login? Then all further jobs would fail as well. Raises Problem
+    if a login is what helps."""
+    run.doubts_login, run.next_check = False, time.monotonic() + run.config.POLL_SECONDS
+    try:
+        run.client.operation_stat(run.config.SOURCE_ENDPOINT_ID, path=run.config.PATH)
+    except helper.GlobusAPIError as error:
+        if helper.why_log_in(error):
+            raise helper.Problem(f"{helper.explain(error)}\nThen start this script again; it goes "
+                                 "on with its jobs and the files that are left.")
+    except helper.NetworkError:
+        pass
 
 
 def stop_gently(run):
@@ -890,9 +919,9 @@ def stop_gently(run):
             signal.signal(number, stop)
 
 
-def batch(config, scheduler, files, limit):
+def batch(config, scheduler, client, files, limit):
     """Run the batch, or go on with it; the exit status."""
-    run = Run(config, scheduler)
+    run = Run(config, scheduler, client)
     os.makedirs(run.folder, exist_ok=True)
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
     with lock(run.folder):
@@ -900,6 +929,7 @@ def batch(config, scheduler, files, limit):
         take_up(run)
         plan(run, files, limit)
         measure_left_behind(run)
+        helper.tune(client, 20, 0)  # from here on waiting would hold up the jobs
         stop_gently(run)
         drive(run)
         if run.stopping:
@@ -936,7 +966,7 @@ def main(argv=None):
     files = helper.list_files(client, config.SOURCE_ENDPOINT_ID, config.PATH, config.RECURSIVE)
     if options.dry_run:
         return dry_run(config, files, options.limit)
-    return batch(config, scheduler, files, options.limit)
+    return batch(config, scheduler, client, files, options.limit)
 
 
 if __name__ == "__main__":

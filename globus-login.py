@@ -4,6 +4,7 @@
 Prints the URL of a login page, asks for the code that the page shows, and stores the tokens in
 ~/.wehi-globus-tokens.json, for you alone. Then looks at both collections of config.py."""
 import argparse
+import collections
 import os
 import sys
 
@@ -12,19 +13,20 @@ import helper
 
 def look_at_source(client, config):
     """Print what PATH holds."""
-    files = folders = size = 0
-    for entry in client.operation_ls(config.SOURCE_ENDPOINT_ID, path=config.PATH)["DATA"]:
-        files += entry["type"] == "file"
-        folders += entry["type"] == "dir"
-        size += entry["size"] if entry["type"] == "file" else 0
-    print(f"Source: {config.PATH} holds {helper.count(files, 'file')} ({helper.size_text(size)}) "
-          f"and {helper.count(folders, 'folder')}.")
+    counts, size = collections.Counter(), 0
+    for entry in helper.list_folder(client, config.SOURCE_ENDPOINT_ID, config.PATH):
+        kind, bytes_here = str(entry.get("type")), entry.get("size")
+        counts[kind] += 1
+        size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0
+    print(f"Source: {config.PATH} holds {helper.count(counts['file'], 'file')} "
+          f"({helper.size_text(size)}) and {helper.count(counts['dir'], 'folder')}.")
 
 
 def look_at_destination(client, config):
     """Print whether DESTINATION_PATH can be used."""
     try:
-        client.operation_ls(config.DESTINATION_ENDPOINT_ID, path=config.DESTINATION_PATH, limit=1)
+        helper.patiently(client.operation_ls, config.DESTINATION_ENDPOINT_ID,
+                         path=config.DESTINATION_PATH, limit=1)
         print(f"Destination: {config.DESTINATION_PATH} is there.")
     except helper.GlobusAPIError as error:
         if error.http_status != 404:
@@ -36,34 +38,27 @@ def look(config):
     """Use both collections as the other scripts will."""
     client = helper.transfer_client()
     for document in helper.check_collections(client, config):
-        print("Found: " + helper.printable(str(document["display_name"])))
+        print("Found: " + helper.printable(helper.words(document, "display_name")))
     look_at_source(client, config)
     look_at_destination(client, config)
 
 
-def missing_consents(config):
-    """Look at both collections; the scopes that one of them still wants, none when all is well."""
-    try:
-        look(config)
-    except helper.GlobusAPIError as error:
-        if not error.info.consent_required:
-            raise
-        return error.info.consent_required.required_scopes
-    return []
-
-
 def log_in(config):
-    """Log in, and again while a collection wants a further consent."""
+    """Log in, and again while a collection wants a further consent or a fresh login."""
     scopes = [helper.TRANSFER_SCOPE]
     helper.log_in(scopes)
     print(f"You are logged in; the tokens are in {helper.TOKEN_FILE}.")
-    for _ in range(3):
-        wanted = [scope for scope in missing_consents(config) if scope not in scopes]
-        if not wanted:
+    for times in range(4):
+        try:
+            look(config)
             return
-        print("\nA collection wants one more consent of yours.")
-        scopes += wanted
-        helper.log_in(scopes)
+        except helper.GlobusAPIError as error:
+            more_scopes, session = helper.demands(error)
+            if times == 3 or not more_scopes and not session:
+                raise
+            print(f"\nOnce more: {helper.printable(helper.explain(error))}\n")
+        scopes += [scope for scope in more_scopes if scope not in scopes]
+        helper.log_in(scopes, session)
 
 
 def log_out():

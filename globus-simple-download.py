@@ -3,6 +3,7 @@
 
 Safe to run again: what is there already, by its checksum, is not sent again."""
 import argparse
+import os
 import sys
 import time
 
@@ -63,27 +64,57 @@ def transfer(client, config, files):
         raise
 
 
+def skipped(client, config, task):
+    """{path below PATH: why} of the files that the task left out because of an error."""
+    found, marker = {}, None
+    start = len(helper.join(config.PATH, ""))
+    while True:
+        page = helper.patiently(client.task_skipped_errors, task["task_id"],
+                                query_params={"marker": marker} if marker else {},
+                                wanted={"DATA": list})
+        for error in page["DATA"]:
+            code = helper.words(error, "error_code")
+            found[str(error.get("source_path"))[start:]] = helper.WAITING.get(code, code)
+        marker = page.get("next_marker")
+        if not marker:
+            return found
+
+
 def summary(config, files, missing, refused, task):
-    """Print how it ended, the bad news last but one, the numbers last."""
-    for file in missing:
-        print(f"Did not arrive: {helper.printable(file.path)}")
+    """Print how it ended: each file that did not arrive and why, then the numbers."""
+    for path, reason in missing.items():
+        print(helper.printable(f"Did not arrive: {path}" + (f" ({reason})" if reason else "")))
     print(f"{helper.count(len(files) + len(refused), 'file')} for {config.DOWNLOAD_DIR}: "
           f"{task['files_transferred']:,} sent, {task['files_skipped']:,} already there, "
           f"{len(missing) + len(refused):,} did not arrive.")
+
+
+def look_for(client, config, files, task):
+    """{path: why} of the Files that are not there. Where Globus says that none is missing, but
+    none is there, says so."""
+    missing = skipped(client, config, task) if task.get("subtasks_skipped_errors") else {}
+    if task["status"] != "SUCCEEDED":
+        return {file.path: missing.get(file.path, "")
+                for file in helper.not_here(files, config.DOWNLOAD_DIR)}
+    helper.show("Looking at what arrived")
+    late = helper.await_arrival([f for f in files if f.path not in missing], config.DOWNLOAD_DIR)
+    helper.show("")
+    if len(late) == len(files) and helper.size_of(
+            os.path.join(config.DOWNLOAD_DIR, files[0].path)) is None:
+        helper.tell(helper.why_missing(config, late[0]))
+        return dict.fromkeys((file.path for file in late), "")
+    missing.update((file.path, helper.why_missing(config, file)) for file in late)
+    return missing
 
 
 def download(client, config, files, refused):
     """Transfer the files, and see that they arrived; the exit status."""
     task = transfer(client, config, files)
     if task["status"] != "SUCCEEDED":
-        helper.tell(f"The transfer failed: {helper.why_failed(client, task)}")
-    helper.show("Looking at what arrived")
-    missing = helper.await_arrival(files, config.DOWNLOAD_DIR)
-    helper.show("")
+        reason = helper.why_failed(client, task["task_id"], task)
+        helper.tell(f"The transfer failed: {reason}")
+    missing = look_for(client, config, files, task)
     summary(config, files, missing, refused, task)
-    if len(missing) == len(files):
-        helper.tell(f"Nothing is in DOWNLOAD_DIR. Is DESTINATION_PATH = {config.DESTINATION_PATH} "
-                    "the same folder, as the destination collection names it?")
     return 1 if missing or refused or task["status"] != "SUCCEEDED" else 0
 
 

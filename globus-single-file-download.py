@@ -15,14 +15,15 @@ CANCEL_SECONDS = 5
 def find(client, config, path, name):
     """The File on the source collection. Raises Problem if there is none."""
     try:
-        entry = helper.patiently(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=path)
+        entry = helper.patiently(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=path,
+                                 wanted={"type": str})
     except helper.GlobusAPIError as error:
         if error.http_status != 404:
             raise
         raise helper.Problem(f"{path} is not on the source collection. {helper.explain(error)}")
-    if entry["type"] != "file":
-        raise helper.Problem(f"{path} is not a file ({entry['type']}).")
-    return helper.File(name, entry["size"], entry["last_modified"], None)
+    if entry["type"] != "file" or not isinstance(entry.get("size"), int):
+        raise helper.Problem(f"{path} is not a file ({helper.words(entry, 'type')}).")
+    return helper.File(name, entry["size"], entry.get("last_modified"), None)
 
 
 def transfer(client, request):
@@ -33,7 +34,7 @@ def transfer(client, request):
         return helper.wait_for_task(client, task_id, lambda task, reason: None)
     except KeyboardInterrupt:
         # Stopped in the middle of submitting: the same request again tells the task's id.
-        if task_id or "submission_id" in request:
+        if task_id or helper.has_submission_id(request):
             cancel(client, task_id or helper.submit(client, request))
         raise
 
@@ -47,9 +48,18 @@ def cancel(client, task_id):
         time.sleep(0.25)
 
 
-def remove_partial(path, size):
-    """Remove what a transfer that did not succeed left of a file."""
-    if os.path.isfile(path) and not helper.has_arrived(path, size):
+def state(path):
+    """What changes when a file is written to; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def remove_partial(path, size, before):
+    """Remove what a transfer that did not succeed has written; what was there whole stays."""
+    if os.path.isfile(path) and (state(path) != before or not helper.has_arrived(path, size)):
         os.remove(path)
 
 
@@ -68,19 +78,17 @@ def download(client, config, directory, name):
         config, "download " + name, [(source, helper.join(config.DESTINATION_PATH, name))],
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
     local = os.path.join(config.DOWNLOAD_DIR, name)
+    before = state(local)
     try:
         task = transfer(client, request)
         if task["status"] != "SUCCEEDED":
             raise helper.Problem(f"The transfer of {source} failed: "
-                                 + helper.why_failed(client, task))
+                                 + helper.why_failed(client, task["task_id"], task))
     except BaseException:
-        remove_partial(local, file.size)
+        remove_partial(local, file.size, before)
         raise
     if helper.await_arrival([file], config.DOWNLOAD_DIR):
-        raise helper.Problem(
-            f"Globus says that {name} arrived, but it is not in DOWNLOAD_DIR = "
-            f"{config.DOWNLOAD_DIR} with its {file.size} bytes.\nIs DESTINATION_PATH = "
-            f"{config.DESTINATION_PATH} the same folder, as the destination collection names it?")
+        raise helper.Problem(helper.why_missing(config, file))
     return local
 
 

@@ -9,10 +9,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import unicodedata
 import warnings
+import zlib
 from collections import namedtuple
 
 # On Python 3.7 and 3.8 cryptography warns of its age; that is nothing the user can mend here.
@@ -40,14 +42,21 @@ TRANSFER = "transfer.api.globus.org"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 APP_NAME = "globus-download"
 
+# What a collection may want of a login (globus_sdk, NativeAppAuthClient).
+SESSION = ("session_required_identities", "session_required_single_domain",
+           "session_required_policies", "session_required_mfa")
+
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 SLOWEST_POLL = 30  # seconds
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
+HTTP_RETRIES = 1  # by globus-sdk, in silence; then patiently() goes on, with a word
+SILENCE = 60  # seconds without an answer that are worth a word
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
 
 # Why a transfer task waits, by its nice_status (globus.org, "Event Document error codes").
 WAITING = {
+    "INACTIVE": "suspended until you log in again and resume it on its page in the web app",
     "Queued": "waiting for one of the three transfer tasks that Globus works on for you",
     "GC_NOT_CONNECTED": "Globus Connect Personal is not running; start it: "
                         "globusconnectpersonal -start &",
@@ -57,13 +66,19 @@ WAITING = {
     "CONNECT_FAILED": "the collection's server cannot be reached, Globus keeps trying",
     "ENDPOINT_TOO_BUSY": "the collection's server is too busy, Globus keeps trying",
     "VERIFY_CHECKSUM": "a checksum did not match, Globus sends the file again",
+    "FILE_SIZE_CHANGED": "a file changes while it is sent, Globus sends it again",
+    "CONNECTION_RESET": "the connection broke off, Globus keeps trying",
+    "TIMEOUT": "the collection's server takes too long, Globus keeps trying",
     "PERMISSION_DENIED": "permission denied",
-    "FILE_NOT_FOUND": "a file is not there",
+    "FILE_NOT_FOUND": "file not found",
     "NO_SPACE_LEFT": "no space left at the destination",
     "QUOTA_EXCEEDED": "over quota at the destination",
 }
-# What does not get better, and for how many seconds it is given the chance all the same.
-# Globus itself would go on trying until the task's deadline, a day or more.
+# What does not get better, and for how many seconds it is given the chance all the same; of a
+# checksum, how many times. Globus itself would go on trying until the task's deadline, a day or
+# more.
+HOPELESS_CHECKSUMS = 5
+SENDS_AGAIN = {"VERIFY_CHECKSUM", "NO_SPACE_LEFT", "QUOTA_EXCEEDED"}  # bytes are no progress then
 HOPELESS = {
     "FILE_NOT_FOUND": 10,
     "PERMISSION_DENIED": 60,
@@ -77,6 +92,9 @@ HOPELESS = {
     "INVALID_SYMLINK": 10,
     "AMBIGUOUS_PATH": 10,
 }
+# What the scripts rely on in a task document.
+TASK = {"status": str, "files_transferred": int, "files_skipped": int, "bytes_transferred": int,
+        "effective_bytes_per_second": int, "faults": int}
 
 # One entry of a listing. path: below the PATH listed; size: bytes; refused: why it must not or
 # cannot be downloaded, None as a rule.
@@ -171,15 +189,25 @@ def explain(error):
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
     details = (error.http_status, error.code, getattr(error, "request_id", None))
-    details = "(" + ", ".join(str(detail) for detail in details if detail) + ")"
-    if "invalid_grant" in error.text or error.http_status == 401:
-        return ("Globus no longer accepts the stored login (revoked, or unused for 6 months).\n"
-                "Log in again: globus-login.py  " + details)
-    if error.info.consent_required:
-        return "The collection wants a consent of yours. Log in again: globus-login.py  " + details
-    if error.info.authorization_parameters:
-        return "The collection wants a fresh login. Log in again: globus-login.py  " + details
+    details = "(" + ", ".join(first_line(str(detail)) for detail in details if detail) + ")"
+    login = why_log_in(error)
+    if login:
+        return f"{login} Log in again: globus-login.py  {details}"
     return f"Globus says: {first_line(error.message or error.text)} {details}"
+
+
+def why_log_in(error):
+    """Why a new login is what helps, for an error of Globus; None if it would not help."""
+    if "invalid_grant" in error.text or error.http_status == 401:
+        return "Globus no longer accepts the stored login (revoked, or unused for 6 months)."
+    if error.info.consent_required or error.code == "ConsentRequired":
+        return "The collection wants a consent of yours."
+    session = error.info.authorization_parameters
+    if session:
+        message = f": {first_line(session.session_message)}" if session.session_message else ""
+        return ("The collection wants a fresh login (your session has timed out, or its policy "
+                f"asks for another one{message}).")
+    return None
 
 
 def first_line(text):
@@ -347,16 +375,30 @@ def _token_lock():
 
 def auth_client():
     """The client for Globus Auth."""
-    return NativeAppAuthClient(CLIENT_ID, app_name=APP_NAME)
+    return tune(NativeAppAuthClient(CLIENT_ID, app_name=APP_NAME), 60, HTTP_RETRIES)
 
 
-def log_in(scopes):
+def demands(error):
+    """What an error of Globus wants of the next login: scopes, and the options of a session."""
+    document = error.raw_json if isinstance(error.raw_json, dict) else {}
+    wanted = document.get("authorization_parameters")
+    wanted = wanted if isinstance(wanted, dict) else {}
+    scopes = document.get("required_scopes") or wanted.get("required_scopes") or []
+    scopes = [scope for scope in scopes if isinstance(scope, str)]
+    info = error.info.authorization_parameters
+    session = {name: getattr(info, name) for name in SESSION if getattr(info, name)}
+    if wanted and not scopes and not session or wanted.get("prompt") == "login":
+        session["prompt"] = "login"
+    return scopes, session
+
+
+def log_in(scopes, session=()):
     """Show the login page's URL, ask for the code, store the tokens (refresh tokens, which last
     6 months after their last use). Raises Problem if there is nobody to ask."""
     client = auth_client()
     client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
     print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
-          f"{client.oauth2_get_authorize_url()}\n")
+          f"{client.oauth2_get_authorize_url(**dict(session))}\n")
     try:
         code = input("Code: ").strip()
     except EOFError:
@@ -385,28 +427,59 @@ def transfer_client():
         expires_at=tokens.get("expires_at_seconds") or 1,
         on_refresh=lambda response: store_tokens(response.by_resource_server))
     client = TransferClient(authorizer=authorizer, app_name=APP_NAME)
-    client.transport.http_timeout = HTTP_TIMEOUT
+    return tune(client, HTTP_TIMEOUT, HTTP_RETRIES)
+
+
+def tune(client, timeout, retries):
+    """Set a client's patience: seconds for an answer, and how often globus-sdk tries again."""
+    client.transport.http_timeout = timeout
+    # Version 4 has a retry_config beside the transport.
+    (getattr(client, "retry_config", None) or client.transport).max_retries = retries
     return client
 
 
 # ---- asking Globus ----
 
 
-def patiently(call, *arguments, **options):
+def patiently(call, *arguments, wanted=None, **options):
     """The answer of a call to Globus; while Globus or the network is out of order, say so and
-    try again, for as long as it takes. Raises what trying again cannot mend."""
+    try again, for as long as it takes. An answer that lacks a field of wanted, {name: type}, is
+    out of order. Raises what trying again cannot mend."""
     told = None
     for pause in pauses(2, 60):
         try:
-            return call(*arguments, **options)
+            with _telling_of_silence():
+                answer = call(*arguments, **options)
+            for name, kind in (wanted or {}).items():
+                if not isinstance(answer.get(name), kind):
+                    raise ValueError(name)
+            if told:
+                tell("Going on.")
+            return answer
         except (GlobusAPIError, NetworkError) as error:
             if not is_passing(error):
                 raise
             reason = explain(error)
+            pause = max(pause, wanted_pause(error))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"Globus's answer makes no sense ({error!r:.100})"
         if reason.split("(")[0] != told:
-            tell(f"{reason}\nTrying again until it works.")
+            tell(f"Waiting: {reason}. Trying again until it works.")
             told = reason.split("(")[0]  # without the request id, which is always another
         time.sleep(pause)
+
+
+@contextlib.contextmanager
+def _telling_of_silence():
+    """Say so when an answer takes long."""
+    text = f"Waiting: no answer from Globus in {SILENCE} s. A long listing may take minutes."
+    timer = threading.Timer(SILENCE, tell, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_passing(error):
@@ -419,6 +492,12 @@ def is_passing(error):
     # "External" and "Endpoint" errors come from the collection, not from an ailing service.
     return (error.http_status in (408, 429, 500, 502, 503, 504)
             and "ExternalError" not in code and "EndpointError" not in code)
+
+
+def wanted_pause(error):
+    """Seconds that Globus asks for before the next try (Retry-After), ten minutes at most."""
+    wanted = str((getattr(error, "headers", None) or {}).get("Retry-After"))
+    return min(int(wanted), 600) if wanted.isdigit() else 0
 
 
 def pauses(first, longest):
@@ -436,13 +515,13 @@ def check_collections(client, config):
     for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
         value = getattr(config, name)
         try:
-            document = patiently(client.get_endpoint, value)
+            document = patiently(client.get_endpoint, value, wanted={"DATA_TYPE": str})
         except GlobusAPIError as error:
             if error.http_status not in (404, 410):
                 raise
             raise Problem(f"config.py: {name} = {value!r}: Globus knows no such collection.\n"
                           + explain(error), 2)
-        where = f"{document.get('display_name')} ({name}, {value})"
+        where = f"{words(document, 'display_name')} ({name}, {value})"
         if document.get("gcp_connected") is False:
             raise Problem(f"Globus Connect Personal is not running: {where}.\n"
                           "Start it where it is installed: globusconnectpersonal -start &")
@@ -459,13 +538,12 @@ def list_files(client, collection, path, recursive):
     subdirectory that cannot be used is a File with a reason in `refused`.
 
     Raises Problem (exit status 2) if path is no directory there."""
-    folders = [""]
-    left_out = []
+    folders, left_out = [""], []
     while folders:
         folder = folders.pop()
         found = []
         try:
-            for entry in _list_folder(client, collection, join(path, folder)):
+            for entry in list_folder(client, collection, join(path, folder)):
                 where, kind = folder + str(entry.get("name")), entry.get("type")
                 refused = why_refused(entry.get("name"))
                 if kind == "dir":
@@ -476,11 +554,12 @@ def list_files(client, collection, path, recursive):
                     elif recursive:  # as in Globus's own recursion: it could go round for ever
                         left_out.append(f"{where} (a link to a directory)")
                 elif kind == "file":
-                    if not isinstance(entry.get("size"), int):
-                        refused = refused or "has no size"
-                    yield File(where, entry.get("size") or 0, entry.get("last_modified"), refused)
+                    size = entry.get("size")
+                    if not isinstance(size, int) or size < 0:
+                        size, refused = 0, refused or "has no size"
+                    yield File(where, size, entry.get("last_modified"), refused)
                 else:
-                    left_out.append(f"{where} ({kind})")
+                    left_out.append(f"{first_line(where)} ({first_line(str(kind))})")
         except GlobusAPIError as error:
             if not folder:
                 raise _listing_problem(error, path)
@@ -493,20 +572,21 @@ def list_files(client, collection, path, recursive):
              + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
 
 
-def _list_folder(client, collection, path):
-    """Yield the entries of one directory. One request brings at most 100,000 of them, and
+def list_folder(client, collection, path):
+    """Yield the entries of one directory, as dicts. One request brings at most 100,000 of them, and
     `total` says how many there are (globus_sdk, operation_ls)."""
     seen, total, was = 0, 1, None
     while seen < total:
         page = {"offset": seen} if seen else {}
-        answer = patiently(client.operation_ls, collection, path=path, **page)
-        entries = answer.get("DATA")
+        answer = patiently(client.operation_ls, collection, path=path, **page,
+                           wanted={"DATA": list})
+        entries = answer["DATA"]
         if not entries and seen:
             raise Problem(f"The listing of {path} broke off: {seen} of {total} entries came. "
                           "Try again.")
-        yield from entries
+        yield from (entry if isinstance(entry, dict) else {} for entry in entries)
         seen += len(entries)
-        total = answer.get("total") or seen
+        total = answer.get("total") if isinstance(answer.get("total"), int) else seen
         if was not in (None, total):
             tell(f"{path} changed while it was listed; start again later for what may be missing.")
         was = total
@@ -535,22 +615,35 @@ def transfer_request(config, label, pairs, **options):
     request = TransferData(
         source_endpoint=config.SOURCE_ENDPOINT_ID,
         destination_endpoint=config.DESTINATION_ENDPOINT_ID,
-        label=printable(label)[:128].strip(), verify_checksum=True, sync_level="checksum",
-        **options)
+        label=fit_label(label), verify_checksum=True, sync_level="checksum", **options)
     for source, destination in pairs:
         request.add_item(source, destination, recursive=False)
     return request
 
 
+def fit_label(text):
+    """A task's label: 128 characters at most (globus.org, "Task submission"), and still another
+    one for another text."""
+    text = printable(text).replace("\n", " ").strip()
+    return text if len(text) <= 128 else f"{text[:118].strip()} {zlib.crc32(text.encode()):08x}"
+
+
+def has_submission_id(request):
+    """True once the request has the id that makes it safe to repeat (in globus-sdk 4 a
+    placeholder is there before)."""
+    return isinstance(request.get("submission_id"), str)
+
+
 def submit(client, request):
     """Submit the request; the task's id. Safe to repeat with the same request: its submission
     id makes sure that there is one task (Globus answers with the same id again)."""
-    if "submission_id" not in request:
-        request["submission_id"] = patiently(client.get_submission_id)["value"]
+    if not has_submission_id(request):
+        request["submission_id"] = patiently(client.get_submission_id, wanted={"value": str})[
+            "value"]
     told = False
     for pause in pauses(2, 60):
         try:
-            return patiently(client.submit_transfer, request)["task_id"]
+            return patiently(client.submit_transfer, request, wanted={"task_id": str})["task_id"]
         except GlobusAPIError as error:
             if error.code != "Conflict":  # the same paths, in a task that is not yet complete
                 raise
@@ -567,7 +660,8 @@ def submit(client, request):
 def find_twin(client, request):
     """The id of an unfinished task with this request's label and collections; None if there is
     none. Globus lets a user have a hundred of them (globus.org, "Transfer limits")."""
-    tasks = patiently(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE")["DATA"]
+    tasks = patiently(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
+                      wanted={"DATA": list})["DATA"]
     names = ("label", "source_endpoint", "destination_endpoint")
     wanted = [request[name] for name in names]
     return next((task["task_id"] for task in tasks if wanted == [
@@ -579,59 +673,120 @@ def wait_for_task(client, task_id, progress):
     """The task document, once the task has ended. progress(task, reason) is called at each look.
     Why a task does not move is told when it changes. Raises Problem, with the task cancelled,
     when it cannot succeed."""
-    told, stuck, since, done = None, None, None, None
+    told, is_hopeless = None, hope()
     for pause in pauses(0.25, SLOWEST_POLL):
         time.sleep(pause)
-        task = patiently(client.get_task, task_id)
+        task = patiently(client.get_task, task_id, wanted=TASK)
         if task["status"] in ("SUCCEEDED", "FAILED"):
             return task
         reason = why_waiting(task)
         if reason and reason != told:
-            tell(f"{reason}  (task {task_id})")
-        told = reason
+            tell(f"Waiting: {reason}{what_exactly(client, task_id, task)}  (task {task_id})")
+            told = reason
+        elif told and not reason and task["bytes_transferred"]:
+            tell("Going on.")
+            told = None
         progress(task, reason)
-        status, now = task.get("nice_status"), time.monotonic()
-        if done != (task.get("files_transferred"), task.get("bytes_transferred")):
-            stuck, done = None, (task.get("files_transferred"), task.get("bytes_transferred"))
-        if status in HOPELESS and status != stuck:  # while Globus tries again it may say OK
-            stuck, since = status, now
-        if status in HOPELESS and now - since >= HOPELESS[status]:
-            cause = why_failed(client, task)
-            client.cancel_task(task_id)
+        if is_hopeless(task):
+            cause = why_failed(client, task_id, task)
+            patiently(client.cancel_task, task_id)
             raise Problem(f"The transfer cannot succeed and was cancelled: {cause}")
 
 
+def hope():
+    """A function that is True of a task document once its task can't succeed any more, by what
+    it has been shown before."""
+    stuck, since, faults = None, None, None
+
+    def is_hopeless(task):
+        nonlocal stuck, since, faults
+        status, now = task.get("nice_status"), time.monotonic()
+        now_stuck = (status, task["files_transferred"], task["files_skipped"],
+                     None if status in SENDS_AGAIN else task["bytes_transferred"])
+        if status not in SENDS_AGAIN and status not in HOPELESS:
+            return False  # or Globus tries again just now
+        if now_stuck != stuck:
+            stuck, since, faults = now_stuck, now, task["faults"]
+        if status == "VERIFY_CHECKSUM":
+            return task["faults"] - faults >= HOPELESS_CHECKSUMS
+        return now - since >= HOPELESS[status]
+
+    return is_hopeless
+
+
 def why_waiting(task):
-    """One line that says why an unfinished task does not move; None if it does."""
+    """A few words on why an unfinished task does not move; None if it does."""
     status = task.get("nice_status")
     if task.get("is_paused"):
         status = "PAUSED"
+    elif task["status"] == "INACTIVE" and status in (None, "OK"):
+        status = "INACTIVE"
     if status in (None, "OK"):
         return None
-    words = f"{task.get('nice_status_short_description')} ({status}), Globus keeps trying"
-    return "Waiting: " + WAITING.get(status, words)
+    description = words(task, "nice_status_short_description")
+    return WAITING.get(status, f"{description} ({first_line(str(status))}), Globus keeps trying")
 
 
-def why_failed(client, task):
+def what_exactly(client, task_id, task):
+    """What Globus says beside the status of a waiting task: the administrator's message, or the
+    file that it stumbles over, after a colon; nothing, as a rule."""
+    if task.get("is_paused"):
+        info = patiently(client.task_pause_info, task_id)
+        said = [words(info, side + "_pause_message" + kind)
+                for side in ("source", "destination") for kind in ("", "_share")]
+        said += [words(rule, "message") for rule in info.get("pause_rules") or []]
+        said = ", ".join(dict.fromkeys(filter(None, said)))
+        return f": {said}" if said else ""
+    if task.get("nice_status") == "Queued" or not task["faults"]:
+        return ""
+    file = find_stumble(client, task_id)[1]
+    return f": {file}" if file else ""
+
+
+def find_stumble(client, task_id):
+    """What a task's newest error event says: its description, and its file. Either may be empty."""
+    events = patiently(client.task_event_list, task_id, limit=1, wanted={"DATA": list},
+                       query_params={"filter": "is_error:1"})["DATA"]
+    event = events[0] if events else {}
+    # The details tell of server, command and answer too; the file is what the user needs.
+    found = re.search(r"(?m)^File: (.+)$", str(event.get("details")))
+    return words(event, "description"), first_line(found.group(1)) if found else ""
+
+
+def words(document, name):
+    """A text of one of Globus's documents as one readable line; empty if there is none."""
+    text = document.get(name)
+    return first_line(text) if text and isinstance(text, str) else ""
+
+
+def why_failed(client, task_id, task):
     """One line that says why a task failed, or what it stumbles over, in Globus's words."""
-    error = task.get("fatal_error") or {}
-    cause = [error.get("description") or WAITING.get(task.get("nice_status"))
-             or task.get("nice_status_short_description")]
-    events = patiently(client.task_event_list, task["task_id"], limit=1,
-                       query_params={"filter": "is_error:1"}).get("DATA")
-    if events:
-        # The details name file and server over several lines; the file is what the user needs.
-        cause += [line for line in (events[0].get("details") or "").splitlines()
-                  if line.startswith("File: ")] or [events[0].get("description")]
-    return first_line(", ".join(dict.fromkeys(str(c) for c in cause if c)) or "no reason given")
+    error = task.get("fatal_error")
+    status = task.get("nice_status")
+    cause = [words(error, "description") if isinstance(error, dict) else "",
+             WAITING.get(status) or words(task, "nice_status_short_description"),
+             words(task, "canceled_by_admin_message")]
+    description, file = find_stumble(client, task_id)
+    cause.append(file or description)
+    return ", ".join(dict.fromkeys(filter(None, cause))) or "no reason given"
 
 
 def has_arrived(path, size):
     """True if the file is there at its size, in bytes."""
+    return size_of(path) == size
+
+
+def size_of(path):
+    """A file's size in bytes, or None if it cannot be seen."""
     try:
-        return os.stat(path).st_size == size
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def not_here(files, folder):
+    """Those Files that are not in the folder at their size."""
+    return [f for f in files if not has_arrived(os.path.join(folder, f.path), f.size)]
 
 
 def await_arrival(files, folder):
@@ -639,7 +794,18 @@ def await_arrival(files, folder):
     system may show a file late that came by another machine."""
     deadline = time.monotonic() + ARRIVAL_SECONDS
     for pause in pauses(0.1, 5):
-        files = [f for f in files if not has_arrived(os.path.join(folder, f.path), f.size)]
+        files = not_here(files, folder)
         if not files or time.monotonic() > deadline:
             return files
         time.sleep(pause)
+
+
+def why_missing(config, file):
+    """Words on a File that Globus says has arrived, but has not."""
+    here = size_of(os.path.join(config.DOWNLOAD_DIR, file.path))
+    if here is not None:
+        return (f"{file.path} came with {here:,} bytes, but was listed with {file.size:,}: did it "
+                "change on the source collection? Start again.")
+    return (f"Globus says that {file.path} arrived, but it is not in DOWNLOAD_DIR = "
+            f"{config.DOWNLOAD_DIR}. Is DESTINATION_PATH = {config.DESTINATION_PATH} the same "
+            "folder, as the destination collection names it?")

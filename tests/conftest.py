@@ -24,6 +24,9 @@ KEEP = ('mkdir -p -- "out/$(dirname -- "$GLOBUS_NAME")"',
         'cp -- "$1" "out/$GLOBUS_NAME"',
         'printf "%s\\n" "$GLOBUS_NAME" >>processed')
 
+# process.sh, killing the job's script two processes above it
+DIE = 'read -r _ _ _ parent _ </proc/$PPID/stat; touch killed; kill -KILL "$parent" $PPID $$'
+
 STRANGE_NAMES = [
     "with space", "it's", 'a"b', "$HOME", "-rf", "star*?[x]", "ünïcødé", ".hidden", "semi;colon",
     "back\\slash", "#hash", "a&b|c", "`tick`", "~tilde", "$(touch pwned)", "new~1", " leading",

@@ -76,7 +76,8 @@ def collection(entity_type, root, **more):
     return dict({
         "entity_type": entity_type, "root": root, "display_name": "A collection",
         "gcp_connected": None, "gcp_paused": None, "paused_message": None, "consent": False,
-        "session_policy": None, "deleted": False, "high_assurance": False,
+        # session_policy: authorization_parameters; a login that has them is good for so long
+        "session_policy": None, "session_seconds": None, "deleted": False, "high_assurance": False,
         "home": "/", "allowed": None, "quota": None, "list_seconds": 0, "list_limit": None,
     }, **more)
 
@@ -156,8 +157,9 @@ def show_code(query, **_):
     return 200, {"Content-Type": "text/html; charset=utf-8"}, page
 
 
-def issue(scope_text, client_id, offline):
+def issue(scope_text, client_id, offline, session=None):
     """The token document for these scopes: one token a resource server, the first on top."""
+    session = dict(session or {}, time=time.time())
     by_server = {}
     for scope in split_scopes(scope_text):
         by_server.setdefault(resource_server(re.sub(r"\[.*", "", scope)), []).append(scope)
@@ -165,16 +167,18 @@ def issue(scope_text, client_id, offline):
     for server, scopes in by_server.items():
         refresh = secrets.token_urlsafe(32) if offline else None
         if refresh:
-            refresh_tokens[refresh] = {"scopes": scopes, "server": server, "client_id": client_id}
-        documents.append(token_document(scopes, server, refresh))
+            refresh_tokens[refresh] = {"scopes": scopes, "server": server, "client_id": client_id,
+                                       "session": session}
+        documents.append(token_document(scopes, server, refresh, session))
     documents[0]["other_tokens"] = documents[1:]
     return documents[0]
 
 
-def token_document(scopes, server, refresh):
-    """A new access token, as Auth tells of it."""
+def token_document(scopes, server, refresh, session):
+    """A new access token, as Auth tells of it. A refresh renews no session."""
     access = secrets.token_urlsafe(36)
     access_tokens[access] = {"scopes": scopes, "server": server, "refresh": refresh,
+                             "session": session,
                              "until": time.time() + World["token_life"]}
     document = {"access_token": access, "scope": " ".join(re.sub(r"\[.*", "", s) for s in scopes),
                 "expires_in": World["token_life"], "token_type": "Bearer",
@@ -203,13 +207,15 @@ def token(form, headers, **_):
         if (challenge != code["code_challenge"] or form.get("client_id") != code["client_id"]
                 or form.get("redirect_uri") != code["redirect_uri"]):
             return invalid_grant()
+        session = {key: value for key, value in code.items() if key.startswith("session_required")}
         return 200, {}, issue(code["scope"], code["client_id"],
-                              code.get("access_type") == "offline")
+                              code.get("access_type") == "offline", session)
     if kind == "refresh_token":
         known = refresh_tokens.get(form.get("refresh_token"))
         if not known or known["client_id"] != form.get("client_id"):
             return invalid_grant()
-        return 200, {}, token_document(known["scopes"], known["server"], form["refresh_token"])
+        return 200, {}, token_document(known["scopes"], known["server"], form["refresh_token"],
+                                       known["session"])
     if kind == "client_credentials" and headers.get("Authorization", "").startswith("Basic "):
         return 200, {}, issue(form.get("scope", TRANSFER_SCOPE), "client", False)
     return 400, {}, {"error": "unsupported_grant_type"}
@@ -234,14 +240,14 @@ def userinfo(**_):
 # ---- Transfer: collections ----
 
 
-def granted_scopes(headers):
-    """The scopes of the bearer token. A token that is not good is refused."""
+def bearer(headers):
+    """What is known of the bearer token. A token that is not good is refused."""
     scheme, _, value = headers.get("Authorization", "").partition(" ")
     known = access_tokens.get(value)
     if (scheme != "Bearer" or not known or known["until"] < time.time()
             or known["server"] != TRANSFER):
         raise Refusal(401, "ClientError.AuthenticationFailed", "Token is not active")
-    return known["scopes"]
+    return known
 
 
 def find_collection(name):
@@ -254,18 +260,24 @@ def find_collection(name):
     return known
 
 
-def check_access(name, scopes):
+def check_access(name, token):
     """Refuse what wants a consent or a login of another kind; the collection if all is well."""
     known = find_collection(name)
-    if known["consent"] and not any(DATA_ACCESS % name in scope for scope in scopes):
+    if known["consent"] and not any(DATA_ACCESS % name in scope for scope in token["scopes"]):
         wanted = ["%s[*%s]" % (TRANSFER_SCOPE, DATA_ACCESS % name)]
         raise Refusal(403, "ConsentRequired", "Missing required data_access consent",
                       required_scopes=wanted, authorization_parameters={
                           "session_message": "Missing required data_access consent",
                           "required_scopes": wanted})
-    if known["session_policy"]:
-        raise Refusal(502, "ExternalError.DirListingFailed.LoginFailed", "Login failed",
-                      authorization_parameters=known["session_policy"])
+    wanted, session = known["session_policy"] or {}, token["session"]
+    is_met = all(session.get(key) in (str(value), ",".join(map(str, value))
+                                      if isinstance(value, list) else None)
+                 for key, value in wanted.items() if key.startswith("session_required"))
+    is_fresh = time.time() - session["time"] < (known["session_seconds"] or 1e9)
+    if wanted and not (is_met and is_fresh):
+        status, code = ((403, "AuthPolicyFailed") if known["high_assurance"] else
+                        (502, "ExternalError.DirListingFailed.LoginFailed"))
+        raise Refusal(status, code, "Login failed", authorization_parameters=wanted)
     return known
 
 
@@ -319,7 +331,7 @@ def endpoint_document(name):
 
 def endpoint(match, headers, **_):
     """GET /endpoint/ID"""
-    granted_scopes(headers)
+    bearer(headers)
     return 200, {}, endpoint_document(match.group(1))
 
 
@@ -397,7 +409,7 @@ def fits_filter(document, text):
 def ls(match, query, queries, headers, **_):
     """GET /operation/endpoint/ID/ls"""
     name = match.group(1)
-    known = check_access(name, granted_scopes(headers))
+    known = check_access(name, bearer(headers))
     check_up(known, name, "DirListingFailed")
     path = query.get("path") or known["home"]
     time.sleep(known["list_seconds"])
@@ -443,7 +455,7 @@ def _is_denied(path):
 def stat(match, query, headers, **_):
     """GET /operation/endpoint/ID/stat"""
     name = match.group(1)
-    known = check_access(name, granted_scopes(headers))
+    known = check_access(name, bearer(headers))
     check_up(known, name, "StatFailed")
     try:
         path = local_path(known, query.get("path"))
@@ -455,7 +467,7 @@ def stat(match, query, headers, **_):
 def mkdir(match, document, headers, **_):
     """POST /operation/endpoint/ID/mkdir"""
     name = match.group(1)
-    known = check_access(name, granted_scopes(headers))
+    known = check_access(name, bearer(headers))
     check_up(known, name, "MkdirFailed")
     try:
         os.mkdir(local_path(known, document["path"]))
@@ -827,13 +839,13 @@ class Slot:
 
 def submission_id(headers, **_):
     """GET /submission_id"""
-    granted_scopes(headers)
+    bearer(headers)
     return 200, {}, {"DATA_TYPE": "submission_id", "value": str(uuid.uuid4())}
 
 
 def submit(document, headers, **_):
     """POST /transfer"""
-    scopes = granted_scopes(headers)
+    token = bearer(headers)
     name = document.get("submission_id")
     if not name:
         raise Refusal(400, "ClientError.BadRequest", "Missing required field 'submission_id'")
@@ -846,7 +858,7 @@ def submit(document, headers, **_):
         if len(document.get("label") or "") > 128:
             raise Refusal(400, "ClientError.BadRequest", "label is too long")
         for end in ("source_endpoint", "destination_endpoint"):
-            known = check_access(document.get(end), scopes)
+            known = check_access(document.get(end), token)
             if known["gcp_connected"] is False:
                 raise Refusal(409, "GCDisconnectedException",
                               "The Globus Connect Personal endpoint '%s (%s)' is not currently "
@@ -878,7 +890,7 @@ def transfer_result(code, submission, task):
 
 def find_task(name, headers):
     """The task of that id."""
-    granted_scopes(headers)
+    bearer(headers)
     if name not in tasks:
         raise Refusal(404, "ClientError.NotFound", "No task found with id '%s'" % name)
     return tasks[name]
@@ -969,7 +981,7 @@ def pause_info(match, headers, **_):
 
 def task_list(query, headers, **_):
     """GET /task_list, the newest first"""
-    granted_scopes(headers)
+    bearer(headers)
     with lock:
         found = [task.document() for task in reversed(list(tasks.values()))]
     for clause in filter(None, query.get("filter", "").split("/")):
@@ -1040,6 +1052,13 @@ def expire_tokens(**_):
     return 200, {}, {}
 
 
+def age_sessions(**_):
+    """POST /_emulator/age: every login was long ago."""
+    for known in [*access_tokens.values(), *refresh_tokens.values()]:
+        known["session"]["time"] = 0
+    return 200, {}, {}
+
+
 V = r"/(?:v0\.10/)?"
 ROUTES = [(method, re.compile(pattern + "$"), function) for method, pattern, function in (
     ("GET", "/v2/oauth2/authorize", authorize),
@@ -1069,6 +1088,7 @@ ROUTES = [(method, re.compile(pattern + "$"), function) for method, pattern, fun
     ("GET", "/_emulator/tasks", tell_tasks),
     ("POST", "/_emulator/tokens", mint_tokens),
     ("POST", "/_emulator/expire", expire_tokens),
+    ("POST", "/_emulator/age", age_sessions),
 )]
 
 

@@ -217,12 +217,13 @@ def test_a_working_dir_with_a_strange_name_is_fine(cluster, emulator):
 
 def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(every_cluster, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
-    every_cluster.process("sleep 2", *KEEP)
+    every_cluster.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
     driver = every_cluster.start(BATCH)
     wait_until(lambda: b"(job" in driver.stderr.readline())
     wait_until(lambda: b"(job" in driver.stderr.readline())
     driver.send_signal(signal.SIGINT)
     err = driver.communicate()[1].decode()
+    (every_cluster.folder / "go").touch()
     assert driver.returncode == 130 and "Traceback" not in err
     assert "start this script again" in err and re.search(r"(scancel|qdel) \d+\S* \d+", err)
     done = every_cluster.run(BATCH)

@@ -3,7 +3,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import BATCH, KEEP, journal, last_line, processed, put_before, wait_until
+from conftest import BATCH, DIE, KEEP, journal, last_line, processed, put_before, wait_until
 
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "torque": "qsub", "sge": "qsub"}
 ASK = {"slurm": "squeue", "pbs": "qstat", "torque": "qstat", "sge": "qstat"}
@@ -116,10 +116,6 @@ def test_a_scheduler_that_is_down_is_waited_for(cluster, emulator, tmp_path):
     assert err.count(b"Unable to contact") <= 2  # once from each command, and not at every poll
 
 
-# process.sh, killing the job's script two processes above it
-DIE = 'read -r _ _ _ parent _ </proc/$PPID/stat; touch killed; kill -KILL "$parent" $PPID $$'
-
-
 def test_a_lost_job_is_a_failure_with_that_reason(every_cluster, emulator):
     emulator.add({"a": b"1", "b": b"2"})
     every_cluster.config("GRACE_SECONDS = 2")
@@ -175,6 +171,17 @@ def test_a_job_that_was_given_up_does_nothing_though_it_begins_after_a_restart(
     assert processed(stand_in) == {"a": 1, "b": 1}
 
 
+def test_a_job_that_had_begun_is_not_submitted_again_though_nobody_told_its_id(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "sbatch", '"$real" "$@" >/dev/null')
+    stand_in.config("GRACE_SECONDS = 1")
+    stand_in.process("echo >>begun", DIE)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "0 processed, 1 failed, 0 not needed"
+    assert (stand_in.folder / "begun").read_text() == "\n"
+
+
 def test_a_full_disk_under_the_journal_loses_nothing(stand_in, emulator):
     files = ["f%02d" % n for n in range(20)]
     emulator.add(dict.fromkeys(files, b"x"))
@@ -192,5 +199,6 @@ def test_a_full_disk_under_the_journal_loses_nothing(stand_in, emulator):
 
 def test_an_exit_status_that_is_none_is_a_failure(stand_in, emulator):
     emulator.add({"a": b"1"})
-    stand_in.process('claim=$(echo jobs/*.claim)', 'echo nonsense >"${claim%claim}status"', "sleep 2")
+    stand_in.process('claim=$(echo jobs/*.claim)', 'echo nonsense >"${claim%claim}status"',
+                     "sleep 2")
     assert "FAILED a: exit status 255" in stand_in.run(BATCH).out

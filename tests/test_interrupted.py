@@ -1,7 +1,7 @@
 """Jobs that their scheduler stops, and the driver that is stopped or killed and started again."""
 import subprocess
 
-from conftest import BATCH, journal, wait_until
+from conftest import BATCH, DIE, KEEP, journal, last_line, processed, wait_until
 
 
 def cancel_first_job(site):
@@ -50,3 +50,19 @@ def test_a_job_cancelled_in_process_sh_is_a_failure_that_keeps_its_file(every_cl
     out = driver.communicate()[0]
     assert driver.returncode == 1 and b"FAILED a: " in out
     assert every_cluster.downloaded() == {"a": b"1"}
+
+
+def test_a_job_that_was_lost_while_no_driver_ran_is_submitted_again(every_cluster, emulator):
+    emulator.add({"a": b"1"})
+    every_cluster.config("GRACE_SECONDS = 1")
+    every_cluster.process("if mkdir first; then until [ -e go ]; do sleep 0.1; done", DIE, "fi",
+                          *KEEP)
+    driver = every_cluster.start(BATCH)
+    wait_until((every_cluster.folder / "first").exists)
+    driver.kill()
+    driver.communicate()
+    (every_cluster.folder / "go").touch()
+    wait_until((every_cluster.folder / "killed").exists)
+    done = every_cluster.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+    assert processed(every_cluster) == {"a": 1}

@@ -71,7 +71,7 @@ def test_a_file_that_vanished_is_named_and_the_others_arrive(site, emulator):
     site.config("import helper; helper.ARRIVAL_SECONDS = 1")
     done = site.run("globus-simple-download.py")
     assert done.returncode == 1
-    assert "Did not arrive: a\n" in done.out
+    assert "Did not arrive: a (file not found)\n" in done.out
     assert site.downloaded() == {"b": b"22"}
 
 

@@ -86,6 +86,15 @@ def test_stopped_in_the_middle_it_removes_the_partial_file(site, emulator):
     assert site.downloaded() == {}
 
 
+def test_a_transfer_that_fails_does_not_remove_what_was_there_whole(site, emulator):
+    emulator.add({"a": b"1"})
+    assert run_single(site, "a").returncode == 0
+    emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}])
+    site.config("import helper; helper.HOPELESS['PERMISSION_DENIED'] = 1")
+    assert run_single(site, "a").returncode == 1
+    assert site.downloaded() == {"a": b"1"}
+
+
 def test_stopped_while_it_submits_it_leaves_no_task_either(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(task_seconds=60)
@@ -120,7 +129,7 @@ def test_a_task_for_the_same_file_that_is_still_at_work_is_taken_over(site, emul
 
 def test_an_outage_is_waited_for_and_told(site, emulator):
     emulator.add({"a": b"1"})
-    emulator.fault("GET /v0.10/task/", times=6, status=503, text="<html>maintenance</html>")
+    emulator.fault("GET /v0.10/task/", times=4, status=503, text="<html>maintenance</html>")
     done = run_single(site, "a")
     assert done.returncode == 0
     assert "Trying again until it works" in done.err
@@ -132,7 +141,7 @@ def test_a_file_that_did_not_arrive_whole_is_a_failure(site, emulator):
     site.config("import helper; helper.ARRIVAL_SECONDS = 1")
     done = run_single(site, "a")
     assert done.returncode == 1
-    assert "with its 7 bytes" in done.err and done.out == ""
+    assert "a came with 5 bytes, but was listed with 7" in done.err and done.out == ""
 
 
 def test_no_mail_is_sent_for_each_file(site, emulator):

@@ -1,0 +1,318 @@
+"""Bad weather on Globus's side: what passes is waited for and told, what does not fails soon.
+
+Each row is a fault: how it is made, what the user sees, and how it ends."""
+import json
+import urllib.request
+
+import pytest
+from conftest import (
+    BATCH,
+    DESTINATION,
+    KEEP,
+    SOURCE,
+    journal,
+    last_line,
+    processed,
+    wait_until,
+)
+
+SINGLE, SIMPLE, LOGIN = (
+    "globus-single-file-download.py", "globus-simple-download.py", "globus-login.py")
+PATH = "/home/share/godata/"
+QUICK = ("import helper", "helper.HOPELESS = dict.fromkeys(helper.HOPELESS, 1)",
+         "helper.SLOWEST_POLL = 0.5", "helper.ARRIVAL_SECONDS = 1")
+
+
+def start(site, script):
+    options = {SINGLE: ["--globus-path", PATH, "--file", "a"]}
+    return site.start(script, *options.get(script, []))
+
+
+def end(process):
+    """What it said on both outputs."""
+    out, err = process.communicate(timeout=120)
+    assert b"Traceback" not in err, err
+    return out.decode() + err.decode()
+
+
+def trouble(code, **more):
+    return {"troubles": [dict({"path": "a$", "code": code}, **more)]}
+
+
+def gcp(**settings):
+    return {"collections": {DESTINATION: settings}}
+
+
+# name: (settings of the emulator, what heals them, what the user sees)
+STALLS = {
+    "no slot is free": (
+        {"slots": 0}, {"slots": 3}, "waiting for one of the three transfer tasks"),
+    "Globus Connect Personal stops": (
+        gcp(gcp_connected=False), gcp(gcp_connected=True),
+        "Globus Connect Personal is not running; start it: globusconnectpersonal -start &"),
+    "Globus Connect Personal is paused": (
+        gcp(gcp_paused=True), gcp(gcp_paused=False), "go on: globusconnectpersonal -unpause"),
+    "an administrator pauses the collection": (
+        gcp(paused_message="disks are moved until 5 pm"), gcp(paused_message=None),
+        "paused by an administrator of the collection: disks are moved until 5 pm"),
+    "a permission is missing for a moment": (
+        trouble("PERMISSION_DENIED", times=3, is_source=False), {}, "permission denied: /home/share/godata/a"),
+    "the server is out of reach": (
+        trouble("CONNECT_FAILED", times=3), {},
+        "the collection's server cannot be reached, Globus keeps trying: /home/share/godata/a"),
+    "the server is too busy": (
+        trouble("ENDPOINT_TOO_BUSY", times=3), {}, "too busy, Globus keeps trying"),
+    "a checksum does not match for once": (
+        trouble("CORRUPT", times=2), {}, "a checksum did not match, Globus sends the file again"),
+    "a reason that nobody knows": (
+        trouble("BRAND_NEW", times=3), {}, "brand new (BRAND_NEW), Globus keeps trying"),
+}
+
+
+@pytest.mark.parametrize("script", [SINGLE, SIMPLE])
+@pytest.mark.parametrize("name", STALLS)
+def test_a_stall_says_why_once_and_goes_on(name, script, site, emulator):
+    emulator.add({"a": b"x" * 2000})
+    bent, healed, words = STALLS[name]
+    emulator.bend(task_seconds=0.5, retry_seconds=0.3)
+    site.config("import helper", "helper.SLOWEST_POLL = 0.5")
+    if "troubles" in bent or "slots" in bent:
+        emulator.bend(**bent)
+        process = start(site, script)
+    else:  # in the middle
+        process = start(site, script)
+        wait_until(emulator.tasks)
+        emulator.bend(**bent)
+    said = []
+    wait_until(lambda: said.append(process.stderr.readline().decode()) or words in said[-1])
+    assert said[-1].startswith("Waiting: ")
+    emulator.bend(**healed)
+    rest = end(process)
+    assert process.returncode == 0, rest
+    assert words not in rest
+    assert site.downloaded() == {"a": b"x" * 2000}
+
+
+# name: (settings of the emulator, what the user sees of the reason)
+DOOMED = {
+    "missing file": (trouble("FILE_NOT_FOUND"), "file not found, /home/share/godata/a"),
+    "no permission": (trouble("PERMISSION_DENIED"), "permission denied, /home/share/godata/a"),
+    "disk full": (trouble("NO_SPACE_LEFT"), "no space left at the destination"),
+    "quota": (gcp(quota=10), "over quota at the destination"),
+    "a checksum that never matches": (trouble("CORRUPT"), "a checksum did not match"),
+    "a directory in its place": (None, "is a directory"),
+    "a name that is not allowed": (trouble("INVALID_PATH_NAME"), "invalid path name"),
+}
+
+
+@pytest.mark.parametrize("name", DOOMED)
+def test_what_cannot_succeed_fails_soon_and_can_be_asked_for_again(name, site, emulator):
+    emulator.add({"a": b"x" * 2000})
+    site.config(*QUICK)
+    bent, words = DOOMED[name]
+    emulator.bend(retry_seconds=0.2)
+    if bent is None:
+        (site.downloads / "a").mkdir(parents=True)
+    else:
+        emulator.bend(**bent)
+    process = start(site, SINGLE)
+    said = end(process)
+    assert process.returncode == 1
+    assert "The transfer cannot succeed and was cancelled: " in said and words in said
+    assert [task["fatal_error"]["code"] for task in emulator.tasks()] == ["CANCELED"]
+    assert bent is None or site.downloaded() == {}
+    # Mended, the same file is asked for again.
+    emulator.bend(troubles=[], **gcp(quota=None))
+    if bent is None:
+        (site.downloads / "a").rmdir()
+    process = start(site, SINGLE)
+    assert (end(process), process.returncode) == (str(site.downloads / "a") + "\n", 0)
+
+
+def test_one_doomed_file_among_many_moving_ones_is_given_the_time_of_the_others(site, emulator):
+    emulator.add({"a": b"1", **{"f%d" % n: b"x" * 5000 for n in range(5)}})
+    emulator.bend(retry_seconds=0.2, bytes_per_second=20000,
+                  troubles=[{"path": "/f", "code": "PERMISSION_DENIED", "times": 5,
+                             "is_source": False}])
+    site.config(*QUICK)
+    done = site.run(SIMPLE)
+    assert done.returncode == 0, done.err
+    assert len(site.downloaded()) == 6
+
+
+def test_a_task_that_somebody_cancels_says_so(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(task_seconds=60)
+    process = start(site, SINGLE)
+    task, = wait_until(emulator.tasks)
+    cancel(site, emulator, task["task_id"])
+    said = end(process)
+    assert process.returncode == 1
+    assert "The transfer of /home/share/godata/a failed: canceled" in said
+
+
+def cancel(site, emulator, task):
+    """Cancel a task, as its owner may in the web app."""
+    token = json.loads(site.tokens.read_text())["transfer.api.globus.org"]["access_token"]
+    urllib.request.urlopen(urllib.request.Request(
+        emulator.url + "v0.10/task/%s/cancel" % task, method="POST", data=b"",
+        headers={"Authorization": "Bearer " + token}))
+
+
+def test_a_task_that_expires_says_so(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0, speed=3600 * 12)
+    process = start(site, SINGLE)
+    assert "failed: expired" in end(process)
+    assert process.returncode == 1
+
+
+HTML = "<html><body>Maintenance</body></html>"
+# name: the fault of the service or the network
+PASSING = {
+    "503 with a page": {"status": 503, "text": HTML},
+    "500": {"status": 500, "json": {"code": "InternalError", "message": "oops"}},
+    "502 of a proxy": {"status": 502, "text": HTML},
+    "504": {"status": 504, "text": ""},
+    "429": {"status": 429, "json": {"code": "TooManyRequests", "message": "slow down"}},
+    "429 with Retry-After": {"status": 429, "headers": {"Retry-After": "1"},
+                                 "json": {"code": "TooManyRequests", "message": "slow down"}},
+    "a reset": {"drop": "before"},
+    "an answer lost": {"drop": "after"},
+    "no answer in time": {"delay": 2},
+    "a page instead of JSON": {"status": 200, "text": HTML},
+    "an empty answer": {"status": 200, "text": ""},
+    "a list": {"status": 200, "json": [1, 2]},
+    "an empty document": {"status": 200, "json": {}},
+    "fields of other kinds": {"status": 200, "json": {
+        "DATA": 3, "DATA_TYPE": None, "status": 5, "value": [], "task_id": {}, "type": None}},
+}
+CALLS = ["GET /v0.10/operation/endpoint/.*stat", "GET /v0.10/submission_id",
+         "POST /v0.10/transfer", "GET /v0.10/task/"]
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_what_passes_is_waited_for_in_each_call_and_makes_no_second_task(name, site, emulator):
+    emulator.add({"a": b"12345"})
+    for call in CALLS:
+        emulator.fault(call, times=3, **PASSING[name])
+    # Two of the three are globus-sdk's own, silent tries, where it takes the answer for one.
+    site.config("import helper, itertools", "helper.HTTP_TIMEOUT = 1",
+                "helper.pauses = lambda *_: itertools.repeat(0.1)")
+    process = start(site, SINGLE)
+    said = end(process)
+    assert process.returncode == 0, said
+    assert said.count("Waiting: ") >= len(CALLS) and "Trying again until it works." in said
+    assert len(emulator.tasks()) == 1
+    assert site.downloaded() == {"a": b"12345"}
+
+
+# What Globus refuses at submission, and takes later.
+@pytest.mark.parametrize("bent,healed,words", [
+    (gcp(gcp_connected=False), gcp(gcp_connected=True), "is not currently connected to Globus"),
+    ({"pending_limit": 0}, {"pending_limit": 100}, "too many pending tasks"),
+], ids=["Globus Connect Personal is offline", "too many pending tasks"])
+def test_a_submission_that_is_refused_for_now_is_repeated(bent, healed, words, site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(**bent)
+    process = start(site, SINGLE)
+    said = []
+    wait_until(lambda: said.append(process.stderr.readline().decode()) or words in said[-1])
+    emulator.bend(**healed)
+    assert "Going on." in end(process)
+    assert process.returncode == 0 and len(emulator.tasks()) == 1
+
+
+def test_a_listing_that_hangs_is_told(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend_collection(SOURCE, list_seconds=3)
+    site.config("import helper; helper.SILENCE = 1")
+    done = site.run(SIMPLE)
+    assert done.returncode == 0
+    assert done.err.startswith("Waiting: no answer from Globus in 1 s.")
+
+
+def test_the_driver_says_why_all_its_jobs_wait(stand_in, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    stand_in.process(*KEEP)
+    emulator.bend(slots=0)
+    driver = stand_in.start(BATCH)
+    said = []
+    wait_until(lambda: said.append(driver.stderr.readline().decode()) or "All jobs" in said[-1])
+    assert said[-1].startswith("All jobs wait. Waiting: waiting for one of the three transfer")
+    emulator.bend(slots=3)
+    rest = end(driver)
+    assert "All jobs wait" not in rest
+    assert rest.splitlines()[0] == "2 processed, 0 failed, 0 not needed"
+
+
+# ---- logins ----
+
+POLICY = {"session_required_policies": ["12345678-1234-1234-1234-123456789012"],
+          "session_message": "Log in with your institute"}
+# name: (settings of the source collection, what is said)
+LOGINS = {
+    "a consent": ({"consent": True}, "The collection wants a consent of yours."),
+    "a policy": ({"session_policy": POLICY},
+                 "The collection wants a fresh login (your session has timed out, or its policy "
+                 "asks for another one: Log in with your institute)."),
+    "a policy of a high-assurance collection": (
+        {"session_policy": POLICY, "high_assurance": True}, "wants a fresh login"),
+    "a session that has timed out": (
+        {"session_policy": {"prompt": "login"}, "high_assurance": True, "session_seconds": 60},
+        "your session has timed out"),
+    "multi-factor authentication": (
+        {"session_policy": {"session_required_mfa": True}}, "wants a fresh login"),
+}
+
+
+@pytest.mark.parametrize("name", LOGINS)
+@pytest.mark.parametrize("script", [SINGLE, SIMPLE, BATCH])
+def test_every_script_says_to_log_in_again_for(name, script, stand_in, emulator):
+    emulator.add({"a": b"1"})
+    settings, words = LOGINS[name]
+    emulator.ask("POST", "age")
+    emulator.bend_collection(SOURCE, **settings)
+    process = start(stand_in, script)
+    said = end(process)
+    assert process.returncode == 1
+    assert words in said and "Log in again: globus-login.py  (" in said
+    assert emulator.tasks() == []
+
+
+@pytest.mark.parametrize("name", LOGINS)
+def test_one_run_of_login_heals(name, site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.ask("POST", "age")
+    emulator.bend_collection(SOURCE, **LOGINS[name][0])
+    login = site.log_in()
+    assert login.returncode == 0, login.out
+    process = start(site, SINGLE)
+    assert end(process) == str(site.downloads / "a") + "\n"
+
+
+def test_login_gives_up_on_a_collection_that_is_never_content(site, emulator):
+    emulator.bend_collection(SOURCE, session_policy=POLICY, session_seconds=1e-9)
+    login = site.log_in()
+    assert login.returncode == 1
+    assert login.out.count("Open this page") == 4
+    assert "Log in with your institute" in login.out.splitlines()[-1]
+
+
+def test_a_login_that_lapses_in_the_middle_stops_the_driver_not_every_file(stand_in, emulator):
+    emulator.add({"f%02d" % n: b"x" for n in range(30)})
+    stand_in.config("POLL_SECONDS = 5")
+    stand_in.process(*KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"processed" in driver.stderr.readline())
+    emulator.bend_collection(SOURCE, session_policy=POLICY)
+    said = end(driver)
+    assert driver.returncode == 1
+    assert "Log in again: globus-login.py" in said and "start this script again" in said
+    failed = [event for event in journal(stand_in) if event.get("reason")]
+    assert 1 <= len(failed) <= 6
+    assert stand_in.log_in().returncode == 0
+    done = stand_in.run(BATCH)
+    wanted = 30 - len([e for e in journal(stand_in) if e.get("reason")])
+    assert last_line(done).startswith("%d processed, " % wanted)
+    assert set(processed(stand_in).values()) == {1} and sum(processed(stand_in).values()) == wanted
