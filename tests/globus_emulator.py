@@ -307,7 +307,8 @@ def endpoint_document(name):
         "max_parallelism", "myproxy_dn", "myproxy_server", "oauth_server", "organization",
         "preferred_concurrency", "preferred_parallelism", "s3_owner_activated", "s3_url",
         "sharing_target_endpoint", "sharing_target_root_path", "subscription_id", "tlsftp_server",
-        "user_message", "user_message_link", "subscription_admin_verified"))
+        "user_message", "user_message_link", "subscription_admin_verified",
+        "non_functional_endpoint_id", "non_functional_endpoint_display_name"))
     document.update(
         DATA_TYPE="endpoint", id=name, display_name=known["display_name"], name=name,
         canonical_name="u_emulated#" + name, username="u_emulated", owner_id=USER,
@@ -324,7 +325,7 @@ def endpoint_document(name):
                "outgoing_data_port_start": None, "outgoing_data_port_end": None}])
     for name in ("acl_available", "acl_editable", "disable_verify", "force_verify", "in_use",
                  "force_encryption", "non_functional", "public", "shareable", "requester_pays",
-                 "disable_anonymous_writes", "user_message_enabled"):
+                 "disable_anonymous_writes", "user_message_enabled", "french_english_bilingual"):
         document[name] = False
     return document
 

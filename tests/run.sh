@@ -13,6 +13,7 @@ else
   # It kills the driver at every step.
   command -v strace >/dev/null || { may_install && install_packages strace; } ||
     say "LEFT OUT: the kill at every system call (strace is not installed)"
+  make_cli
   start_scheduler
   start_grid_engine_too
 fi

@@ -57,6 +57,19 @@ make_venv() {
   printf '%s\n' "$stamp" >"$venv/.made-for-$#"
 }
 
+# Sets GLOBUS_CLI to a globus-cli in an environment of its own; it judges the emulator.
+make_cli() {
+  local venv=$COLLECTION/.venv-cli
+  export GLOBUS_CLI=$venv/bin/globus
+  [ ! -x "$GLOBUS_CLI" ] || return 0
+  say "making a virtual environment for globus-cli in .venv-cli"
+  "$PY" -m venv --clear "$venv" && "$venv/bin/python" -m pip install --quiet \
+    --disable-pip-version-check globus-cli 2>"$SCRATCH/pip.log" && return
+  say "LEFT OUT: what globus-cli says of the emulator ($(tail -n 1 "$SCRATCH/pip.log"))"
+  rm -rf -- "$venv"
+  GLOBUS_CLI=
+}
+
 # Starts a Slurm of our own, or puts executables that run the jobs themselves in its place.
 # $TEST_SCHEDULERS names the real schedulers that are up.
 export TEST_SCHEDULERS=""

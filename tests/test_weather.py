@@ -56,7 +56,8 @@ STALLS = {
         gcp(paused_message="disks are moved until 5 pm"), gcp(paused_message=None),
         "paused by an administrator of the collection: disks are moved until 5 pm"),
     "a permission is missing for a moment": (
-        trouble("PERMISSION_DENIED", times=3, is_source=False), {}, "permission denied: /home/share/godata/a"),
+        trouble("PERMISSION_DENIED", times=3, is_source=False), {},
+        "permission denied: /home/share/godata/a"),
     "the server is out of reach": (
         trouble("CONNECT_FAILED", times=3), {},
         "the collection's server cannot be reached, Globus keeps trying: /home/share/godata/a"),

@@ -1,0 +1,164 @@
+"""Names and documents that nobody would think of, made by hypothesis, through the whole chain."""
+import copy
+import json
+import subprocess
+import unicodedata
+import urllib.request
+
+import pytest
+from conftest import BATCH, KEEP, SOURCE, contents, last_line, processed
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.long
+SINGLE, SIMPLE = "globus-single-file-download.py", "globus-simple-download.py"
+PATH = "/home/share/godata/"
+# A whole site serves all examples; each one takes seconds, so that none is made smaller.
+FEW = {"deadline": None, "phases": [Phase.explicit, Phase.generate], "database": None,
+       "suppress_health_check": list(HealthCheck)}
+
+
+def is_harmful(name):
+    return any(unicodedata.category(c) in ("Cc", "Cs") for c in name)
+
+
+NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]),
+                min_size=1, max_size=60).filter(
+    lambda name: name not in (".", "..") and len(name.encode()) <= 240)
+
+
+@settings(max_examples=3, **FEW)
+@given(names=st.sets(NAMES, min_size=25, max_size=25))
+def test_any_name_that_a_file_can_have_reaches_process_sh_unharmed(names, stand_in, emulator):
+    clear(stand_in, emulator)
+    tree = emulator.add({name: name.encode() for name in names})
+    stand_in.config("NUM_JOBS = 6")
+    stand_in.process(*KEEP)
+    done = stand_in.run(BATCH)
+    good = {name for name in names if not is_harmful(name)}
+    assert last_line(done) == "%d processed, %d failed, 0 not needed" % (
+        len(good), len(names) - len(good)), done.err
+    assert processed(stand_in) == dict.fromkeys(good, 1)
+    assert contents(stand_in.folder / "out") == {name: tree[name] for name in good}
+    assert stand_in.downloaded() == {}
+    assert_tame(done)
+
+
+def clear(site, emulator):
+    subprocess.run(["rm", "-rf", *(str(site.folder / name) for name in (
+        "out", "processed", "jobs", "downloads")), str(emulator.source / PATH.strip("/"))],
+        check=True)
+    (emulator.source / PATH.strip("/")).mkdir()
+
+
+def assert_tame(done):
+    """Nothing that drives a terminal was printed."""
+    said = (done.stdout + done.stderr).decode(errors="surrogateescape")
+    assert not any(is_harmful(c) for c in said.replace("\n", "")), said
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 2), st.just(10 ** 30), st.floats(allow_nan=False),
+    st.lists(st.integers(), max_size=2), st.just({}), st.just([{}]), st.just([None]),
+    st.text(max_size=20), st.just("x" * 100000),
+    st.sampled_from(["\x1b[2J", "../../x", "/etc/passwd", "a\0b", "a\nb", "\ud800", "$(touch x)"]))
+
+
+@st.composite
+def broken(draw, document):
+    """The document, with some of its fields gone, or something else."""
+    document = copy.deepcopy(document)
+    for _ in range(draw(st.integers(1, 4))):
+        at = document
+        while isinstance(at.get("DATA"), list) and at["DATA"] and isinstance(
+                at["DATA"][0], dict) and draw(st.booleans()):
+            at = at["DATA"][0]
+        if at:
+            key = draw(st.sampled_from(sorted(at)))
+            if draw(st.booleans()):
+                del at[key]
+            else:
+                at[key] = draw(ODD)
+    return document
+
+
+CALLS = {
+    "GET /v0.10/endpoint/" + SOURCE: "v0.10/endpoint/" + SOURCE,
+    "/ls": "v0.10/operation/endpoint/%s/ls?path=%s" % (SOURCE, PATH),
+    "/stat": "v0.10/operation/endpoint/%s/stat?path=%sa" % (SOURCE, PATH),
+    "/submission_id": "v0.10/submission_id",
+    "POST /v0.10/transfer": None,
+    "GET /v0.10/task/[^/]*$": "v0.10/task/%s",
+    "/event_list": "v0.10/task/%s/event_list",
+    "/task_list": "v0.10/task_list",
+    "/skipped_errors": "v0.10/task/%s/skipped_errors",
+    "/pause_info": "v0.10/task/%s/pause_info",
+}
+
+
+@pytest.fixture
+def true_answers(site, emulator):
+    """{call: a true answer to it}."""
+    emulator.add({"a": b"1", "b": b"2"})
+    emulator.bend(troubles=[{"path": "b$", "code": "FILE_NOT_FOUND"}], retry_seconds=0.1)
+    site.config("import helper, itertools", "helper.pauses = lambda *_: itertools.repeat(0.1)",
+                "helper.ARRIVAL_SECONDS = 0.5",
+                "helper.HOPELESS = dict.fromkeys(helper.HOPELESS, 0.5)")
+    site.run(SIMPLE)
+    token = json.loads(site.tokens.read_text())["transfer.api.globus.org"]["access_token"]
+    answers, task = {}, emulator.tasks()[0]["task_id"]
+    for call, path in CALLS.items():
+        if path:
+            request = urllib.request.Request(
+                emulator.url + path.replace("task/%s", "task/" + task),
+                headers={"Authorization": "Bearer " + token})
+            with urllib.request.urlopen(request) as answer:
+                answers[call] = json.load(answer)
+        else:
+            answers[call] = {"DATA_TYPE": "transfer_result", "code": "Accepted", "message": "ok",
+                             "submission_id": task, "task_id": task}
+    return answers
+
+
+@settings(max_examples=40, **FEW)
+@given(data=st.data())
+def test_a_broken_document_is_a_clear_end_or_waited_out(data, true_answers, site, emulator):
+    emulator.clear_faults()
+    call = data.draw(st.sampled_from(sorted(CALLS)))
+    document = data.draw(broken(true_answers[call]))
+    emulator.fault(call, times=1, status=200, json=document)
+    before = outside(site)
+    script, options = data.draw(st.sampled_from(
+        [(SIMPLE, []), (SINGLE, ["--globus-path", PATH, "--file", "a"]),
+         (SINGLE, ["--globus-path", PATH, "--file", "b"])]))
+    done = site.run(script, *options, timeout=60)  # asserts that there is no traceback
+    assert done.returncode in (0, 1)
+    assert_tame(done)
+    assert max(map(len, done.err.split("\n"))) < 5000
+    assert outside(site) == before
+
+
+def outside(site):
+    """What lies in the user's account beside the downloads."""
+    return {path for path in site.folder.parent.rglob("*")
+            if site.downloads not in (path, *path.parents) and "__pycache__" not in str(path)
+            and ".wehi" not in path.name}
+
+
+@settings(max_examples=15, **FEW)
+@given(answer=st.one_of(ODD, st.dictionaries(st.sampled_from(
+    ["error", "access_token", "scope", "expires_in", "other_tokens", "resource_server"]), ODD)))
+def test_a_broken_answer_to_a_token_request_leaves_the_tokens_whole(answer, site, emulator):
+    emulator.clear_faults()
+    emulator.add({"a": b"1"})
+    emulator.ask("POST", "expire")
+    tokens = json.loads(site.tokens.read_text())
+    tokens["transfer.api.globus.org"]["expires_at_seconds"] = 1
+    site.tokens.write_text(json.dumps(tokens))
+    site.config("import helper, itertools", "helper.pauses = lambda *_: itertools.repeat(0.1)")
+    emulator.fault("/oauth2/token", times=1, status=200, json=answer)
+    done = site.run(SINGLE, "--globus-path", PATH, "--file", "a", timeout=60)
+    assert done.returncode == 0, done.err
+    assert_tame(done)
+    stored = json.loads(site.tokens.read_text())["transfer.api.globus.org"]
+    assert stored["refresh_token"] == tokens["transfer.api.globus.org"]["refresh_token"]
