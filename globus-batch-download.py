@@ -649,8 +649,8 @@ def tell_stall(run):
     """When all jobs at work wait for Globus, say why, in the words of their logs."""
     lines = [last_line(run.file_of(name, "log")) for name in run.jobs]
     if any(lines) and all(line.startswith("Waiting: ") for line in lines if line):
-        reasons = sorted({line.split("  (task ")[0] for line in lines if line})
-        tell_once(run, "stall", "All jobs wait. " + "\n".join(reasons))
+        reasons = sorted({line[len("Waiting: "):].split("  (task ")[0] for line in lines if line})
+        tell_once(run, "stall", "All jobs wait: " + "; ".join(reasons))
     else:
         run.told.pop("stall", None)
 
@@ -898,14 +898,18 @@ def check_login(run):
     """After a failure: was it the login? Then all further jobs would fail as well. Raises Problem
     if a login is what helps."""
     run.doubts_login, run.next_check = False, time.monotonic() + run.config.POLL_SECONDS
-    try:
-        run.client.operation_stat(run.config.SOURCE_ENDPOINT_ID, path=run.config.PATH)
-    except helper.GlobusAPIError as error:
-        if helper.why_log_in(error):
-            raise helper.Problem(f"{helper.explain(error)}\nThen start this script again; it goes "
-                                 "on with its jobs and the files that are left.")
-    except helper.NetworkError:
-        pass
+    for is_sure in (False, True):
+        try:
+            run.client.operation_stat(run.config.SOURCE_ENDPOINT_ID, path=run.config.PATH)
+            return
+        except helper.GlobusAPIError as error:
+            if not helper.why_log_in(error):
+                return
+            if is_sure:
+                raise helper.Problem(f"{helper.explain(error)}\nThen start this script again; it "
+                                     "goes on with its jobs and the files that are left.")
+        except helper.NetworkError:
+            return
 
 
 def stop_gently(run):
@@ -929,7 +933,7 @@ def batch(config, scheduler, client, files, limit):
         take_up(run)
         plan(run, files, limit)
         measure_left_behind(run)
-        helper.tune(client, 20, 0)  # from here on waiting would hold up the jobs
+        helper.tune(client, 20, 1)  # from here on waiting would hold up the jobs
         stop_gently(run)
         drive(run)
         if run.stopping:

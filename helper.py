@@ -443,23 +443,25 @@ def tune(client, timeout, retries):
 
 def patiently(call, *arguments, wanted=None, **options):
     """The answer of a call to Globus; while Globus or the network is out of order, say so and
-    try again, for as long as it takes. An answer that lacks a field of wanted, {name: type}, is
-    out of order. Raises what trying again cannot mend."""
-    told = None
+    try again, for as long as it takes. So is an answer without the fields in wanted, {name: type}.
+    Raises what trying again cannot mend."""
+    told, is_refused = None, False
     for pause in pauses(2, 60):
         try:
             with _telling_of_silence():
                 answer = call(*arguments, **options)
-            for name, kind in (wanted or {}).items():
-                if not isinstance(answer.get(name), kind):
-                    raise ValueError(name)
+            check_fields(answer, wanted or {})
             if told:
                 tell("Going on.")
             return answer
         except (GlobusAPIError, NetworkError) as error:
+            # With a tried error before it, a 401 keeps globus-sdk from renewing the access token.
+            if getattr(error, "http_status", None) == 401 and not is_refused:
+                is_refused = True
+                continue
             if not is_passing(error):
                 raise
-            reason = explain(error)
+            reason, is_refused = explain(error), False
             pause = max(pause, wanted_pause(error))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"Globus's answer makes no sense ({error!r:.100})"
@@ -467,6 +469,17 @@ def patiently(call, *arguments, wanted=None, **options):
             tell(f"Waiting: {reason}. Trying again until it works.")
             told = reason.split("(")[0]  # without the request id, which is always another
         time.sleep(pause)
+
+
+def check_fields(document, wanted):
+    """Raise ValueError unless the document has these fields, {name: type}; a list is one of
+    documents."""
+    for name, kind in wanted.items():
+        value = document.get(name)
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is {value!r:.50}")
+        if kind is list and not all(isinstance(entry, dict) for entry in value):
+            raise ValueError(f"{name} does not hold documents")
 
 
 @contextlib.contextmanager
@@ -528,6 +541,11 @@ def check_collections(client, config):
         if document.get("gcp_paused"):
             raise Problem(f"Globus Connect Personal is paused: {where}.\n"
                           "Go on with: globusconnectpersonal -unpause")
+        if document.get("high_assurance"):
+            minutes = document.get("authentication_timeout_mins")
+            often = f"every {minutes} minutes" if minutes else "from time to time"
+            tell(f"High-assurance collection: {where}.\nIt wants a fresh login {often}; "
+                 "what takes longer needs globus-login.py again.")
         documents.append(document)
     return documents
 
@@ -584,7 +602,7 @@ def list_folder(client, collection, path):
         if not entries and seen:
             raise Problem(f"The listing of {path} broke off: {seen} of {total} entries came. "
                           "Try again.")
-        yield from (entry if isinstance(entry, dict) else {} for entry in entries)
+        yield from entries
         seen += len(entries)
         total = answer.get("total") if isinstance(answer.get("total"), int) else seen
         if was not in (None, total):
@@ -731,10 +749,10 @@ def what_exactly(client, task_id, task):
     """What Globus says beside the status of a waiting task: the administrator's message, or the
     file that it stumbles over, after a colon; nothing, as a rule."""
     if task.get("is_paused"):
-        info = patiently(client.task_pause_info, task_id)
+        info = patiently(client.task_pause_info, task_id, wanted={"pause_rules": list})
         said = [words(info, side + "_pause_message" + kind)
                 for side in ("source", "destination") for kind in ("", "_share")]
-        said += [words(rule, "message") for rule in info.get("pause_rules") or []]
+        said += [words(rule, "message") for rule in info["pause_rules"]]
         said = ", ".join(dict.fromkeys(filter(None, said)))
         return f": {said}" if said else ""
     if task.get("nice_status") == "Queued" or not task["faults"]:
@@ -804,7 +822,7 @@ def why_missing(config, file):
     """Words on a File that Globus says has arrived, but has not."""
     here = size_of(os.path.join(config.DOWNLOAD_DIR, file.path))
     if here is not None:
-        return (f"{file.path} came with {here:,} bytes, but was listed with {file.size:,}: did it "
+        return (f"{file.path} came with {count(here, 'byte')}, but was listed with {file.size:,}: did it "
                 "change on the source collection? Start again.")
     return (f"Globus says that {file.path} arrived, but it is not in DOWNLOAD_DIR = "
             f"{config.DOWNLOAD_DIR}. Is DESTINATION_PATH = {config.DESTINATION_PATH} the same "

@@ -323,6 +323,8 @@ def endpoint_document(name):
                "is_connected": False if is_gcp else True, "is_paused": False,
                "incoming_data_port_start": None, "incoming_data_port_end": None,
                "outgoing_data_port_start": None, "outgoing_data_port_end": None}])
+    if known["high_assurance"] and known["session_seconds"]:
+        document["authentication_timeout_mins"] = int(known["session_seconds"] / 60)
     for name in ("acl_available", "acl_editable", "disable_verify", "force_verify", "in_use",
                  "force_encryption", "non_functional", "public", "shareable", "requester_pays",
                  "disable_anonymous_writes", "user_message_enabled", "french_english_bilingual"):

@@ -5,6 +5,7 @@ import pty
 import stat
 import subprocess
 
+import pytest
 from conftest import DESTINATION, SOURCE, STRANGE_NAMES, read_code, wait_until
 
 
@@ -122,13 +123,14 @@ def test_a_token_file_that_others_may_read_is_mended_with_a_warning(site):
     assert mode(site.tokens) == 0o600
 
 
-def test_thirty_processes_renew_at_once_and_the_token_file_stays_whole(site, emulator):
+@pytest.mark.long
+def test_a_hundred_processes_renew_at_once_and_the_token_file_stays_whole(site, emulator):
     emulator.add(dict.fromkeys(STRANGE_NAMES, b"x"))
     tokens = json.loads(site.tokens.read_text())
     tokens["transfer.api.globus.org"]["expires_at_seconds"] = 1
     tokens["auth.globus.org"] = {"refresh_token": "other"}
     site.tokens.write_text(json.dumps(tokens))
-    running = [site.start("globus-simple-download.py", "--dry-run") for _ in range(30)]
+    running = [site.start("globus-simple-download.py", "--dry-run") for _ in range(100)]
 
     def is_over():
         now = json.loads(site.tokens.read_text())  # fails if it is ever torn

@@ -1,5 +1,6 @@
 """globus-simple-download.py"""
 import signal
+import time
 
 from conftest import contents, strange_tree, wait_until
 
@@ -73,6 +74,26 @@ def test_a_file_that_vanished_is_named_and_the_others_arrive(site, emulator):
     assert done.returncode == 1
     assert "Did not arrive: a (file not found)\n" in done.out
     assert site.downloaded() == {"b": b"22"}
+
+
+def test_a_file_that_changes_between_listing_and_arrival_is_named(site, emulator):
+    emulator.add({"a": b"1", "b": b"22"})
+    emulator.fault("/ls", skip=0, patch={"DATA": [
+        {"name": "a", "type": "file", "size": 7}, {"name": "b", "type": "file", "size": 2}]})
+    site.config("import helper; helper.ARRIVAL_SECONDS = 1")
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1
+    assert "Did not arrive: a (a came with 1 byte, but was listed with 7" in done.out
+
+
+def test_a_task_that_fails_is_told_at_once_with_each_file_that_is_missing(site, emulator):
+    emulator.add({"a": b"1", "b": b"22"})
+    emulator.bend(slots=0, speed=3600 * 12)
+    begun = time.monotonic()
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1 and time.monotonic() - begun < 30
+    assert "The transfer failed: expired" in done.err
+    assert "Did not arrive: a\nDid not arrive: b\n" in done.out
 
 
 def test_an_empty_directory_is_said_and_well(site):

@@ -94,6 +94,14 @@ def test_a_stall_says_why_once_and_goes_on(name, script, site, emulator):
     assert site.downloaded() == {"a": b"x" * 2000}
 
 
+def test_a_task_that_globus_has_suspended_says_what_to_do(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.fault("GET /v0.10/task/", times=3, patch={"status": "INACTIVE", "nice_status": None})
+    process = start(site, SINGLE)
+    assert "Waiting: suspended until you log in again and resume it" in end(process)
+    assert process.returncode == 0
+
+
 # name: (settings of the emulator, what the user sees of the reason)
 DOOMED = {
     "missing file": (trouble("FILE_NOT_FOUND"), "file not found, /home/share/godata/a"),
@@ -240,7 +248,7 @@ def test_the_driver_says_why_all_its_jobs_wait(stand_in, emulator):
     driver = stand_in.start(BATCH)
     said = []
     wait_until(lambda: said.append(driver.stderr.readline().decode()) or "All jobs" in said[-1])
-    assert said[-1].startswith("All jobs wait. Waiting: waiting for one of the three transfer")
+    assert said[-1].startswith("All jobs wait: waiting for one of the three transfer")
     emulator.bend(slots=3)
     rest = end(driver)
     assert "All jobs wait" not in rest
@@ -290,6 +298,15 @@ def test_one_run_of_login_heals(name, site, emulator):
     assert login.returncode == 0, login.out
     process = start(site, SINGLE)
     assert end(process) == str(site.downloads / "a") + "\n"
+
+
+def test_a_high_assurance_collection_is_named_with_how_long_a_login_lasts(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend_collection(SOURCE, high_assurance=True, session_seconds=1800)
+    done = site.run(SIMPLE)
+    assert done.returncode == 0
+    assert done.err.startswith("High-assurance collection: Globus Tutorial Collection 1 (SOURCE")
+    assert "It wants a fresh login every 30 minutes" in done.err
 
 
 def test_login_gives_up_on_a_collection_that_is_never_content(site, emulator):

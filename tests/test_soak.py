@@ -1,0 +1,83 @@
+"""An hour of bad weather squeezed into a minute or two: 200 files, 8 jobs, faults by a seed."""
+import os
+import random
+import threading
+
+import pytest
+from conftest import BATCH, DESTINATION, SOURCE, contents, last_line, processed
+
+HTML = "<html>maintenance</html>"
+ANY = "/v0.10/"
+# What may happen, for some seconds at a time; all of it passes.
+FAULTS = [
+    {"match": ANY, "status": 503, "text": HTML},
+    {"match": ANY, "status": 502, "text": ""},
+    {"match": ANY, "status": 429, "text": "", "headers": {"Retry-After": "1"}},
+    {"match": ANY, "drop": "before"},
+    {"match": ANY, "drop": "after"},
+    {"match": "POST", "drop": "after"},
+    {"match": ANY, "delay": 1.5},
+    {"match": ANY, "status": 200, "text": HTML},
+    {"match": "oauth2/token", "status": 500, "text": HTML},
+]
+WORLDS = [
+    {"slots": 0}, {"pending_limit": 2}, {"token_life": 61}, {"bytes_per_second": 1000},
+    {"rate_limit": 2},
+    {"collections": {DESTINATION: {"gcp_connected": False}}},
+    {"collections": {DESTINATION: {"gcp_paused": True}}},
+    {"collections": {SOURCE: {"paused_message": "an hour off"}}},
+    {"troubles": [{"path": "[05]$", "code": "CONNECT_FAILED"}]},
+    {"troubles": [{"path": "[16]$", "code": "PERMISSION_DENIED"}]},
+    {"troubles": [{"path": "[27]$", "code": "CORRUPT", "times": 3}]},
+    {"troubles": [{"path": "[38]$", "code": "ENDPOINT_TOO_BUSY"}]},
+]
+FAIR = {"slots": 3, "pending_limit": 100, "token_life": 172800, "bytes_per_second": None,
+        "rate_limit": None, "troubles": [], "collections": {
+            DESTINATION: {"gcp_connected": True, "gcp_paused": False},
+            SOURCE: {"paused_message": None}}}
+
+
+class Weather(threading.Thread):
+    """Bad for a moment, fair for a moment, and so on."""
+
+    def __init__(self, emulator, seed):
+        super().__init__(daemon=True)
+        self.emulator, self.chance, self.is_over = emulator, random.Random(seed), threading.Event()
+        self.storms = 0
+
+    def run(self):
+        while not self.is_over.wait(self.chance.uniform(0.2, 1)):
+            self.storms += 1
+            if self.chance.random() < 0.5:
+                self.emulator.fault(**self.chance.choice(FAULTS))
+            else:
+                self.emulator.bend(**self.chance.choice(WORLDS))
+            self.is_over.wait(self.chance.uniform(0.5, 3))
+            self.emulator.clear_faults()
+            self.emulator.bend(**FAIR)
+            if self.chance.random() < 0.3:
+                self.emulator.ask("POST", "expire")
+
+
+@pytest.mark.long
+def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator):
+    seed = int(os.environ.get("SOAK_SEED") or random.randrange(1000000))
+    print("SOAK_SEED=%d" % seed)
+    files = emulator.add({"f%03d" % n: (b"%d " % n) * 100 for n in range(200)})
+    emulator.bend(retry_seconds=0.2, task_seconds=0.05)
+    stand_in.config("NUM_JOBS = 8", "import helper", "patient = helper.pauses",
+                    "helper.pauses = lambda first, longest: patient(first / 20, longest / 20)",
+                    "helper.HTTP_TIMEOUT = 1")
+    stand_in.process('cp -- "$1" "$GLOBUS_NAME.new"', 'mkdir -p out',
+                     'mv -- "$GLOBUS_NAME.new" "out/$GLOBUS_NAME"',
+                     'printf "%s\\n" "$GLOBUS_NAME" >>processed')
+    weather = Weather(emulator, seed)
+    weather.start()
+    done = stand_in.run(BATCH, timeout=400)
+    weather.is_over.set()
+    weather.join()
+    assert last_line(done) == "200 processed, 0 failed, 0 not needed", done.out
+    assert processed(stand_in) == dict.fromkeys(files, 1)
+    assert contents(stand_in.folder / "out") == files
+    assert len(emulator.tasks()) == 200  # no lost answer has made a second task
+    print(weather.storms, "storms")
