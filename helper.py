@@ -822,8 +822,8 @@ def why_missing(config, file):
     """Words on a File that Globus says has arrived, but has not."""
     here = size_of(os.path.join(config.DOWNLOAD_DIR, file.path))
     if here is not None:
-        return (f"{file.path} came with {count(here, 'byte')}, but was listed with {file.size:,}: did it "
-                "change on the source collection? Start again.")
+        return (f"{file.path} came with {count(here, 'byte')}, but was listed with {file.size:,}: "
+                "did it change on the source collection? Start again.")
     return (f"Globus says that {file.path} arrived, but it is not in DOWNLOAD_DIR = "
             f"{config.DOWNLOAD_DIR}. Is DESTINATION_PATH = {config.DESTINATION_PATH} the same "
             "folder, as the destination collection names it?")
