@@ -120,7 +120,7 @@ def true_answers(site, emulator):
     return answers
 
 
-@settings(max_examples=40, **FEW)
+@settings(max_examples=25, **FEW)
 @given(data=st.data())
 def test_a_broken_document_is_a_clear_end_or_waited_out(data, true_answers, site, emulator):
     emulator.clear_faults()

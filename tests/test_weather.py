@@ -200,7 +200,11 @@ CALLS = ["GET /v0.10/operation/endpoint/.*stat", "GET /v0.10/submission_id",
          "POST /v0.10/transfer", "GET /v0.10/task/"]
 
 
-@pytest.mark.parametrize("name", PASSING)
+LONG = {"500", "504", "429 with Retry-After", "no answer in time", "an empty answer", "a list"}
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in PASSING])
 def test_what_passes_is_waited_for_in_each_call_and_makes_no_second_task(name, site, emulator):
     emulator.add({"a": b"12345"})
     for call in CALLS:
