@@ -25,10 +25,10 @@ def find_files(client, config, is_told):
 
 def submit(client, config, files):
     """One transfer task for all files; its id, which is told at once."""
+    source, target = helper.join(config.PATH, ""), helper.join(config.DESTINATION_PATH, "")
     request = helper.transfer_request(
         config, "download " + config.PATH,
-        ((helper.join(config.PATH, file.path), helper.join(config.DESTINATION_PATH, file.path))
-         for file in files),
+        ((source + file.path, target + file.path) for file in files),
         skip_source_errors=True)  # one unreadable file must not hold up the others
     task_id = helper.submit(client, request)
     print(f"Transfer task {task_id}: https://app.globus.org/activity/{task_id}", flush=True)

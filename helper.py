@@ -1,6 +1,7 @@
 """What the four scripts share: errors, settings, tokens, listing, transfer tasks."""
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import re
@@ -35,6 +36,9 @@ except ImportError as missing:
                      f"{sys.executable} -m pip install -r requirements.txt\n")
     sys.exit(1)
 
+# A listing makes many objects and no garbage: look for garbage less often (a fifth of its time).
+gc.set_threshold(100000)
+
 # The native app that asks for the login; README.md says how to register one of your own.
 CLIENT_ID = "4f0448d6-e7e2-4637-bc64-e8f682d1cc77"
 TOKEN_FILE = os.path.expanduser("~/.wehi-globus-tokens.json")
@@ -46,6 +50,12 @@ APP_NAME = "globus-download"
 SESSION = ("session_required_identities", "session_required_single_domain",
            "session_required_policies", "session_required_mfa")
 
+# What is read of a listing; Transfer leaves out the rest of each entry, if it is asked to.
+FIELDS = "DATA,total,name,type,size,last_modified,link_target"
+
+# Unicode's Cc and Cs: control characters, and what is not valid at all.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
+HARMFUL = re.compile(CONTROL.pattern + r"|(?:^|/)\.{0,2}(?:/|\Z)")  # or a part is "", "." or ".."
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 SLOWEST_POLL = 30  # seconds
@@ -164,6 +174,8 @@ show.last = ""  # so that nothing is written twice
 
 def printable(text):
     """The text, with what could drive a terminal written as escapes (line feeds excepted)."""
+    if text.isprintable():
+        return text
     return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs", "Cf")
                    else c.encode("unicode_escape").decode() for c in text)
 
@@ -304,16 +316,15 @@ def why_refused(path):
     """Why a path below PATH must not be downloaded; None for a good one."""
     if not isinstance(path, str):
         return "is not a name"
-    if has_control_characters(path):
-        return "holds a control character"
-    if any(part in ("", ".", "..") for part in path.split("/")):
-        return "would leave the download folder"
-    return None
+    if not HARMFUL.search(path):
+        return None
+    return ("holds a control character" if has_control_characters(path)
+            else "would leave the download folder")
 
 
 def has_control_characters(text):
     """True if a terminal or a shell could trip over it (or if it is not valid Unicode)."""
-    return any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+    return CONTROL.search(text) is not None
 
 
 def join(directory, path):
@@ -478,7 +489,7 @@ def check_fields(document, wanted):
         value = document.get(name)
         if not isinstance(value, kind):
             raise ValueError(f"{name} is {value!r:.50}")
-        if kind is list and not all(isinstance(entry, dict) for entry in value):
+        if kind is list and not set(map(type, value)) <= {dict}:
             raise ValueError(f"{name} does not hold documents")
 
 
@@ -562,22 +573,15 @@ def list_files(client, collection, path, recursive):
         found = []
         try:
             for entry in list_folder(client, collection, join(path, folder)):
-                where, kind = folder + str(entry.get("name")), entry.get("type")
-                refused = why_refused(entry.get("name"))
-                if kind == "dir":
-                    if recursive and refused:
-                        yield File(where, 0, None, refused)
-                    elif recursive and entry.get("link_target") is None:
-                        found.append(where + "/")
-                    elif recursive:  # as in Globus's own recursion: it could go round for ever
-                        left_out.append(f"{where} (a link to a directory)")
-                elif kind == "file":
-                    size = entry.get("size")
-                    if not isinstance(size, int) or size < 0:
-                        size, refused = 0, refused or "has no size"
-                    yield File(where, size, entry.get("last_modified"), refused)
-                else:
-                    left_out.append(f"{first_line(where)} ({first_line(str(kind))})")
+                file, kind = read_entry(folder, entry), entry.get("type")
+                if kind == "file" or kind == "dir" and recursive and file.refused:
+                    yield file
+                elif kind != "dir":
+                    left_out.append(f"{first_line(file.path)} ({first_line(str(kind))})")
+                elif recursive and entry.get("link_target") is None:
+                    found.append(file.path + "/")
+                elif recursive:  # as in Globus's own recursion: it could go round for ever
+                    left_out.append(f"{first_line(file.path)} (a link to a directory)")
         except GlobusAPIError as error:
             if not folder:
                 raise _listing_problem(error, path)
@@ -590,24 +594,40 @@ def list_files(client, collection, path, recursive):
              + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
 
 
+def read_entry(folder, entry):
+    """An entry of a listing as a File."""
+    name, size = entry.get("name"), entry.get("size")
+    refused = why_refused(name)
+    if not isinstance(size, int) or size < 0:
+        size, refused = 0, refused or (None if entry.get("type") == "dir" else "has no size")
+    return File(folder + str(name), size, entry.get("last_modified"), refused)
+
+
 def list_folder(client, collection, path):
-    """Yield the entries of one directory, as dicts. One request brings at most 100,000 of them, and
-    `total` says how many there are (globus_sdk, operation_ls)."""
-    seen, total, was = 0, 1, None
+    """Yield the entries of one directory, as dicts. One request brings at most 100,000 of them,
+    and `total` says how many there are (globus_sdk, operation_ls)."""
+    seen, total, was, query = 0, 1, None, {"fields": FIELDS}
     while seen < total:
-        page = {"offset": seen} if seen else {}
-        answer = patiently(client.operation_ls, collection, path=path, **page,
-                           wanted={"DATA": list})
-        entries = answer["DATA"]
-        if not entries and seen:
+        if seen:
+            query["offset"] = seen
+        try:
+            answer = patiently(client.operation_ls, collection, path=path, query_params=query,
+                               wanted={"DATA": list})
+        except GlobusAPIError as error:
+            if error.http_status != 400 or not query.pop("fields", None):
+                raise
+            continue  # without the fields that it does not know
+        count_here = len(answer["DATA"])
+        if not count_here and seen:
             raise Problem(f"The listing of {path} broke off: {seen} of {total} entries came. "
                           "Try again.")
-        yield from entries
-        seen += len(entries)
+        yield from answer["DATA"]
+        seen += count_here
         total = answer.get("total") if isinstance(answer.get("total"), int) else seen
         if was not in (None, total):
             tell(f"{path} changed while it was listed; start again later for what may be missing.")
         was = total
+        del answer  # before the next one comes: it may be large
 
 
 def _listing_problem(error, path):

@@ -135,7 +135,7 @@ class Site:
             self.command(script, *options), cwd=str(self.folder), env=self.env,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def run(self, script, *options, stdin=b"", timeout=120):
+    def run(self, script, *options, stdin=b"", timeout=300):
         """Run a script to its end. No script may ever end with a traceback."""
         done = subprocess.run(
             self.command(script, *options), cwd=str(self.folder), env=self.env, input=stdin,

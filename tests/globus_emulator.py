@@ -61,6 +61,8 @@ World = {
     # Code CORRUPT: the bytes arrive damaged (VERIFY_CHECKSUM if the request asked for it).
     "troubles": [],
     "collections": {},
+    # {path: n}: directories that list n files which are not there, for large listings
+    "crowds": {},
 }
 
 lock = threading.RLock()
@@ -409,6 +411,15 @@ def fits_filter(document, text):
     return True
 
 
+def crowd(number):
+    """So many entries of files that are not there."""
+    one = dict.fromkeys(("link_target", "link_size", "link_user", "link_group",
+                         "link_last_modified"), None)
+    one.update(DATA_TYPE="file", type="file", size=1000000, permissions="0644", user="user",
+               group="group", last_modified="2026-11-23 08:15:00+00:00")
+    return [dict(one, name="sample-%06d.fastq.gz" % n) for n in range(number)]
+
+
 def ls(match, query, queries, headers, **_):
     """GET /operation/endpoint/ID/ls"""
     name = match.group(1)
@@ -425,6 +436,7 @@ def ls(match, query, queries, headers, **_):
         if known["list_limit"] and len(entries) > known["list_limit"]:
             raise Refusal(502, "ExternalError.DirListingFailed.SizeLimit", "Directory too large")
         found = [file_document(entry, os.path.join(folder, entry)) for entry in entries]
+        found += crowd(World["crowds"].get(path.rstrip("/"), 0))
     except OSError as error:
         raise operation_failed(error, known, name, "list")
     if query.get("show_hidden", "1").lower() in ("0", "false"):

@@ -30,7 +30,7 @@ def start(site, script):
 
 def end(process):
     """What it said on both outputs."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert b"Traceback" not in err, err
     return out.decode() + err.decode()
 
