@@ -21,7 +21,7 @@ def slow_download(site, emulator):
 
 def check_stopped(site, emulator, driver):
     """The job's end came in its exit-status file, and it left nothing at work and no part."""
-    out, err = driver.communicate(timeout=120)
+    out, err = driver.communicate(timeout=300)
     assert driver.returncode == 1, err
     assert b"FAILED a: exit status 130" in out
     assert emulator.tasks()[0]["fatal_error"]["code"] == "CANCELED"

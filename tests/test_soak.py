@@ -73,7 +73,7 @@ def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator
                      'printf "%s\\n" "$GLOBUS_NAME" >>processed')
     weather = Weather(emulator, seed)
     weather.start()
-    done = stand_in.run(BATCH, timeout=400)
+    done = stand_in.run(BATCH, timeout=540)
     weather.is_over.set()
     weather.join()
     assert last_line(done) == "200 processed, 0 failed, 0 not needed", done.out
