@@ -23,14 +23,18 @@ def find_files(client, config, is_told):
     return files, refused
 
 
-def submit(client, config, files):
-    """One transfer task for all files; its id, which is told at once."""
+def build(config, files):
+    """One transfer request for all files."""
     source, target = helper.join(config.PATH, ""), helper.join(config.DESTINATION_PATH, "")
-    request = helper.transfer_request(
+    return helper.transfer_request(
         config, "download " + config.PATH,
         ((source + file.path, target + file.path) for file in files),
         skip_source_errors=True)  # one unreadable file must not hold up the others
-    task_id = helper.submit(client, request)
+
+
+def submit(client, config, files):
+    """Submit one transfer task for all files; its id, which is told at once."""
+    task_id = helper.submit(client, build(config, files))
     print(f"Transfer task {task_id}: https://app.globus.org/activity/{task_id}", flush=True)
     return task_id
 

@@ -70,6 +70,20 @@ make_cli() {
   GLOBUS_CLI=
 }
 
+# Sets PEERS to the commands of snakemake and submitit, for the benchmark.
+make_peers() {
+  local venv=$COLLECTION/.venv-peers
+  export PEERS=$venv/bin
+  [ ! -x "$PEERS/snakemake" ] || return 0
+  say "making a virtual environment for snakemake and submitit in .venv-peers"
+  "$PY" -m venv --clear "$venv" && "$venv/bin/python" -m pip install --quiet \
+    --disable-pip-version-check snakemake snakemake-executor-plugin-slurm submitit \
+    2>"$SCRATCH/pip.log" && return
+  say "LEFT OUT: snakemake and submitit ($(tail -n 1 "$SCRATCH/pip.log"))"
+  rm -rf -- "$venv"
+  PEERS=
+}
+
 # Starts a Slurm of our own, or puts executables that run the jobs themselves in its place.
 # $TEST_SCHEDULERS names the real schedulers that are up.
 export TEST_SCHEDULERS=""

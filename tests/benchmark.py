@@ -1,0 +1,370 @@
+#!/usr/bin/env python3
+"""Speed and scale, beside others that do the same work: one run on one machine, ratios first.
+
+    tests/benchmark.py [--small]
+
+Sets up what it needs, as tests/run.sh does: an emulated Globus, a private Slurm, and the peers
+globus-cli, snakemake and submitit in environments of their own. Prints a table in Markdown.
+--small takes a minute or two, to see that it works; its numbers mean nothing."""
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import namedtuple
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+SETUP = """. "$0"/setup.sh
+make_venv "$TESTS/requirements.txt"
+make_cli
+make_peers
+start_scheduler
+"$PY" "$TESTS/benchmark.py" "$@"
+"""
+
+# What one run of a command costs. wall, cpu: seconds; memory: MB at the peak; out: its stdout.
+Cost = namedtuple("Cost", "wall cpu memory out")
+Sizes = namedtuple("Sizes", "times files directories jobs ended real")
+FULL = Sizes(3, 100000, 10, 300, 100000, 100000)
+SMALL = Sizes(1, 1000, 3, 80, 1000, 300)
+
+PATH = "/home/share/godata"
+HERE = "import sys; sys.path.insert(0, '.'); import helper; config = helper.settings(); "
+LIST_AND_BUILD = HERE + """
+client = helper.transfer_client()
+script = __import__("globus-simple-download")
+files, refused = script.find_files(client, config, True)
+assert len(script.build(config, files)["DATA"]) == %d
+"""
+BARE = """
+import json, os, globus_sdk
+with open(os.path.expanduser("~/.wehi-globus-tokens.json")) as file:
+    tokens = json.load(file)["transfer.api.globus.org"]
+client = globus_sdk.TransferClient(authorizer=globus_sdk.RefreshTokenAuthorizer(
+    tokens["refresh_token"], globus_sdk.NativeAppAuthClient(%r),
+    access_token=tokens["access_token"], expires_at=tokens["expires_at_seconds"]))
+request = globus_sdk.TransferData(source_endpoint=%r, destination_endpoint=%r)
+for entry in client.operation_ls(%r, path="/home/share/godata/"):
+    if entry["type"] == "file":
+        request.add_item("/home/share/godata/" + entry["name"], "/downloads/" + entry["name"])
+assert len(request["DATA"]) == %d
+"""
+SNAKEFILE = """
+NAMES = %r
+rule all:
+    input: expand("done/{name}", name=NAMES)
+rule one:
+    output: "done/{name}"
+    shell: "bash wrapper.sh %s/ {wildcards.name} && touch {output}"
+"""
+SUBMITIT = """
+import subprocess, submitit
+def work(name):
+    subprocess.run(["bash", "wrapper.sh", %r, name], check=True)
+executor = submitit.SlurmExecutor(folder="submitit")
+executor.update_parameters(time=10, array_parallelism=8)
+for job in executor.map_array(work, %r):
+    job.result()
+"""
+
+
+def say(text):
+    sys.stderr.write(text + "\n")
+
+
+# ---- measuring ----
+
+
+def measure(site, *command, **env):
+    """The Cost of a command in the site's folder; it has to succeed."""
+    with tempfile.TemporaryFile() as out:
+        begun = time.monotonic()
+        process = subprocess.Popen(command, cwd=str(site.folder), env=dict(site.env, **env),
+                                   stdin=subprocess.DEVNULL, stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.monotonic() - begun
+        process.returncode = status
+        out.seek(0)
+        text = out.read().decode()
+    if status:
+        raise SystemExit(f"{' '.join(map(str, command))[:300]} failed\n{text[-2000:]}")
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text)
+
+
+def median(costs):
+    """The medians of several Costs of the same thing."""
+    costs = list(costs)
+    return Cost(*(statistics.median(getattr(cost, name) for cost in costs)
+                  for name in ("wall", "cpu", "memory")), costs[-1].out)
+
+
+@contextlib.contextmanager
+def new_site():
+    """A site with the collection, logged in, and an emulator of its own."""
+    from conftest import Emulator, Site
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        emulator = Emulator(root / "globus")
+        try:
+            site = Site(root, emulator, os.environ["PATH"])
+            site.give_tokens()
+            yield site, emulator
+        finally:
+            emulator.stop()
+
+
+def row(work, against, ours, theirs, goal, unit):
+    """A line of the table."""
+    ratio = ours / theirs
+    verdict = "" if goal is None else f"at most {goal:g}" + (" **missed**" if ratio > goal else "")
+    say(f"  {work}: {ratio:.2f} {verdict}")
+    return (f"| {work} | {against} | **{ratio:.2f}** | {verdict} | "
+            f"{ours:.3g} {unit} / {theirs:.3g} {unit} |")
+
+
+def cli(site, *arguments):
+    """The Cost of a globus-cli command, logged in as a client."""
+    return measure(site, os.environ["GLOBUS_CLI"], *arguments,
+                   GLOBUS_CLI_CLIENT_ID="4f0448d6-e7e2-4637-bc64-e8f682d1cc77",
+                   GLOBUS_CLI_CLIENT_SECRET="any")
+
+
+# ---- the rows ----
+
+
+def listing(sizes):
+    """A large directory becomes one request."""
+    from conftest import DESTINATION, SOURCE
+    n = sizes.files
+    bare = BARE % ("4f0448d6-e7e2-4637-bc64-e8f682d1cc77", SOURCE, DESTINATION, SOURCE, n)
+    with new_site() as (site, emulator):
+        emulator.bend(crowds={PATH: n})
+        pairs = site.folder / "pairs"
+        ours, loop, ls, batch = [], [], [], []
+        for _ in range(sizes.times):
+            ours.append(measure(site, sys.executable, "-c", LIST_AND_BUILD % n))
+            loop.append(measure(site, sys.executable, "-c", bare))
+            ls.append(cli(site, "ls", f"{SOURCE}:{PATH}"))
+            pairs.write_text("".join(f"{name} {name}\n" for name in ls[-1].out.splitlines()))
+            batch.append(cli(site, "transfer", "--dry-run", "--batch", str(pairs),
+                             f"{SOURCE}:{PATH}", f"{DESTINATION}:/downloads"))
+        ours, loop, ls, batch = map(median, (ours, loop, ls, batch))
+        what = f"list {n:,} files and build one request"
+        yield row(what + ", CPU", "`globus ls` + `globus transfer --batch --dry-run`",
+                  ours.cpu, ls.cpu + batch.cpu, 0.10, "s")
+        yield row("the same", "bare SDK calls in a loop, no checks", ours.cpu, loop.cpu, 1, "s")
+        yield row("the same, peak memory", "`globus ls`", ours.memory, ls.memory, 1, "MB")
+        flat = median(dry_run(site) for _ in range(sizes.times))
+        for number in range(sizes.directories):
+            (emulator.source / PATH.strip("/") / f"d{number}").mkdir()
+        emulator.bend(crowds={PATH: 0, **{
+            f"{PATH}/d{number}": n for number in range(sizes.directories)}})
+        site.config("RECURSIVE = True")
+        deep = median(dry_run(site) for _ in range(sizes.times))
+        yield row(f"{n * sizes.directories:,} files in {sizes.directories} directories, batch "
+                  "`--dry-run`, peak memory", f"{n:,} files in one", deep.memory, flat.memory,
+                  1.5, "MB")
+
+
+def dry_run(site):
+    return measure(site, sys.executable, "globus-batch-download.py", "--dry-run")
+
+
+def one_file(sizes):
+    """One small file."""
+    from conftest import DESTINATION, SOURCE
+    with new_site() as (site, emulator):
+        emulator.add({f"f{n}": b"x" for n in range(2 * sizes.times)})
+        ours, theirs = [], []
+        for n in range(sizes.times):
+            before = len(emulator.requests())
+            ours.append(measure(site, sys.executable, "globus-single-file-download.py",
+                                "--globus-path", PATH, "--file", f"f{n}").wall)
+            requests = len(emulator.requests()) - before
+            name = f"f{sizes.times + n}"
+            task = cli(site, "transfer", "--jmespath", "task_id", "-F", "unix",
+                       f"{SOURCE}:{PATH}/{name}", f"{DESTINATION}:{site.downloads}/{name}")
+            wait = cli(site, "task", "wait", task.out.strip(), "--polling-interval", "1")
+            theirs.append(task.wall + wait.wall)
+        yield row("one small file, wall time of globus-single-file-download.py",
+                  "`globus transfer` then `globus task wait`", statistics.median(ours),
+                  statistics.median(theirs), 0.6, "s")
+        yield row("requests to Globus for one small file", "the goal", requests, 5, 1, "requests")
+
+
+def whole_download(sizes):
+    """A simple download of many files in one request, submitted and waited for."""
+    with new_site() as (site, emulator):
+        emulator.add({f"sample-{n:06d}.txt": b"x" for n in range(sizes.real)})
+        ours = measure(site, sys.executable, "globus-simple-download.py")
+        assert f"{sizes.real:,} sent" in ours.out, ours.out
+        say(f"  whole download: {ours}")
+        yield (f"| {sizes.real:,} files by globus-simple-download.py, submitted and waited for | | "
+               f"| | {ours.cpu:.1f} s CPU, {ours.memory:.0f} MB |")
+
+
+def restart(sizes):
+    """The driver starts on a long journal."""
+    with new_site() as (site, _):
+        site.jobs.mkdir()
+        with open(str(site.jobs / "journal.jsonl"), "w") as file:
+            def write(**event):
+                file.write(json.dumps(event) + "\n")
+
+            source = ["6c54cade-bde5-45c1-bdea-f4bd71dba2cc", PATH + "/"]
+            write(event="run", run="g000000", source=source)
+            for n in range(sizes.ended):
+                job = f"g000000-{n + 1}"
+                write(event="submit", job=job, path=f"sample-{n:06d}.txt", size=1)
+                write(event="queued", job=job, id=str(n))
+                write(event="ended", job=job, status=0, reason=None)
+        journal = (site.jobs / "journal.jsonl").read_bytes()
+        costs = []
+        for _ in range(sizes.times):
+            (site.jobs / "journal.jsonl").write_bytes(journal)
+            costs.append(measure(site, sys.executable, "globus-batch-download.py"))
+        assert f"{sizes.ended} processed" in costs[-1].out
+        yield row(f"start of the driver on a journal of {sizes.ended:,} ended files, wall time",
+                  "the goal", median(costs).wall, 2, 1, "s")
+
+
+def many_jobs(sizes):
+    """Many short jobs, eight at a time, on the real Slurm."""
+    names = [f"f{n:03d}" for n in range(sizes.jobs)]
+    with work_site(names) as (site, emulator):
+        alone = statistics.median(
+            measure(site, "bash", "wrapper.sh", PATH, name).wall for name in names[:3])
+    sbatch = None
+    ours = []
+    for _ in range(sizes.times):
+        with work_site(names) as (site, emulator):
+            ours.append(drive(site, names))
+            sbatch = median(measure(site, "sbatch", "--output=/dev/null", "--wrap=true")
+                            for _ in range(5)).cpu
+    wall = statistics.median(run.wall for run in ours)
+    ideal = len(names) * alone / 8
+    what = f"{len(names)} jobs whose process.sh sleeps 1 s, NUM_JOBS 8, wall time"
+    yield row(what, f"the ideal, {len(names)} x (job alone) / 8", wall, ideal, 1.15, "s")
+    peers = [("snakemake, Slurm executor, 8 jobs", snakemake), ("submitit, 8 at a time", submitit)]
+    for name, peer in peers:
+        with work_site(names) as (site, emulator):
+            cost = peer(site, names)
+            if cost:
+                yield row("the same", name, wall, cost.wall, 1, "s")
+    most = max(run.questions / (1 + run.wall // 30) for run in ours)
+    yield row("the same, questions to the scheduler", "one each POLL_SECONDS", most, 1, 1, "each")
+    yield row("driver CPU for a job", "one `sbatch` process",
+              statistics.median(run.cpu for run in ours) / len(names), sbatch, 1, "s")
+
+
+@contextlib.contextmanager
+def work_site(names):
+    """A site with small files, and a process.sh that sleeps a second."""
+    with new_site() as (site, emulator):
+        emulator.add(dict.fromkeys(names, b"x"))
+        site.config("NUM_JOBS = 8", "POLL_SECONDS = 30", "SCHEDULER = 'slurm'")
+        site.process("sleep 1")
+        site.env["PYTHON"] = sys.executable
+        yield site, emulator
+
+
+Drive = namedtuple("Drive", "wall cpu questions")
+
+
+def drive(site, names):
+    """What a whole batch costs: wall time, the driver's own CPU, and questions to the queue."""
+    from conftest import count_calls
+    questions = count_calls(site, site.home, "squeue")
+    begun = time.monotonic()
+    driver = site.start("globus-batch-download.py")
+    driver.stderr.close()
+    cpu = 0
+    while True:
+        try:
+            fields = Path(f"/proc/{driver.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            break
+        if fields[0] == "Z":
+            break
+        cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        time.sleep(0.2)
+    out = driver.communicate()[0].decode()
+    wall = time.monotonic() - begun
+    assert out.splitlines()[-1] == f"{len(names)} processed, 0 failed, 0 not needed", out
+    return Drive(wall, cpu, questions())
+
+
+def snakemake(site, names):
+    """The same jobs by snakemake."""
+    (site.folder / "Snakefile").write_text(SNAKEFILE % (names, PATH))
+    return by_peer(site, "snakemake", "--executor", "slurm", "--jobs", "8", "--quiet", "all",
+                   "--slurm-status-command", "squeue", "--slurm-no-account", "--default-resources",
+                   "runtime=10", "mem_mb=100", "slurm_partition=all")
+
+
+def submitit(site, names):
+    """The same jobs by submitit."""
+    return by_peer(site, "python", "-c", SUBMITIT % (PATH, names))
+
+
+def by_peer(site, command, *arguments):
+    """The Cost of a peer's command; None where there are no peers."""
+    peers = os.environ.get("PEERS")
+    if not peers:
+        say("  LEFT OUT: " + command)
+        return None
+    cost = measure(site, os.path.join(peers, command), *arguments,
+                   PATH=peers + ":" + site.env["PATH"])
+    return cost
+
+
+# ---- how many jobs? ----
+
+
+def how_many(sizes):
+    """Files an hour by NUM_JOBS: three tasks at work, each with a fixed cost, and processing."""
+    yield ""
+    yield ("| NUM_JOBS | files an hour, no processing | files an hour, processing takes three "
+           "times as long as a download |")
+    yield "| --- | --- | --- |"
+    task = 4  # seconds; long beside the start of a job
+    for number in (1, 3, 6, 12) if sizes is FULL else (1, 3):
+        rates = []
+        for seconds in (0, 3 * task):
+            names = [f"f{n}" for n in range(3 * number)]
+            with new_site() as (site, emulator):
+                emulator.bend(task_seconds=task)
+                emulator.add(dict.fromkeys(names, b"x"))
+                site.config(f"NUM_JOBS = {number}", "SCHEDULER = 'slurm'")
+                site.process(f"sleep {seconds}")
+                rates.append(len(names) / drive(site, names).wall * 3600)
+        say(f"  NUM_JOBS = {number}: {rates}")
+        yield "| {} | {:,.0f} | {:,.0f} |".format(number, *rates)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="only see that it works")
+    parser.add_argument("--only", help="only the rows made by this function")
+    options = parser.parse_args(argv)
+    if "SCRATCH_OF_SETUP" not in os.environ:
+        return subprocess.run(["bash", "-c", "export SCRATCH_OF_SETUP=yes; " + SETUP, str(TESTS),
+                               *sys.argv[1:]]).returncode
+    sizes = SMALL if options.small else FULL
+    lines = ["| work | against | ratio | goal | ours / theirs |", "| --- | --- | --- | --- | --- |"]
+    for part in (listing, one_file, many_jobs, restart, whole_download, how_many):
+        if options.only in (None, part.__name__):
+            say(part.__doc__.splitlines()[0])
+            lines += part(sizes)
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
