@@ -1,7 +1,9 @@
 """Jobs that their scheduler stops, and the driver that is stopped or killed and started again."""
 import subprocess
 
-from conftest import BATCH, DIE, KEEP, journal, last_line, processed, wait_until
+from conftest import BATCH, DIE, KEEP, journal, last_line, load, processed, wait_until
+
+DRIVER = load("globus-batch-download")
 
 
 def cancel_first_job(site):
@@ -52,6 +54,15 @@ def test_a_job_cancelled_in_process_sh_is_a_failure_that_keeps_its_file(every_cl
     assert every_cluster.downloaded() == {"a": b"1"}
 
 
+def alive(site):
+    """The names of those jobs of this run that the scheduler still lists."""
+    scheduler = DRIVER.SCHEDULERS[site.scheduler]
+    text = subprocess.check_output(scheduler.queue, env=site.env).decode()
+    run = next(event["run"] for event in journal(site) if event["event"] == "run")
+    return [name for name, entry in scheduler.read_queue(text).items()
+            if name.startswith(run + "-") and entry.state != "gone"]
+
+
 def test_a_job_that_was_lost_while_no_driver_ran_is_submitted_again(every_cluster, emulator):
     emulator.add({"a": b"1"})
     every_cluster.config("GRACE_SECONDS = 1")
@@ -63,6 +74,7 @@ def test_a_job_that_was_lost_while_no_driver_ran_is_submitted_again(every_cluste
     driver.communicate()
     (every_cluster.folder / "go").touch()
     wait_until((every_cluster.folder / "killed").exists)
+    wait_until(lambda: not alive(every_cluster))  # a driver that sees it go calls it a failure
     done = every_cluster.run(BATCH)
     assert last_line(done) == "1 processed, 0 failed, 0 not needed"
     assert processed(every_cluster) == {"a": 1}
