@@ -407,17 +407,16 @@ def submit(run, file):
         except ValueError:
             pass
     run.may_submit = False
-    if LIMIT.search(said) or status and "limit" in said and len(run.jobs) > 1:
-        send_again(run, job_name)
-        tell_once(run, "submit", f"The scheduler takes no more jobs for now: {words}\n"
-                  "Trying again when a job has ended, or it has answered.")
-        return
     if status is None or status <= 0 or UNSURE.search(said) or not give_up(run, job_name):
         # It may have been accepted all the same: the next answer of the queue tells.
         tell_once(run, "submit", f"It is not clear whether the scheduler took a job: {words}\n"
                   "Looking for it in the queue.")
         return
     send_again(run, job_name)
+    if LIMIT.search(said) or "limit" in said and run.jobs:
+        tell_once(run, "submit", f"The scheduler takes no more jobs for now: {words}\n"
+                  "Trying again when a job has ended, or it has answered.")
+        return
     command = " ".join(map(shlex.quote, command))
     raise helper.Problem(f"The scheduler refuses the job: {words}\nThe command was: {command}\n"
                          "Mend RESOURCES in config.py and start again; nothing is lost.")
@@ -635,8 +634,8 @@ def tell_waiting(run, entries):
 
 
 def why_stuck(run, stuck):
-    """The scheduler's words on jobs that are stuck. Grid Engine is asked once more for them, for
-    the first of the jobs only, when they change."""
+    """The scheduler's words on jobs that are stuck; of Grid Engine, when they change, also what
+    it says of the first of them alone."""
     words = ", ".join(sorted({entry.words for entry in stuck}))
     if run.scheduler.about_one and run.told.get("stuck") != " ".join(e.id for e in stuck):
         text = call(run.scheduler.about_one + [stuck[0].id], QUEUE_SECONDS)[1]
@@ -908,7 +907,7 @@ def check_login(run):
             if is_sure:
                 raise helper.Problem(f"{helper.explain(error)}\nThen start this script again; it "
                                      "goes on with its jobs and the files that are left.")
-        except helper.NetworkError:
+        except (helper.NetworkError, *helper.NONSENSE, OSError):
             return
 
 

@@ -44,10 +44,11 @@ def progress_teller(files):
     total, last = sum(file.size for file in files), [time.monotonic()]
 
     def progress(task, reason):
-        done = task["files_transferred"] + task["files_skipped"]
+        done = helper.files_done(task)
         text = (f"{done:,} of {helper.count(len(files), 'file')}, "
-                f"{helper.size_text(task['bytes_transferred'])} of {helper.size_text(total)}, "
-                f"{helper.size_text(task['effective_bytes_per_second'])}/s")
+                f"{helper.size_text(helper.number(task, 'bytes_transferred'))} of "
+                f"{helper.size_text(total)}, "
+                f"{helper.size_text(helper.number(task, 'effective_bytes_per_second'))}/s")
         helper.show(text + (". " + reason if reason else ""))
         if not sys.stderr.isatty() and time.monotonic() - last[0] >= LINE_SECONDS:
             helper.tell(text)
@@ -89,7 +90,8 @@ def summary(config, files, missing, refused, task):
     for path, reason in missing.items():
         print(helper.printable(f"Did not arrive: {path}" + (f" ({reason})" if reason else "")))
     print(f"{helper.count(len(files) + len(refused), 'file')} for {config.DOWNLOAD_DIR}: "
-          f"{task['files_transferred']:,} sent, {task['files_skipped']:,} already there, "
+          f"{helper.number(task, 'files_transferred'):,} sent, "
+          f"{helper.number(task, 'files_skipped'):,} already there, "
           f"{len(missing) + len(refused):,} did not arrive.")
 
 

@@ -3,13 +3,11 @@
 
 Prints the local path on stdout when the file is there, whole; messages go to stderr."""
 import argparse
+import contextlib
 import os
 import sys
-import time
 
 import helper
-
-CANCEL_SECONDS = 5
 
 
 def find(client, config, path, name):
@@ -33,19 +31,23 @@ def transfer(client, request):
         task_id = helper.submit(client, request)
         return helper.wait_for_task(client, task_id, lambda task, reason: None)
     except KeyboardInterrupt:
-        # Stopped in the middle of submitting: the same request again tells the task's id.
         if task_id or helper.has_submission_id(request):
-            cancel(client, task_id or helper.submit(client, request))
+            stop(client, request, task_id)
         raise
 
 
-def cancel(client, task_id):
-    """Cancel a task and wait for its end, for a moment: the scheduler soon kills this script."""
-    client.cancel_task(task_id)
-    helper.tell(f"Stopped; the transfer task {task_id} is cancelled.")
-    deadline = time.monotonic() + CANCEL_SECONDS
-    while time.monotonic() < deadline and client.get_task(task_id)["status"] == "ACTIVE":
-        time.sleep(0.25)
+def stop(client, request, task_id):
+    """Cancel the task. There is no time to wait for better weather: the scheduler soon kills this
+    script."""
+    try:
+        # Stopped in the middle of submitting: the same request again tells the task's id.
+        task_id = task_id or client.submit_transfer(request)["task_id"]
+        helper.cancel(client, task_id)
+        helper.tell(f"Stopped; the transfer task {task_id} is cancelled.")
+    except (helper.GlobusError, *helper.NONSENSE) as error:
+        task = f"the transfer task {task_id}" if task_id else "a transfer task, if there is one,"
+        helper.tell(f"Stopped, but {task} could not be cancelled: {helper.explain(error)}\n"
+                    "See https://app.globus.org/activity")
 
 
 def state(path):
@@ -57,10 +59,11 @@ def state(path):
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def remove_partial(path, size, before):
-    """Remove what a transfer that did not succeed has written; what was there whole stays."""
-    if os.path.isfile(path) and (state(path) != before or not helper.has_arrived(path, size)):
-        os.remove(path)
+def remove_partial(path, before):
+    """Remove what a transfer that did not succeed has written; what was there before stays."""
+    if state(path) != before:
+        with contextlib.suppress(OSError):
+            os.remove(path)
 
 
 def download(client, config, directory, name):
@@ -75,7 +78,7 @@ def download(client, config, directory, name):
         raise helper.Problem(f"{source} has grown from {listed} to {file.size} bytes since it was "
                              "listed, which may break MAX_BYTES. The next run takes it.")
     request = helper.transfer_request(
-        config, "download " + name, [(source, helper.join(config.DESTINATION_PATH, name))],
+        config, "download " + source, [(source, helper.join(config.DESTINATION_PATH, name))],
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
     local = os.path.join(config.DOWNLOAD_DIR, name)
     before = state(local)
@@ -85,7 +88,7 @@ def download(client, config, directory, name):
             raise helper.Problem(f"The transfer of {source} failed: "
                                  + helper.why_failed(client, task["task_id"], task))
     except BaseException:
-        remove_partial(local, file.size, before)
+        remove_partial(local, before)
         raise
     if helper.await_arrival([file], config.DOWNLOAD_DIR):
         raise helper.Problem(helper.why_missing(config, file))

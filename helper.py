@@ -59,6 +59,8 @@ HARMFUL = re.compile(CONTROL.pattern + r"|(?:^|/)\.{0,2}(?:/|\Z)")  # or a part 
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 SLOWEST_POLL = 30  # seconds
+CANCEL_SECONDS = 5
+MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
 HTTP_RETRIES = 1  # by globus-sdk, in silence; then patiently() goes on, with a word
 SILENCE = 60  # seconds without an answer that are worth a word
@@ -102,9 +104,13 @@ HOPELESS = {
     "INVALID_SYMLINK": 10,
     "AMBIGUOUS_PATH": 10,
 }
+# What a collection's server answers for good (by the code of the error).
+FINAL = re.compile("NotDirectory|PermissionDenied|LoginFailed|SizeLimit|Exists|NotFound")
 # What the scripts rely on in a task document.
-TASK = {"status": str, "files_transferred": int, "files_skipped": int, "bytes_transferred": int,
-        "effective_bytes_per_second": int, "faults": int}
+TASK = {"status": str, "task_id": str}
+
+# What globus-sdk and the scripts raise over an answer that is not what it should be.
+NONSENSE = (AttributeError, KeyError, TypeError, ValueError)
 
 # One entry of a listing. path: below the PATH listed; size: bytes; refused: why it must not or
 # cannot be downloaded, None as a rule.
@@ -128,8 +134,13 @@ def run(main):
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _interrupt)
+    if sys.getfilesystemencoding() != "utf-8":  # file names are UTF-8, whatever the locale
+        os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ, PYTHONUTF8="1"))
     try:
-        return main()
+        status = main()
+        if sys.stdout:
+            sys.stdout.flush()
+        return status
     except Problem as problem:
         tell(str(problem))
         return problem.status
@@ -143,6 +154,8 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # disk full, no permission, ...
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         tell(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 1
 
@@ -156,12 +169,12 @@ def tell(text):
     disk that is full, nothing is said, and the work goes on."""
     show("")
     with contextlib.suppress(OSError):
-        print(printable(text), file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr or open(os.devnull, "w"), flush=True)
 
 
 def show(text):
     """On a terminal, put text on the last line until the next one takes its place."""
-    if sys.stderr.isatty() and text != show.last:
+    if sys.stderr and sys.stderr.isatty() and text != show.last:
         width = (shutil.get_terminal_size().columns or 80) - 1  # some terminals say 0
         with contextlib.suppress(OSError):
             sys.stderr.write("\r" + printable(text)[:width] + "\x1b[K")
@@ -197,7 +210,10 @@ def size_text(size):
 def explain(error):
     """An error of globus-sdk in plain words, with Globus's code and request id."""
     if isinstance(error, NetworkError):
-        return f"Globus cannot be reached: {first_line(str(error))}"
+        cause = getattr(error, "underlying_exception", None)
+        if cause is None or "Header" in type(cause).__name__:  # that one would tell the token
+            cause = error
+        return f"Globus cannot be reached: {first_line(str(cause))}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
     details = (error.http_status, error.code, getattr(error, "request_id", None))
@@ -249,6 +265,8 @@ def settings():
     _demand(config, "SCHEDULER", config.SCHEDULER in ("auto", "slurm", "pbs", "torque", "sge"),
             "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'")
     config.RESOURCES = config.RESOURCES or ""
+    _demand(config, "RESOURCES", not has_control_characters(str(config.RESOURCES)),
+            "holds a control character")
     try:
         shlex.split(config.RESOURCES)
     except (ValueError, AttributeError) as error:
@@ -359,7 +377,12 @@ def store_tokens(by_resource_server):
     """Merge new tokens into the token file, which at every moment is whole and yours alone."""
     path = os.path.realpath(TOKEN_FILE)
     with _token_lock():
-        tokens = dict(read_tokens(), **by_resource_server)
+        tokens = read_tokens()
+        for server, new in by_resource_server.items():
+            old = tokens.get(server, {})
+            # The answer to a refresh may leave out the refresh token.
+            tokens[server] = dict(
+                new, refresh_token=new.get("refresh_token") or old.get("refresh_token"))
         # mkstemp makes the file with mode 0600.
         handle, new = tempfile.mkstemp(prefix=os.path.basename(path), dir=os.path.dirname(path))
         try:
@@ -369,7 +392,8 @@ def store_tokens(by_resource_server):
                 os.fsync(handle)
             os.replace(new, path)
         except BaseException:
-            os.unlink(new)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new)
             raise
 
 
@@ -431,14 +455,27 @@ def transfer_client():
     tokens = read_tokens().get(TRANSFER, {})
     if not tokens.get("refresh_token"):
         raise Problem("You are not logged in to Globus. Run globus-login.py first.")
+    if not all(re.fullmatch("[!-~]*", str(tokens.get(name) or ""))
+               for name in ("access_token", "refresh_token")) or not isinstance(
+                   tokens.get("expires_at_seconds") or 1, (int, float)):
+        raise Problem(f"{TOKEN_FILE} does not hold tokens. "
+                      "Remove it and log in again: globus-login.py")
     authorizer = RefreshTokenAuthorizer(
         tokens["refresh_token"], auth_client(),
         # An expired token keeps the constructor from asking Globus for one.
         access_token=tokens.get("access_token") or "none",
         expires_at=tokens.get("expires_at_seconds") or 1,
-        on_refresh=lambda response: store_tokens(response.by_resource_server))
+        on_refresh=keep_tokens)
     client = TransferClient(authorizer=authorizer, app_name=APP_NAME)
     return tune(client, HTTP_TIMEOUT, HTTP_RETRIES)
+
+
+def keep_tokens(response):
+    """Store renewed tokens; this process has them in any case."""
+    try:
+        store_tokens(response.by_resource_server)
+    except OSError as error:
+        tell(f"The renewed tokens cannot be stored in {TOKEN_FILE}: {error.strerror}")
 
 
 def tune(client, timeout, retries):
@@ -474,20 +511,31 @@ def patiently(call, *arguments, wanted=None, **options):
                 raise
             reason, is_refused = explain(error), False
             pause = max(pause, wanted_pause(error))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = f"Globus's answer makes no sense ({error!r:.100})"
+        except NONSENSE as error:
+            reason = f"Globus's answer makes no sense ({type(error).__name__})"
         if reason.split("(")[0] != told:
             tell(f"Waiting: {reason}. Trying again until it works.")
             told = reason.split("(")[0]  # without the request id, which is always another
         time.sleep(pause)
 
 
+def at_best(call, *arguments, wanted=None, **options):
+    """The answer of a call that only brings words for the person: asked once; {} if there is
+    none."""
+    try:
+        answer = call(*arguments, **options)
+        check_fields(answer, wanted or {})
+        return answer
+    except (GlobusError, *NONSENSE):
+        return {}
+
+
 def check_fields(document, wanted):
-    """Raise ValueError unless the document has these fields, {name: type}; a list is one of
-    documents."""
+    """Raise ValueError unless the document has these fields, {name: type}, or UUID instead of a
+    type; a list is one of documents."""
     for name, kind in wanted.items():
         value = document.get(name)
-        if not isinstance(value, kind):
+        if not (UUID.fullmatch(str(value)) if kind is UUID else isinstance(value, kind)):
             raise ValueError(f"{name} is {value!r:.50}")
         if kind is list and not set(map(type, value)) <= {dict}:
             raise ValueError(f"{name} does not hold documents")
@@ -513,15 +561,15 @@ def is_passing(error):
     code = error.code or ""
     if "GCDisconnected" in code or "TooManyPendingJobs" in code:
         return True
-    # "External" and "Endpoint" errors come from the collection, not from an ailing service.
+    # 502 tells also of the collection's own server; some of that is final.
     return (error.http_status in (408, 429, 500, 502, 503, 504)
-            and "ExternalError" not in code and "EndpointError" not in code)
+            and not why_log_in(error) and not FINAL.search(code))
 
 
 def wanted_pause(error):
     """Seconds that Globus asks for before the next try (Retry-After), ten minutes at most."""
     wanted = str((getattr(error, "headers", None) or {}).get("Retry-After"))
-    return min(int(wanted), 600) if wanted.isdigit() else 0
+    return min(int(wanted), 600) if wanted.isdecimal() else 0
 
 
 def pauses(first, longest):
@@ -583,7 +631,7 @@ def list_files(client, collection, path, recursive):
                 elif recursive:  # as in Globus's own recursion: it could go round for ever
                     left_out.append(f"{first_line(file.path)} (a link to a directory)")
         except GlobusAPIError as error:
-            if not folder:
+            if not folder or why_log_in(error):
                 raise _listing_problem(error, path)
             if error.http_status not in (403, 404) and "DirListing" not in (error.code or ""):
                 raise
@@ -606,7 +654,7 @@ def read_entry(folder, entry):
 def list_folder(client, collection, path):
     """Yield the entries of one directory, as dicts. One request brings at most 100,000 of them,
     and `total` says how many there are (globus_sdk, operation_ls)."""
-    seen, total, was, query = 0, 1, None, {"fields": FIELDS}
+    seen, total, was, is_guess, query = 0, 1, None, True, {"fields": FIELDS}
     while seen < total:
         if seen:
             query["offset"] = seen
@@ -618,13 +666,17 @@ def list_folder(client, collection, path):
                 raise
             continue  # without the fields that it does not know
         count_here = len(answer["DATA"])
+        if not count_here and seen and is_guess:
+            return
         if not count_here and seen:
             raise Problem(f"The listing of {path} broke off: {seen} of {total} entries came. "
                           "Try again.")
         yield from answer["DATA"]
         seen += count_here
-        total = answer.get("total") if isinstance(answer.get("total"), int) else seen
-        if was not in (None, total):
+        is_guess = not isinstance(answer.get("total"), int)
+        # Without a total, a full page may be followed by another one.
+        total = seen + (count_here >= MOST_ENTRIES) if is_guess else answer["total"]
+        if was not in (None, total) and not is_guess:
             tell(f"{path} changed while it was listed; start again later for what may be missing.")
         was = total
         del answer  # before the next one comes: it may be large
@@ -632,7 +684,7 @@ def list_folder(client, collection, path):
 
 def _listing_problem(error, path):
     code = error.code or ""
-    if error.info.consent_required or error.info.authorization_parameters:
+    if why_log_in(error):
         return error
     if "NotDirectory" in code:
         return Problem(f"config.py: PATH = {path!r} is a file, not a directory.", 2)
@@ -653,17 +705,18 @@ def transfer_request(config, label, pairs, **options):
     request = TransferData(
         source_endpoint=config.SOURCE_ENDPOINT_ID,
         destination_endpoint=config.DESTINATION_ENDPOINT_ID,
-        label=fit_label(label), verify_checksum=True, sync_level="checksum", **options)
+        label=fit_label(label, config.DESTINATION_PATH), verify_checksum=True,
+        sync_level="checksum", **options)
     for source, destination in pairs:
         request.add_item(source, destination, recursive=False)
     return request
 
 
-def fit_label(text):
-    """A task's label: 128 characters at most (globus.org, "Task submission"), and still another
-    one for another text."""
-    text = printable(text).replace("\n", " ").strip()
-    return text if len(text) <= 128 else f"{text[:118].strip()} {zlib.crc32(text.encode()):08x}"
+def fit_label(text, destination):
+    """A task's label: 128 characters at most (globus.org, "Task submission"), and another one for
+    another text or destination, because find_twin() goes by it."""
+    mark = zlib.crc32(f"{text}\n{destination}".encode(errors="replace"))
+    return f"{printable(text)[:118].strip()} {mark:08x}".replace("\n", " ")
 
 
 def has_submission_id(request):
@@ -676,12 +729,12 @@ def submit(client, request):
     """Submit the request; the task's id. Safe to repeat with the same request: its submission
     id makes sure that there is one task (Globus answers with the same id again)."""
     if not has_submission_id(request):
-        request["submission_id"] = patiently(client.get_submission_id, wanted={"value": str})[
+        request["submission_id"] = patiently(client.get_submission_id, wanted={"value": UUID})[
             "value"]
     told = False
     for pause in pauses(2, 60):
         try:
-            return patiently(client.submit_transfer, request, wanted={"task_id": str})["task_id"]
+            return patiently(client.submit_transfer, request, wanted={"task_id": UUID})["task_id"]
         except GlobusAPIError as error:
             if error.code != "Conflict":  # the same paths, in a task that is not yet complete
                 raise
@@ -703,8 +756,8 @@ def find_twin(client, request):
     names = ("label", "source_endpoint", "destination_endpoint")
     wanted = [request[name] for name in names]
     return next((task["task_id"] for task in tasks if wanted == [
-        task.get("label"), task.get("source_endpoint_id"), task.get("destination_endpoint_id")]),
-        None)
+        task.get("label"), task.get("source_endpoint_id"), task.get("destination_endpoint_id")]
+        and UUID.fullmatch(str(task.get("task_id")))), None)
 
 
 def wait_for_task(client, task_id, progress):
@@ -716,19 +769,45 @@ def wait_for_task(client, task_id, progress):
         time.sleep(pause)
         task = patiently(client.get_task, task_id, wanted=TASK)
         if task["status"] in ("SUCCEEDED", "FAILED"):
+            if told:
+                tell("Going on.")
             return task
         reason = why_waiting(task)
         if reason and reason != told:
             tell(f"Waiting: {reason}{what_exactly(client, task_id, task)}  (task {task_id})")
             told = reason
-        elif told and not reason and task["bytes_transferred"]:
+        elif told and not reason and number(task, "bytes_transferred"):
             tell("Going on.")
             told = None
         progress(task, reason)
         if is_hopeless(task):
             cause = why_failed(client, task_id, task)
-            patiently(client.cancel_task, task_id)
+            task = patiently(cancel, client, task_id)
+            if task["status"] == "SUCCEEDED":  # in the last moment
+                return task
             raise Problem(f"The transfer cannot succeed and was cancelled: {cause}")
+
+
+def cancel(client, task_id):
+    """Cancel a task and wait for its end, for a moment; its document."""
+    client.cancel_task(task_id)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    task = client.get_task(task_id)
+    while task["status"] == "ACTIVE" and time.monotonic() < deadline:
+        time.sleep(0.25)
+        task = client.get_task(task_id)
+    return task
+
+
+def number(document, name):
+    """A number in one of Globus's documents; 0 if there is none."""
+    value = document.get(name)
+    return value if isinstance(value, (int, float)) else 0
+
+
+def files_done(task):
+    """How many files of a task are through."""
+    return number(task, "files_transferred") + number(task, "files_skipped")
 
 
 def hope():
@@ -738,15 +817,15 @@ def hope():
 
     def is_hopeless(task):
         nonlocal stuck, since, faults
-        status, now = task.get("nice_status"), time.monotonic()
-        now_stuck = (status, task["files_transferred"], task["files_skipped"],
-                     None if status in SENDS_AGAIN else task["bytes_transferred"])
+        status, now = words(task, "nice_status"), time.monotonic()
+        now_stuck = (status, files_done(task),
+                     None if status in SENDS_AGAIN else number(task, "bytes_transferred"))
         if status not in SENDS_AGAIN and status not in HOPELESS:
             return False  # or Globus tries again just now
         if now_stuck != stuck:
-            stuck, since, faults = now_stuck, now, task["faults"]
+            stuck, since, faults = now_stuck, now, number(task, "faults")
         if status == "VERIFY_CHECKSUM":
-            return task["faults"] - faults >= HOPELESS_CHECKSUMS
+            return number(task, "faults") - faults >= HOPELESS_CHECKSUMS
         return now - since >= HOPELESS[status]
 
     return is_hopeless
@@ -754,28 +833,28 @@ def hope():
 
 def why_waiting(task):
     """A few words on why an unfinished task does not move; None if it does."""
-    status = task.get("nice_status")
+    status = words(task, "nice_status")
     if task.get("is_paused"):
         status = "PAUSED"
-    elif task["status"] == "INACTIVE" and status in (None, "OK"):
+    elif task["status"] == "INACTIVE" and status in ("", "OK"):
         status = "INACTIVE"
-    if status in (None, "OK"):
+    if status in ("", "OK"):
         return None
     description = words(task, "nice_status_short_description")
-    return WAITING.get(status, f"{description} ({first_line(str(status))}), Globus keeps trying")
+    return WAITING.get(status, f"{description} ({status}), Globus keeps trying")
 
 
 def what_exactly(client, task_id, task):
     """What Globus says beside the status of a waiting task: the administrator's message, or the
     file that it stumbles over, after a colon; nothing, as a rule."""
     if task.get("is_paused"):
-        info = patiently(client.task_pause_info, task_id, wanted={"pause_rules": list})
+        info = at_best(client.task_pause_info, task_id, wanted={"pause_rules": list})
         said = [words(info, side + "_pause_message" + kind)
                 for side in ("source", "destination") for kind in ("", "_share")]
-        said += [words(rule, "message") for rule in info["pause_rules"]]
+        said += [words(rule, "message") for rule in info.get("pause_rules", [])]
         said = ", ".join(dict.fromkeys(filter(None, said)))
         return f": {said}" if said else ""
-    if task.get("nice_status") == "Queued" or not task["faults"]:
+    if task.get("nice_status") == "Queued" or not number(task, "faults"):
         return ""
     file = find_stumble(client, task_id)[1]
     return f": {file}" if file else ""
@@ -783,8 +862,8 @@ def what_exactly(client, task_id, task):
 
 def find_stumble(client, task_id):
     """What a task's newest error event says: its description, and its file. Either may be empty."""
-    events = patiently(client.task_event_list, task_id, limit=1, wanted={"DATA": list},
-                       query_params={"filter": "is_error:1"})["DATA"]
+    events = at_best(client.task_event_list, task_id, limit=1, wanted={"DATA": list},
+                     query_params={"filter": "is_error:1"}).get("DATA")
     event = events[0] if events else {}
     # The details tell of server, command and answer too; the file is what the user needs.
     found = re.search(r"(?m)^File: (.+)$", str(event.get("details")))
@@ -800,7 +879,7 @@ def words(document, name):
 def why_failed(client, task_id, task):
     """One line that says why a task failed, or what it stumbles over, in Globus's words."""
     error = task.get("fatal_error")
-    status = task.get("nice_status")
+    status = words(task, "nice_status")
     cause = [words(error, "description") if isinstance(error, dict) else "",
              WAITING.get(status) or words(task, "nice_status_short_description"),
              words(task, "canceled_by_admin_message")]

@@ -27,6 +27,10 @@ SUBMISSIONS = {
         ['cat >"$0.script"', '(sleep 4; "$real" "$@" <"$0.script") >/dev/null 2>&1 &',
          "exec sleep 100"], "did not answer within 2 s"),
     "accepted, but prints no id": (['"$real" "$@" >/dev/null'], "not clear whether"),
+    "accepted, but a limit and a time-out are reported": (
+        ['"$real" "$@" >/dev/null', 'echo "error: limit of requests reached, waiting" >&2',
+         'echo "error: Socket timed out on send/recv operation" >&2', "exit 1"],
+        "not clear whether the scheduler took a job"),
     "a limit of the site": (
         ['echo "error: QOSMaxSubmitJobPerUserLimit" >&2',
          'echo "error: Batch job submission failed: Job violates accounting/QOS policy (job submit'

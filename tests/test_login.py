@@ -116,6 +116,17 @@ def test_tokens_of_the_older_scripts_with_a_refresh_token_alone_work(site, emula
     assert site.run("globus-simple-download.py").returncode == 0
 
 
+def test_a_renewal_without_a_refresh_token_keeps_the_old_one(site, emulator):
+    emulator.add({"a": b"1"})
+    tokens = json.loads(site.tokens.read_text())
+    old = tokens["transfer.api.globus.org"]["refresh_token"]
+    tokens["transfer.api.globus.org"]["expires_at_seconds"] = 1
+    site.tokens.write_text(json.dumps(tokens))
+    emulator.fault("/oauth2/token", patch={"refresh_token": None})
+    assert site.run("globus-simple-download.py", "--dry-run").returncode == 0
+    assert json.loads(site.tokens.read_text())["transfer.api.globus.org"]["refresh_token"] == old
+
+
 def test_a_token_file_that_others_may_read_is_mended_with_a_warning(site):
     site.tokens.chmod(0o644)
     done = site.run("globus-simple-download.py")

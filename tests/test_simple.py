@@ -122,6 +122,16 @@ def test_a_listing_in_several_pages_is_complete(site, emulator):
     assert [line.split()[1] for line in done.out.splitlines()] == ["f%d" % n for n in range(5)]
 
 
+def test_a_listing_without_its_total_goes_on_after_a_full_page(site, emulator):
+    emulator.add(dict.fromkeys("abcde", b"1"))
+    emulator.fault("/ls", patch={"total": None})
+    site.config("import helper; helper.MOST_ENTRIES = 5")
+    done = site.run("globus-simple-download.py", "--dry-run")
+    assert done.returncode == 0
+    assert len([r for r in emulator.requests() if "/ls" in r]) == 2
+    assert "5 files, 5 B" in done.err
+
+
 def test_a_listing_that_stays_incomplete_is_no_listing(site, emulator):
     emulator.add({"a": b"x"})
     emulator.fault("/ls", patch={"total": 5})

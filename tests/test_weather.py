@@ -2,6 +2,7 @@
 
 Each row is a fault: how it is made, what the user sees, and how it ends."""
 import json
+import signal
 import urllib.request
 
 import pytest
@@ -94,6 +95,18 @@ def test_a_stall_says_why_once_and_goes_on(name, script, site, emulator):
     assert site.downloaded() == {"a": b"x" * 2000}
 
 
+def test_words_that_globus_refuses_to_give_do_not_end_the_wait(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(**gcp(paused_message="no word"))
+    emulator.fault("/pause_info", status=403, json={"code": "PermissionDenied", "message": "no"})
+    process = start(site, SINGLE)
+    said = []
+    wait_until(lambda: said.append(process.stderr.readline().decode()) or "paused" in said[-1])
+    emulator.bend(**gcp(paused_message=None))
+    assert "Going on." in end(process)
+    assert process.returncode == 0
+
+
 def test_a_task_that_globus_has_suspended_says_what_to_do(site, emulator):
     emulator.add({"a": b"1"})
     emulator.fault("GET /v0.10/task/", times=3, patch={"status": "INACTIVE", "nice_status": None})
@@ -183,6 +196,10 @@ PASSING = {
     "500": {"status": 500, "json": {"code": "InternalError", "message": "oops"}},
     "502 of a proxy": {"status": 502, "text": HTML},
     "504": {"status": 504, "text": ""},
+    "the collection's server is out of reach": {"status": 502, "json": {
+        "code": "ExternalError.StatFailed.ConnectFailed", "message": "no connection"}},
+    "the collection's server has a problem": {"status": 502, "json": {
+        "code": "EndpointError", "message": "a problem"}},
     "429": {"status": 429, "json": {"code": "TooManyRequests", "message": "slow down"}},
     "429 with Retry-After": {"status": 429, "headers": {"Retry-After": "1"},
                                  "json": {"code": "TooManyRequests", "message": "slow down"}},
@@ -200,7 +217,8 @@ CALLS = ["GET /v0.10/operation/endpoint/.*stat", "GET /v0.10/submission_id",
          "POST /v0.10/transfer", "GET /v0.10/task/"]
 
 
-LONG = {"500", "504", "429 with Retry-After", "no answer in time", "an empty answer", "a list"}
+LONG = {"the collection's server has a problem", "500", "504", "429 with Retry-After",
+        "no answer in time", "an empty answer", "a list"}
 
 
 @pytest.mark.parametrize("name", [
@@ -221,10 +239,24 @@ def test_what_passes_is_waited_for_in_each_call_and_makes_no_second_task(name, s
 
 
 # What Globus refuses at submission, and takes later.
-@pytest.mark.parametrize("bent,healed,words", [
+REFUSED = pytest.mark.parametrize("bent,healed,words", [
     (gcp(gcp_connected=False), gcp(gcp_connected=True), "is not currently connected to Globus"),
     ({"pending_limit": 0}, {"pending_limit": 100}, "too many pending tasks"),
 ], ids=["Globus Connect Personal is offline", "too many pending tasks"])
+
+
+@REFUSED
+def test_stopped_while_it_is_refused_it_ends_at_once(bent, healed, words, site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(**bent)
+    process = start(site, SINGLE)
+    wait_until(lambda: words in process.stderr.readline().decode())
+    process.send_signal(signal.SIGTERM)
+    assert "could not be cancelled" in end(process)
+    assert process.returncode == 130 and emulator.tasks() == []
+
+
+@REFUSED
 def test_a_submission_that_is_refused_for_now_is_repeated(bent, healed, words, site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(**bent)
