@@ -376,7 +376,7 @@ export PYTHON={shlex.quote(sys.executable)} PYTHONUTF8=1 GLOBUS_SIZE={file.size}
 cd {shlex.quote(run.config.WORKING_DIR)} &&
   bash {wrapper} {shlex.quote(run.config.PATH)} {shlex.quote(file.path)} </dev/null
 status=$?
-for try in $(seq 60); do # the disk may be full for a while
+for try in {{1..60}}; do # the disk may be full for a while
   echo $status >{quoted("new")} && mv {quoted("new")} {quoted("status")} && break
   sleep 5
 done
@@ -879,10 +879,10 @@ def remove_empty_folders(run):
 def drive(run):
     """Keep the jobs coming until all files are done, or until stopped."""
     run.begun, run.ended_at_begin = time.monotonic(), len(run.processed) + len(run.failed)
-    pauses = helper.pauses(0.05, 0.25)
+    pauses = helper.pauses(0.05, 0.1)
     while (run.todo or run.jobs) and not run.stopping:
         if collect(run):
-            pauses = helper.pauses(0.05, 0.25)
+            pauses = helper.pauses(0.05, 0.1)
         if time.monotonic() >= run.next_question:
             look_at_queue(run)
             tell_stall(run)

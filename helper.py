@@ -18,26 +18,26 @@ import warnings
 import zlib
 from collections import namedtuple
 
+# Imports and listings make many objects and no garbage, and looking for it takes time.
+gc.set_threshold(100000)
 # On Python 3.7 and 3.8 cryptography warns of its age; that is nothing the user can mend here.
 warnings.filterwarnings("ignore", message="Python 3", module="globus_sdk|jwt|cryptography")
 try:
+    import globus_sdk  # what is named here is loaded now, what the rest names when it is needed
     from globus_sdk import (
         GlobusAPIError,
         GlobusError,
         LocalGlobusConnectPersonal,
-        NativeAppAuthClient,
         NetworkError,
-        RefreshTokenAuthorizer,
         TransferClient,
         TransferData,
     )
+    from globus_sdk.authorizers import GlobusAuthorizer
 except ImportError as missing:
     sys.stderr.write(f"{missing}. Install what the scripts need: "
                      f"{sys.executable} -m pip install -r requirements.txt\n")
     sys.exit(1)
-
-# A listing makes many objects and no garbage: look for garbage less often (a fifth of its time).
-gc.set_threshold(100000)
+gc.freeze()  # what is imported stays: no look for garbage at the end either
 
 # The native app that asks for the login; README.md says how to register one of your own.
 CLIENT_ID = "4f0448d6-e7e2-4637-bc64-e8f682d1cc77"
@@ -410,7 +410,7 @@ def _token_lock():
 
 def auth_client():
     """The client for Globus Auth."""
-    return tune(NativeAppAuthClient(CLIENT_ID, app_name=APP_NAME), 60, HTTP_RETRIES)
+    return tune(globus_sdk.NativeAppAuthClient(CLIENT_ID, app_name=APP_NAME), 60, HTTP_RETRIES)
 
 
 def demands(error):
@@ -448,25 +448,56 @@ def log_in(scopes, session=()):
     store_tokens(tokens.by_resource_server)
 
 
+def transfer_tokens():
+    """The stored tokens for Globus Transfer. Raises Problem if there are none."""
+    tokens = read_tokens().get(TRANSFER, {})
+    if not tokens.get("refresh_token"):
+        raise Problem("You are not logged in to Globus. Run globus-login.py first.")
+    # An expired token keeps RefreshTokenAuthorizer from asking for one before it is used.
+    tokens = dict(tokens, access_token=tokens.get("access_token") or "none",
+                  expires_at_seconds=tokens.get("expires_at_seconds") or 1)
+    if not all(re.fullmatch("[!-~]*", str(tokens[name]))
+               for name in ("access_token", "refresh_token")) or not isinstance(
+                   tokens["expires_at_seconds"], (int, float)):
+        raise Problem(f"{TOKEN_FILE} does not hold tokens. "
+                      "Remove it and log in again: globus-login.py")
+    return tokens
+
+
+class StoredLogin(GlobusAuthorizer):
+    """Shows Globus the stored access token, as long as it is good. Then RefreshTokenAuthorizer
+    takes over, which brings in so much code that most jobs would spend a third of their start
+    on it."""
+
+    def __init__(self):
+        tokens = transfer_tokens()
+        self.header = "Bearer " + tokens["access_token"]
+        self.good_until = tokens["expires_at_seconds"] - 60
+        self.renewing = None
+
+    def renew(self):
+        """The authorizer that renews the access token, and stores it, when it expires."""
+        if not self.renewing:
+            tokens = transfer_tokens()  # another process may have renewed them by now
+            self.renewing = globus_sdk.RefreshTokenAuthorizer(
+                tokens["refresh_token"], auth_client(), access_token=tokens["access_token"],
+                expires_at=tokens["expires_at_seconds"], on_refresh=keep_tokens)
+        return self.renewing
+
+    def get_authorization_header(self):
+        if self.renewing or time.time() >= self.good_until:
+            return self.renew().get_authorization_header()
+        return self.header
+
+    def handle_missing_authorization(self):
+        return self.renew().handle_missing_authorization()
+
+
 def transfer_client():
     """A TransferClient with the stored tokens, which are renewed, and stored, when they expire.
 
     Raises Problem if there are none."""
-    tokens = read_tokens().get(TRANSFER, {})
-    if not tokens.get("refresh_token"):
-        raise Problem("You are not logged in to Globus. Run globus-login.py first.")
-    if not all(re.fullmatch("[!-~]*", str(tokens.get(name) or ""))
-               for name in ("access_token", "refresh_token")) or not isinstance(
-                   tokens.get("expires_at_seconds") or 1, (int, float)):
-        raise Problem(f"{TOKEN_FILE} does not hold tokens. "
-                      "Remove it and log in again: globus-login.py")
-    authorizer = RefreshTokenAuthorizer(
-        tokens["refresh_token"], auth_client(),
-        # An expired token keeps the constructor from asking Globus for one.
-        access_token=tokens.get("access_token") or "none",
-        expires_at=tokens.get("expires_at_seconds") or 1,
-        on_refresh=keep_tokens)
-    client = TransferClient(authorizer=authorizer, app_name=APP_NAME)
+    client = TransferClient(authorizer=StoredLogin(), app_name=APP_NAME)
     return tune(client, HTTP_TIMEOUT, HTTP_RETRIES)
 
 
@@ -572,11 +603,11 @@ def wanted_pause(error):
     return min(int(wanted), 600) if wanted.isdecimal() else 0
 
 
-def pauses(first, longest):
+def pauses(first, longest, growth=1.5):
     """Seconds to wait between tries: first, then longer and longer."""
     while True:
         yield first
-        first = min(first * 1.5, longest)
+        first = min(first * growth, longest)
 
 
 def check_collections(client, config):
@@ -765,7 +796,7 @@ def wait_for_task(client, task_id, progress):
     Why a task does not move is told when it changes. Raises Problem, with the task cancelled,
     when it cannot succeed."""
     told, is_hopeless = None, hope()
-    for pause in pauses(0.25, SLOWEST_POLL):
+    for pause in pauses(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
         time.sleep(pause)
         task = patiently(client.get_task, task_id, wanted=TASK)
         if task["status"] in ("SUCCEEDED", "FAILED"):

@@ -18,20 +18,27 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+IS_SET_UP = "SET_UP_FOR_BENCHMARK" in os.environ  # else main() sets up, and starts this again
+if IS_SET_UP:
+    from conftest import DESTINATION, SOURCE, Emulator, Site, count_calls, put_before
+
 TESTS = Path(__file__).resolve().parent
 SETUP = """. "$0"/setup.sh
 make_venv "$TESTS/requirements.txt"
 make_cli
 make_peers
 start_scheduler
-"$PY" "$TESTS/benchmark.py" "$@"
+SET_UP_FOR_BENCHMARK=yes "$PY" "$TESTS/benchmark.py" "$@"
 """
 
-# What one run of a command costs. wall, cpu: seconds; memory: MB at the peak; out: its stdout.
+MOST_OUTPUT = 4000000  # bytes
+# What one run of a command costs. wall, cpu: seconds; memory: MB at the peak; out: the end of its
+# stdout.
 Cost = namedtuple("Cost", "wall cpu memory out")
-Sizes = namedtuple("Sizes", "times files directories jobs ended real")
-FULL = Sizes(3, 100000, 10, 300, 100000, 100000)
-SMALL = Sizes(1, 1000, 3, 80, 1000, 300)
+Sizes = namedtuple(
+    "Sizes", "times files directories jobs few_jobs ended real task_seconds num_jobs")
+FULL = Sizes(3, 100000, 10, 300, 24, 100000, 100000, 4, (1, 3, 6, 12))
+SMALL = Sizes(1, 1000, 3, 24, 4, 1000, 300, 1, (1, 3))
 
 PATH = "/home/share/godata"
 HERE = "import sys; sys.path.insert(0, '.'); import helper; config = helper.settings(); "
@@ -89,8 +96,9 @@ def measure(site, *command, **env):
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.monotonic() - begun
         process.returncode = status
-        out.seek(0)
-        text = out.read().decode()
+        # Not all of it: what this process holds counts as memory of the next one that it starts.
+        out.seek(max(0, out.seek(0, os.SEEK_END) - MOST_OUTPUT))
+        text = out.read().decode(errors="replace")
     if status:
         raise SystemExit(f"{' '.join(map(str, command))[:300]} failed\n{text[-2000:]}")
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text)
@@ -106,13 +114,14 @@ def median(costs):
 @contextlib.contextmanager
 def new_site():
     """A site with the collection, logged in, and an emulator of its own."""
-    from conftest import Emulator, Site
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         emulator = Emulator(root / "globus")
         try:
             site = Site(root, emulator, os.environ["PATH"])
             site.give_tokens()
+            site.env["PYTHON"] = sys.executable
+            site.env.pop("PYTHONDONTWRITEBYTECODE", None)  # as it is for users, and for the peers
             yield site, emulator
         finally:
             emulator.stop()
@@ -139,7 +148,6 @@ def cli(site, *arguments):
 
 def listing(sizes):
     """A large directory becomes one request."""
-    from conftest import DESTINATION, SOURCE
     n = sizes.files
     bare = BARE % ("4f0448d6-e7e2-4637-bc64-e8f682d1cc77", SOURCE, DESTINATION, SOURCE, n)
     with new_site() as (site, emulator):
@@ -177,7 +185,6 @@ def dry_run(site):
 
 def one_file(sizes):
     """One small file."""
-    from conftest import DESTINATION, SOURCE
     with new_site() as (site, emulator):
         emulator.add({f"f{n}": b"x" for n in range(2 * sizes.times)})
         ours, theirs = [], []
@@ -236,30 +243,48 @@ def restart(sizes):
 def many_jobs(sizes):
     """Many short jobs, eight at a time, on the real Slurm."""
     names = [f"f{n:03d}" for n in range(sizes.jobs)]
-    with work_site(names) as (site, emulator):
-        alone = statistics.median(
-            measure(site, "bash", "wrapper.sh", PATH, name).wall for name in names[:3])
-    sbatch = None
+    with work_site(names) as (site, _):
+        by_hand = statistics.median(
+            measure(site, "bash", "wrapper.sh", PATH, name).wall for name in names[:5])
+        alone = statistics.median(by_sbatch(site, name) for name in names[5:14])
+        sbatch = median(measure(site, "sbatch", "--output=/dev/null", "--wrap=true")
+                        for _ in range(5)).cpu
     ours = []
     for _ in range(sizes.times):
-        with work_site(names) as (site, emulator):
+        with work_site(names) as (site, _):
             ours.append(drive(site, names))
-            sbatch = median(measure(site, "sbatch", "--output=/dev/null", "--wrap=true")
-                            for _ in range(5)).cpu
     wall = statistics.median(run.wall for run in ours)
-    ideal = len(names) * alone / 8
     what = f"{len(names)} jobs whose process.sh sleeps 1 s, NUM_JOBS 8, wall time"
-    yield row(what, f"the ideal, {len(names)} x (job alone) / 8", wall, ideal, 1.15, "s")
-    peers = [("snakemake, Slurm executor, 8 jobs", snakemake), ("submitit, 8 at a time", submitit)]
-    for name, peer in peers:
-        with work_site(names) as (site, emulator):
-            cost = peer(site, names)
-            if cost:
-                yield row("the same", name, wall, cost.wall, 1, "s")
+    yield row(what, f"the ideal, {len(names)} x (such a job alone, by `sbatch`) / 8", wall,
+              len(names) * alone / 8, 1.15, "s")
+    yield row("the same", f"{len(names)} x (`wrapper.sh` alone, without Slurm) / 8", wall,
+              len(names) * by_hand / 8, None, "s")
+    peers = [("snakemake, Slurm executor, 8 jobs", snakemake, sizes.few_jobs),
+             ("submitit, array of 8 at a time", submitit, sizes.jobs)]
+    for name, peer, number in peers:
+        costs = []
+        for _ in range(sizes.times):
+            with work_site(names) as (site, _):
+                costs.append(peer(site, names[:number]))
+        if all(costs):
+            yield row("the same, wall time for a job", f"{name}, {number} jobs",
+                      wall / len(names), median(costs).wall / number, 1, "s")
     most = max(run.questions / (1 + run.wall // 30) for run in ours)
     yield row("the same, questions to the scheduler", "one each POLL_SECONDS", most, 1, 1, "each")
     yield row("driver CPU for a job", "one `sbatch` process",
               statistics.median(run.cpu for run in ours) / len(names), sbatch, 1, "s")
+
+
+def by_sbatch(site, name):
+    """Seconds from the submission of a job, that has the cluster to itself, to its end."""
+    end = site.folder / (name + ".end")
+    script = f"#!/bin/bash\nbash wrapper.sh {PATH} {name} && touch {end}\n"
+    begun = time.monotonic()
+    subprocess.run(["sbatch", "--output=/dev/null"], input=script.encode(), env=site.env,
+                   cwd=str(site.folder), stdout=subprocess.DEVNULL, check=True)
+    while not end.exists():
+        time.sleep(0.01)
+    return time.monotonic() - begun
 
 
 @contextlib.contextmanager
@@ -269,7 +294,6 @@ def work_site(names):
         emulator.add(dict.fromkeys(names, b"x"))
         site.config("NUM_JOBS = 8", "POLL_SECONDS = 30", "SCHEDULER = 'slurm'")
         site.process("sleep 1")
-        site.env["PYTHON"] = sys.executable
         yield site, emulator
 
 
@@ -278,7 +302,6 @@ Drive = namedtuple("Drive", "wall cpu questions")
 
 def drive(site, names):
     """What a whole batch costs: wall time, the driver's own CPU, and questions to the queue."""
-    from conftest import count_calls
     questions = count_calls(site, site.home, "squeue")
     begun = time.monotonic()
     driver = site.start("globus-batch-download.py")
@@ -300,11 +323,16 @@ def drive(site, names):
 
 
 def snakemake(site, names):
-    """The same jobs by snakemake."""
+    """The same jobs by snakemake, which may look as often as it likes."""
     (site.folder / "Snakefile").write_text(SNAKEFILE % (names, PATH))
+    # It takes all SLURM_ variables from its jobs, where srun needs this one.
+    put_before(site, site.home, "srun", "export SLURM_CONF=" + os.environ["SLURM_CONF"],
+               'exec "$real" "$@"')
     return by_peer(site, "snakemake", "--executor", "slurm", "--jobs", "8", "--quiet", "all",
-                   "--slurm-status-command", "squeue", "--slurm-no-account", "--default-resources",
-                   "runtime=10", "mem_mb=100", "slurm_partition=all")
+                   "--slurm-status-command", "squeue", "--slurm-no-account",
+                   "--seconds-between-status-checks", "1",
+                   "--slurm-init-seconds-before-status-checks", "1",
+                   "--default-resources", "runtime=10", "mem_mb=100")
 
 
 def submitit(site, names):
@@ -318,9 +346,8 @@ def by_peer(site, command, *arguments):
     if not peers:
         say("  LEFT OUT: " + command)
         return None
-    cost = measure(site, os.path.join(peers, command), *arguments,
+    return measure(site, os.path.join(peers, command), *arguments,
                    PATH=peers + ":" + site.env["PATH"])
-    return cost
 
 
 # ---- how many jobs? ----
@@ -329,16 +356,15 @@ def by_peer(site, command, *arguments):
 def how_many(sizes):
     """Files an hour by NUM_JOBS: three tasks at work, each with a fixed cost, and processing."""
     yield ""
-    yield ("| NUM_JOBS | files an hour, no processing | files an hour, processing takes three "
-           "times as long as a download |")
+    yield (f"| NUM_JOBS, a download takes {sizes.task_seconds} s | files an hour, no processing | "
+           f"files an hour, processing takes {3 * sizes.task_seconds} s |")
     yield "| --- | --- | --- |"
-    task = 4  # seconds; long beside the start of a job
-    for number in (1, 3, 6, 12) if sizes is FULL else (1, 3):
+    for number in sizes.num_jobs:
         rates = []
-        for seconds in (0, 3 * task):
-            names = [f"f{n}" for n in range(3 * number)]
+        for seconds in (0, 3 * sizes.task_seconds):
+            names = [f"f{n}" for n in range(4 * number)]
             with new_site() as (site, emulator):
-                emulator.bend(task_seconds=task)
+                emulator.bend(task_seconds=sizes.task_seconds)
                 emulator.add(dict.fromkeys(names, b"x"))
                 site.config(f"NUM_JOBS = {number}", "SCHEDULER = 'slurm'")
                 site.process(f"sleep {seconds}")
@@ -353,9 +379,8 @@ def main(argv=None):
     parser.add_argument("--small", action="store_true", help="only see that it works")
     parser.add_argument("--only", help="only the rows made by this function")
     options = parser.parse_args(argv)
-    if "SCRATCH_OF_SETUP" not in os.environ:
-        return subprocess.run(["bash", "-c", "export SCRATCH_OF_SETUP=yes; " + SETUP, str(TESTS),
-                               *sys.argv[1:]]).returncode
+    if not IS_SET_UP:
+        return subprocess.run(["bash", "-c", SETUP, str(TESTS), *sys.argv[1:]]).returncode
     sizes = SMALL if options.small else FULL
     lines = ["| work | against | ratio | goal | ours / theirs |", "| --- | --- | --- | --- | --- |"]
     for part in (listing, one_file, many_jobs, restart, whole_download, how_many):
