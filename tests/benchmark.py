@@ -259,15 +259,15 @@ def many_jobs(sizes):
               len(names) * alone / 8, 1.15, "s")
     yield row("the same", f"{len(names)} x (`wrapper.sh` alone, without Slurm) / 8", wall,
               len(names) * by_hand / 8, None, "s")
-    peers = [("snakemake, Slurm executor, 8 jobs", snakemake, sizes.few_jobs),
-             ("submitit, array of 8 at a time", submitit, sizes.jobs)]
+    peers = [("snakemake, Slurm executor, held to 8 jobs", snakemake, sizes.few_jobs),
+             ("submitit, an array held to 8 jobs", submitit, sizes.jobs)]
     for name, peer, number in peers:
         costs = []
         for _ in range(sizes.times):
             with work_site(names) as (site, _):
                 costs.append(peer(site, names[:number]))
         if all(costs):
-            yield row("the same, wall time for a job", f"{name}, {number} jobs",
+            yield row("the same, wall time for a job", f"{name}; {number} jobs",
                       wall / len(names), median(costs).wall / number, 1, "s")
     most = max(run.questions / (1 + run.wall // 30) for run in ours)
     yield row("the same, questions to the scheduler", "one each POLL_SECONDS", most, 1, 1, "each")
@@ -387,6 +387,8 @@ def main(argv=None):
         if options.only in (None, part.__name__):
             say(part.__doc__.splitlines()[0])
             lines += part(sizes)
+    if options.small:
+        lines.insert(0, "Only to see that it works: these sizes are too small to mean anything.\n")
     print("\n".join(lines))
     return 0
 

@@ -65,7 +65,8 @@ STALLS = {
     "the server is too busy": (
         trouble("ENDPOINT_TOO_BUSY", times=3), {}, "too busy, Globus keeps trying"),
     "a checksum does not match for once": (
-        dict(trouble("CORRUPT", times=1), retry_seconds=2), {}, "a checksum did not match, Globus sends the file again"),
+        dict(trouble("CORRUPT", times=1), retry_seconds=2), {},
+        "a checksum did not match, Globus sends the file again"),
     "a reason that nobody knows": (
         trouble("BRAND_NEW", times=3), {}, "brand new (BRAND_NEW), Globus keeps trying"),
 }
