@@ -1,9 +1,16 @@
 #!/usr/bin/env python3
-"""Download and process all needed files of PATH (see config.py), one batch job a file.
+"""Download and process all needed files of PATH (see config.py), one job a file.
 
-Run it on the login node. It keeps NUM_JOBS jobs in the scheduler until all files are done; each
-job runs wrapper.sh, which downloads its file, runs process.sh on it, and deletes it. It may be
-stopped, or killed, and started again: it goes on where it was."""
+Run it on the login node. It keeps NUM_JOBS jobs in the scheduler until all
+files are done; each job runs wrapper.sh, which downloads its file, runs
+process.sh on it, and deletes it. It may be stopped, or killed, and started
+again: it goes on where it was.
+
+Example, to try it with three files and then leave the rest to itself:
+
+    ./globus-batch-download.py --limit 3
+    nohup ./globus-batch-download.py > batch.log 2>&1 &
+"""
 import argparse
 import collections
 import contextlib
@@ -29,6 +36,7 @@ import helper
 HERE = os.path.dirname(os.path.abspath(__file__))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
+BAR = 8  # characters
 GIVEN_UP = "given up by the driver\n"
 # Exit statuses of a job that was told to stop: SIGHUP, SIGINT, SIGUSR2, SIGTERM, SIGXCPU.
 STOPPED = {129, 130, 140, 143, 152}
@@ -62,6 +70,7 @@ class Run:
         self.stopping = False
         self.next_question = 0
         self.may_submit = True  # False from a refusal to the next answer of the queue
+        self.waiting_since = None  # since when no job of the queue is at work
         self.doubts_login, self.next_check = False, 0
         self.told = {}  # what the person knows already, by topic
         self.begun = time.monotonic()
@@ -384,28 +393,40 @@ done
 """
 
 
-def submit(run, file):
-    """Submit one file. Raises Problem, in the scheduler's words, if that can never work."""
-    job_name = f"{run.name}-{run.number + 1}"
-    run.record(event="submit", job=job_name, path=file.path, size=file.size)
-    run.left_behind.pop(file.path, None)
+def submit_command(run, job_name):
+    """The command that submits a job of this name."""
     # In the log's name a % would be one of Slurm's patterns.
     log = run.file_of(job_name, "log").replace("%", "%%")
     command = []
     for word in run.scheduler.submit:
         command += (shlex.split(run.config.RESOURCES) if word == "RESOURCES" else
                     [word.format(log=log, name=job_name)])
+    return command
+
+
+def submit(run, file):
+    """Submit one file. Raises Problem, in the scheduler's words, if that can never work."""
+    job_name = f"{run.name}-{run.number + 1}"
+    run.record(event="submit", job=job_name, path=file.path, size=file.size)
+    run.left_behind.pop(file.path, None)
+    command = submit_command(run, job_name)
     status, output, errors = call(command, SUBMIT_SECONDS, job_script(run, job_name, file))
-    said = "; ".join(filter(None, (errors or output).splitlines()))
+    try:
+        job_id = run.scheduler.read_id(output) if status == 0 else None
+    except ValueError:
+        job_id = None
+    if job_id:
+        run.record(event="queued", job=job_name, id=job_id)
+        tell_event(run, "submitted", file.path, f"job {job_id}")
+        run.told.pop("submit", None)
+    else:
+        understand_refusal(run, job_name, command, status, errors or output)
+
+
+def understand_refusal(run, job_name, command, status, said):
+    """What follows from a submission that gave no id: look for the job, wait, or give up."""
+    said = "; ".join(filter(None, said.splitlines()))
     words = helper.first_line(said)
-    if status == 0:
-        try:
-            run.record(event="queued", job=job_name, id=run.scheduler.read_id(output))
-            tell_event(run, "submitted", file.path, f"job {run.jobs[job_name].id}")
-            run.told.pop("submit", None)
-            return
-        except ValueError:
-            pass
     run.may_submit = False
     if status is None or status <= 0 or UNSURE.search(said) or not give_up(run, job_name):
         # It may have been accepted all the same: the next answer of the queue tells.
@@ -614,7 +635,7 @@ def lose(run, job_name, entry):
 
 
 def tell_waiting(run, entries):
-    """Say which jobs are stuck, and why jobs wait when none of them is at work."""
+    """Say which jobs are stuck, and why jobs wait when for a while none of them is at work."""
     mine = [entries[name] for name in run.jobs if name in entries]
     stuck = [entry for entry in mine if entry.state == "stuck"]
     waiting = [entry for entry in mine if entry.state == "waiting"]
@@ -625,12 +646,15 @@ def tell_waiting(run, entries):
                   f"then): {run.scheduler.cancel} {ids}", ids)
     else:
         run.told.pop("stuck", None)
-    if waiting and len(waiting) == len(mine):
-        words = ", ".join(sorted({entry.words for entry in waiting}))
-        tell_once(run, "waiting", f"{helper.count(len(waiting), 'job')} waiting in the queue: "
-                  + words, words)
-    else:
+    if not waiting or len(waiting) < len(mine):
+        run.waiting_since = None
         run.told.pop("waiting", None)
+        return
+    run.waiting_since = run.waiting_since or time.monotonic()
+    if time.monotonic() - run.waiting_since >= helper.QUIET_SECONDS:
+        words = ", ".join(sorted({entry.words for entry in waiting}))
+        tell_once(run, "waiting", "No job has begun yet; the scheduler says of "
+                  f"{helper.count(len(waiting), 'job')}: {words}", words)
 
 
 def why_stuck(run, stuck):
@@ -666,7 +690,7 @@ def tell_once(run, topic, text, gist=None):
 
 def tell_event(run, what, path, more=""):
     """A line an event, where there is no bar."""
-    if not sys.stderr.isatty():
+    if not helper.is_screen():
         more = f" ({more})" if more else ""
         helper.tell(f"{time.strftime('%H:%M:%S')}  {what} {path}{more}")
 
@@ -677,27 +701,30 @@ def tell_failure(run, path):
 
 
 def show_progress(run):
-    """The bar, on a terminal."""
-    ended = len(run.processed) + len(run.failed)
+    """How far the run is: a bar with its clock on a terminal, a line now and then in a log."""
+    now, ended = time.monotonic(), len(run.processed) + len(run.failed)
     total = ended + len(run.jobs) + len(run.todo)
-    width = 20
-    full = width * ended // total if total else width
-    text = (f"[{'#' * full:.<{width}}] {ended:,} of {helper.count(total, 'file')}, "
+    text = (f"{ended:,} of {helper.count(total, 'file')}, "
             f"{helper.count(len(run.jobs), 'job')} in the queue")
     if run.failed:
         text += f", {len(run.failed):,} failed"
     fresh = ended - run.ended_at_begin
     if fresh >= 2 * run.config.NUM_JOBS and ended < total:
-        seconds = (run.ends[-1] - run.begun) / fresh * (total - ended)
-        text += f", about {duration(seconds)} left"
+        seconds = (run.ends[-1] - run.begun) / fresh * (total - ended) - (now - run.ends[-1])
+        text += f", ~{helper.duration(max(seconds, 1))} left"
+    if helper.is_screen():
+        full = BAR * ended // total if total else BAR
+        text = f"{clock(now - run.begun)} [{'#' * full:.<{BAR}}] {text}"
+    else:
+        text = f"{time.strftime('%H:%M:%S')}  {text}"
     helper.show(text)
 
 
-def duration(seconds):
-    """'40 s', '12 min', '3.5 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def clock(seconds):
+    """'0:07', '12:34', '1:23:45'."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def print_summary(run):

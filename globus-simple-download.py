@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Download all files of PATH (see config.py) with one transfer task.
 
-Safe to run again: what is there already, by its checksum, is not sent again."""
+Safe to run again: what is there already, by its checksum, is not sent again.
+
+Example, to look first and then to download:
+
+    ./globus-simple-download.py --dry-run
+    ./globus-simple-download.py
+"""
 import argparse
 import os
 import sys
-import time
 
 import helper
-
-LINE_SECONDS = 60  # between two lines of progress where there is no terminal
 
 
 def find_files(client, config, is_told):
@@ -41,18 +44,17 @@ def submit(client, config, files):
 
 def progress_teller(files):
     """A function for wait_for_task that shows how far the task is."""
-    total, last = sum(file.size for file in files), [time.monotonic()]
+    total = sum(file.size for file in files)
 
     def progress(task, reason):
-        done = helper.files_done(task)
-        text = (f"{done:,} of {helper.count(len(files), 'file')}, "
-                f"{helper.size_text(helper.number(task, 'bytes_transferred'))} of "
-                f"{helper.size_text(total)}, "
-                f"{helper.size_text(helper.number(task, 'effective_bytes_per_second'))}/s")
+        sent, rate = (helper.number(task, name)
+                      for name in ("bytes_transferred", "effective_bytes_per_second"))
+        text = (f"{helper.files_done(task):,} of {helper.count(len(files), 'file')}, "
+                f"{helper.size_text(sent)} of {helper.size_text(total)}, "
+                f"{helper.size_text(rate)}/s")
+        if rate and sent < total and not helper.number(task, "files_skipped"):
+            text += f", ~{helper.duration((total - sent) / rate)} left"
         helper.show(text + (". " + reason if reason else ""))
-        if not sys.stderr.isatty() and time.monotonic() - last[0] >= LINE_SECONDS:
-            helper.tell(text)
-            last[0] = time.monotonic()
 
     return progress
 

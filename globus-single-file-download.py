@@ -1,7 +1,14 @@
 #!/usr/bin/env python3
-"""Download one file, inside a job: DIR/NAME of the source collection to DOWNLOAD_DIR/NAME.
+r"""Download one file, inside a job: DIR/NAME of the source to DOWNLOAD_DIR/NAME.
 
-Prints the local path on stdout when the file is there, whole; messages go to stderr."""
+Prints the local path on stdout when the file is there, whole; messages go to
+stderr. wrapper.sh calls it; by hand it shows what a job would meet.
+
+Example:
+
+    ./globus-single-file-download.py \
+        --globus-path /home/share/godata --file file1.txt
+"""
 import argparse
 import contextlib
 import os

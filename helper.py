@@ -58,6 +58,7 @@ CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 HARMFUL = re.compile(CONTROL.pattern + r"|(?:^|/)\.{0,2}(?:/|\Z)")  # or a part is "", "." or ".."
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
+QUIET_SECONDS = 60  # between two lines of progress in a log
 SLOWEST_POLL = 30  # seconds
 CANCEL_SECONDS = 5
 MOST_ENTRIES = 100000  # of one listing
@@ -168,13 +169,21 @@ def tell(text):
     """Say something to the person: a line of its own on stderr. Where that is closed, or on a
     disk that is full, nothing is said, and the work goes on."""
     show("")
+    tell.when = time.monotonic()
     with contextlib.suppress(OSError):
         print(printable(text), file=sys.stderr or open(os.devnull, "w"), flush=True)
 
 
+tell.when = time.monotonic()
+
+
 def show(text):
-    """On a terminal, put text on the last line until the next one takes its place."""
-    if sys.stderr and sys.stderr.isatty() and text != show.last:
+    """Say how far it is: on a terminal on the last line, until the next one takes its place;
+    in a log as a line, when nothing else was said for a minute."""
+    if not is_screen():
+        if text and time.monotonic() - tell.when >= QUIET_SECONDS:
+            tell(text)
+    elif text != show.last:
         width = (shutil.get_terminal_size().columns or 80) - 1  # some terminals say 0
         with contextlib.suppress(OSError):
             sys.stderr.write("\r" + printable(text)[:width] + "\x1b[K")
@@ -183,6 +192,11 @@ def show(text):
 
 
 show.last = ""  # so that nothing is written twice
+
+
+def is_screen():
+    """True if a person looks on, at a terminal."""
+    return bool(sys.stderr) and sys.stderr.isatty()
 
 
 def printable(text):
@@ -205,6 +219,13 @@ def size_text(size):
         size /= 1000
         units.pop(0)
     return f"{size} B" if units[0] == "B" else f"{size:.3g} {units[0]}"
+
+
+def duration(seconds):
+    """'40 s', '12 min', '3.5 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def explain(error):

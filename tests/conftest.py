@@ -1,16 +1,21 @@
 """The emulator, a site with the collection as a user has it, and the schedulers."""
+import fcntl
 import importlib.util
 import json
 import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import pyte
 import pytest
 
 TESTS = Path(__file__).parent
@@ -43,7 +48,8 @@ class Emulator:
         (self.source / TUTORIAL).mkdir(parents=True)
         self.process = subprocess.Popen(
             [sys.executable, str(TESTS / "globus_emulator.py"), "--root", str(root)],
-            stdout=subprocess.PIPE, env=dict(os.environ, HOME=str(root)))
+            stdout=subprocess.PIPE,
+            env=dict(os.environ, HOME=str(root), COVERAGE_PROCESS_START=""))
         self.url = json.loads(self.process.stdout.readline())["url"]
 
     def add(self, files):
@@ -143,6 +149,26 @@ class Site:
         done.out, done.err = done.stdout.decode(), done.stderr.decode()
         assert "Traceback" not in done.err, done.err
         return done
+
+    def watch(self, script, *options, columns=80, lines=24):
+        """Run a script in a terminal: yields its screen, a pyte.Screen, as it changes. The exit
+        status is in its `status` at the end."""
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        process = subprocess.Popen(self.command(script, *options), cwd=str(self.folder),
+                                   env=self.env, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        screen = pyte.Screen(columns, lines)
+        stream = pyte.ByteStream(screen)
+        with open(ours, "rb", buffering=0) as terminal:
+            while True:
+                try:
+                    stream.feed(terminal.read(4096))
+                except OSError:  # the script has ended
+                    break
+                yield screen
+        screen.status = process.wait()
+        yield screen
 
     def log_in(self, edit=lambda code: code, pages=1, timeout=60):
         """Run globus-login.py and play the person: open each page, type the code."""

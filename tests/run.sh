@@ -16,6 +16,15 @@ else
   make_cli
   start_scheduler
   start_grid_engine_too
+  # Each Python that the tests start notes which lines of the scripts it runs.
+  [ $# -gt 0 ] || export COLLECTION COVERAGE_PROCESS_START=$TESTS/coverage.ini \
+    COVERAGE_FILE=$SCRATCH/coverage/lines
 fi
 say "$("$PY" --version), globus-sdk $("$PY" -m pip show globus-sdk 2>/dev/null | sed -n 's/^Version: //p')"
-cd -- "$TESTS" && "$PY" -m pytest -n 6 --dist worksteal "$@"
+cd -- "$TESTS" && "$PY" -m pytest -n 6 --dist worksteal "$@" || exit
+
+if [ -n "${COVERAGE_FILE:-}" ]; then
+  unset COVERAGE_PROCESS_START
+  "$PY" -m coverage combine --quiet --rcfile=coverage.ini "$SCRATCH/coverage" &&
+    "$PY" -m coverage report --rcfile=coverage.ini
+fi

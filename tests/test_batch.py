@@ -280,14 +280,19 @@ def test_a_larger_file_than_max_bytes_fails_with_that_reason(stand_in, emulator)
 
 def test_a_bar_on_a_terminal_shows_how_far_it_is(stand_in, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    done = subprocess.run(
-        ["script", "-qec", " ".join(stand_in.command(BATCH)), "/dev/null"],
-        cwd=str(stand_in.folder), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        env=dict(stand_in.env, PATH=stand_in.env["PATH"] + ":/usr/bin"))
-    screen = done.stdout.decode()
-    assert "[....................] 0 of 2 files, 2 jobs in the queue" in screen
-    assert "[####################] 2 of 2 files" in screen
-    assert "submitted" not in screen
+    seen = ["\n".join(screen.display) for screen in stand_in.watch(BATCH)]
+    for line in (r"0:\d\d \[\.{8}] 0 of 2 files, 2 jobs in the queue",
+                 r"0:\d\d \[#{8}] 2 of 2 files, 0 jobs"):
+        assert any(re.search("(?m)^" + line, text) for text in seen)
+    assert not any("submitted" in s for s in seen)
+
+
+def test_a_log_gets_a_line_when_nothing_else_was_said_for_a_minute(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.config("import helper", "helper.QUIET_SECONDS = 0.5")
+    stand_in.process("sleep 2")
+    done = stand_in.run(BATCH)
+    assert re.search(r"(?m)^\d\d:\d\d:\d\d  0 of 1 file, 1 job in the queue$", done.err)
 
 
 class Disk(threading.Thread):

@@ -104,6 +104,17 @@ def test_jobs_of_other_users_and_other_runs_are_not_mistaken_for_ours(cluster, e
     assert "cannot begin" not in done.err
 
 
+def test_jobs_that_wait_for_long_are_told_once_with_the_scheduler_s_words(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | sed "s/RUNNING|.*/PENDING|Resources/"')
+    stand_in.config("import helper", "helper.QUIET_SECONDS = 1", "POLL_SECONDS = 0.3")
+    stand_in.process("sleep 3")
+    done = stand_in.run(BATCH)
+    assert done.err.count("No job has begun yet; the scheduler says of 1 job: Resources") == 1
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+
+
 def test_a_scheduler_that_is_down_is_waited_for(cluster, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2"})
     down = tmp_path / "down"

@@ -4,6 +4,7 @@ import os
 import pty
 import stat
 import subprocess
+import time
 
 import pytest
 from conftest import DESTINATION, SOURCE, STRANGE_NAMES, read_code, wait_until
@@ -132,6 +133,24 @@ def test_a_token_file_that_others_may_read_is_mended_with_a_warning(site):
     done = site.run("globus-simple-download.py")
     assert "could be read by others" in done.err
     assert mode(site.tokens) == 0o600
+
+
+@pytest.mark.long
+def test_a_script_whose_token_expires_takes_the_one_that_another_has_renewed(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    tokens = json.loads(site.tokens.read_text())
+    end = time.time() + 8  # it is renewed a minute before it expires
+    tokens["transfer.api.globus.org"]["expires_at_seconds"] = end + 60
+    site.tokens.write_text(json.dumps(tokens))
+    process = site.start("globus-simple-download.py")
+    wait_until(emulator.tasks)
+    site.give_tokens()
+    wait_until(lambda: time.time() > end)
+    emulator.bend(slots=3)
+    assert process.communicate()[1].count(b"Waiting") == 1
+    assert process.returncode == 0
+    assert not any("oauth2/token" in request for request in emulator.requests())
 
 
 @pytest.mark.long

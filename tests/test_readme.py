@@ -1,0 +1,113 @@
+"""The README: what it shows exists, and its examples run."""
+import ast
+import gzip
+import re
+
+import pytest
+from conftest import BATCH, COLLECTION, last_line, load
+
+README = (COLLECTION / "README.md").read_text(encoding="utf-8")
+CODE = "\n".join(re.findall(r"(?m)^    +(\S.*)$", README)) + "\n" + " ".join(
+    re.findall(r"`([^`\n]+)`", README))
+SCRIPTS = sorted(COLLECTION.glob("*.py"))
+
+
+def section(title):
+    return re.search(r"(?ms)^#+ %s\n(.*?)(^#|\Z)" % re.escape(title), README).group(1)
+
+
+def rows(title):
+    """The cells of the last table of a section, without its heading."""
+    table = section(title).strip().split("\n\n")[-1].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def block(language):
+    return re.search(r"(?s)```%s\n(.*?)```" % language, README).group(1)
+
+
+def texts(path):
+    """All texts of a script; the pieces of an f-string with ... between them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(getattr(part, "value", "") if not isinstance(part, ast.FormattedValue)
+                          else "..." for part in node.values)
+        elif isinstance(getattr(node, "value", getattr(node, "s", None)), str):
+            yield node.value if isinstance(getattr(node, "value", None), str) else node.s
+
+
+SAID = "\n".join(text for path in SCRIPTS for text in texts(path))
+MESSAGES = [message for cells in rows("What you see, and what it means")
+            for message in re.findall("`([^`]+)`", cells[0])]
+
+
+def test_the_table_of_messages_is_read_here():
+    assert len(MESSAGES) > 20
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_message_of_the_table_is_one_that_the_scripts_print(message):
+    for piece in re.split(r"\.\.\.|\bNAME\b|FILE|\b\d+(?: jobs?| bytes)?\b|: ", message):
+        assert piece.strip(" :,=") in SAID
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(
+    r"(?:tests/|\.github/)[\w.-]+|\b[\w-]+\.(?:py|sh|txt)\b", CODE + README))))
+def test_a_file_that_it_names_exists(path):
+    assert (COLLECTION / path).exists() or (COLLECTION / "tests" / path).exists()
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(
+    r"\./(globus-[\w-]+\.py(?: --[\w-]+)?)", CODE))))
+def test_a_command_and_its_option_exist(command, site):
+    script, _, option = command.partition(" ")
+    done = site.run(script, "--help")
+    assert done.returncode == 0
+    assert option in done.out
+
+
+def test_its_table_has_all_settings_as_they_come():
+    config = load("config")
+    names = {node.id for node in ast.walk(ast.parse((COLLECTION / "config.py").read_text()))
+             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    shown = {}
+    for name, default, _ in rows("The settings"):
+        shown[re.match(r"`(\w+)", name).group(1)] = re.match("`([^`]+)`", default)
+    assert set(shown) == {name for name in names if name.isupper()} | {"is_file_needed"}
+    for name, default in shown.items():
+        if default and default.group(1) != "config.py":
+            assert ast.literal_eval(default.group(1)) == getattr(config, name)
+
+
+def test_its_links_into_itself_lead_somewhere():
+    titles = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
+              for title in re.findall(r"(?m)^#+ (.*)$", README)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= titles
+
+
+def test_its_example_of_a_filter_and_process_sh_run(stand_in, emulator):
+    reads = gzip.compress(b"@read\nACGT\n+\nFFFF\n" * 5)
+    emulator.add({"a b.fastq.gz": reads, "c.fastq.gz": reads, "c.fastq.gz.md5": b"..."})
+    stand_in.config(block("python"))
+    (stand_in.folder / "process.sh").write_text(block("bash"))
+    stand_in.env["PATH"] += ":/usr/bin:/bin"  # zcat, awk
+    assert last_line(stand_in.run(BATCH)) == "2 processed, 0 failed, 1 not needed"
+    assert (stand_in.results / "a b.fastq.gz.reads").read_text() == "5\n"
+    assert last_line(stand_in.run(BATCH)) == "0 processed, 0 failed, 3 not needed"
+
+
+def test_its_line_of_resources_works(real_cluster, emulator):
+    """With the queue of the private schedulers."""
+    title = {"slurm": "Slurm", "sge": "Grid Engine"}[real_cluster.scheduler]
+    line = re.search(r"\*\*%s\*\*\n\n +(RESOURCES = .*)\n" % title, README).group(1)
+    real_cluster.config(line.replace("short.q", "all.q").replace("short", "all"))
+    emulator.add({"a": b"1"})
+    done = real_cluster.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
+
+
+def test_each_help_is_one_screen_with_an_example(site):
+    for script in COLLECTION.glob("globus-*.py"):
+        lines = site.run(script.name, "--help").out.splitlines()
+        assert len(lines) <= 24 and max(map(len, lines)) <= 80
+        assert "    ./" + script.name in "\n".join(lines)
