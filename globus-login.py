@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Log in to Globus, once, by hand; it lasts 6 months after the last use.
 
-Prints the URL of a login page, asks for the code that the page shows, and stores
-the tokens in ~/.wehi-globus-tokens.json, for you alone. Then looks at both
-collections of config.py.
+Prints the URL of a login page, asks for the code that the page shows, and
+stores the tokens in ~/.wehi-globus-tokens.json, for you alone. Then looks at
+both collections of config.py.
 
 Example:
 

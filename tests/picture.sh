@@ -11,7 +11,7 @@ import html, os, re
 from pathlib import Path
 from conftest import BATCH, Emulator, Site
 
-COLUMNS, WIDTH, HEIGHT = 100, 8.4, 18  # characters, and pixels of one
+COLUMNS, WIDTH, HEIGHT = 90, 8.4, 18  # characters, and pixels of one
 root = Path(os.environ["SCRATCH"])
 emulator = Emulator(root / "globus")
 emulator.add({"sample-%02d.bam" % n: b"x" * (n * 12345 + 100) for n in range(1, 13)})
@@ -22,7 +22,7 @@ rows = ["$ ./globus-batch-download.py --dry-run"]
 rows += site.run(BATCH, "--dry-run").out.splitlines()[-3:]
 rows += ["$ ./globus-batch-download.py"]
 picture = None
-for screen in site.watch(BATCH, columns=COLUMNS):
+for screen in site.watch(BATCH, columns=130):
     if picture is None and re.search(r"] [78] of 12 .* left", "\n".join(screen.display)):
         picture = [line.rstrip() for line in screen.display if line.strip()]
 emulator.stop()
