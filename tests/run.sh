@@ -1,11 +1,15 @@
 #!/bin/bash
-# All tests, with one command:   tests/run.sh [--without-schedulers] [options of pytest]
+# All tests, with one command:   tests/run.sh [--without-schedulers | --coverage] [pytest's options]
 # Sets up what it needs: a virtual environment in a dot-folder and, as root on Debian or Ubuntu,
 # a private Slurm and a private Grid Engine. PYTHON=python3.8 tests/run.sh takes another Python.
+# --coverage counts which lines of the scripts run, in whatever process, without the schedulers.
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 make_venv "$TESTS/requirements.txt"
-if [ "${1:-}" = --without-schedulers ]; then
+if [ "${1:-}" = --coverage ]; then
+  export COLLECTION COVERAGE_PROCESS_START=$TESTS/coverage.ini COVERAGE_FILE=$SCRATCH/coverage/lines
+fi
+if [ "${1:-}" = --without-schedulers ] || [ "${1:-}" = --coverage ]; then
   shift
   say "LEFT OUT: the real Slurm and Grid Engine, and tests that take long; stand-ins run the jobs"
   set -- -m "not long" "$@"
@@ -16,9 +20,6 @@ else
   make_cli
   start_scheduler
   start_grid_engine_too
-  # Each Python that the tests start notes which lines of the scripts it runs.
-  [ $# -gt 0 ] || export COLLECTION COVERAGE_PROCESS_START=$TESTS/coverage.ini \
-    COVERAGE_FILE=$SCRATCH/coverage/lines
 fi
 say "$("$PY" --version), globus-sdk $("$PY" -m pip show globus-sdk 2>/dev/null | sed -n 's/^Version: //p')"
 cd -- "$TESTS" && "$PY" -m pytest -n 6 --dist worksteal "$@" || exit
