@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pyte
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 
 TESTS = Path(__file__).parent
 COLLECTION = TESTS.parent

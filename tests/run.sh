@@ -6,7 +6,9 @@
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 make_venv "$TESTS/requirements.txt"
+is_counted=
 if [ "${1:-}" = --coverage ]; then
+  is_counted=yes
   export COLLECTION COVERAGE_PROCESS_START=$TESTS/coverage.ini COVERAGE_FILE=$SCRATCH/coverage/lines
 fi
 if [ "${1:-}" = --without-schedulers ] || [ "${1:-}" = --coverage ]; then
@@ -24,7 +26,7 @@ fi
 say "$("$PY" --version), globus-sdk $("$PY" -m pip show globus-sdk 2>/dev/null | sed -n 's/^Version: //p')"
 cd -- "$TESTS" && "$PY" -m pytest -n 6 --dist worksteal "$@" || exit
 
-if [ -n "${COVERAGE_FILE:-}" ]; then
+if [ -n "$is_counted" ]; then
   unset COVERAGE_PROCESS_START
   "$PY" -m coverage combine --quiet --rcfile=coverage.ini "$SCRATCH/coverage" &&
     "$PY" -m coverage report --rcfile=coverage.ini

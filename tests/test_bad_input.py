@@ -1,5 +1,6 @@
 """Bad input is one clear line and the right exit status, from every script that can meet it."""
 import json
+import subprocess
 
 import pytest
 from conftest import DESTINATION, SOURCE, last_line
@@ -172,6 +173,45 @@ def test_a_listed_name_that_would_do_harm_is_refused_and_counted(stand_in, emula
     items = [i["source_path"] for t in emulator.tasks() for i in t["request"]["DATA"]]
     assert set(items) == {"/home/share/godata/good"}
 
+
+def test_a_batch_dry_run_names_and_counts_what_is_refused(stand_in, emulator):
+    emulator.add({"good": b"1"})
+    emulator.fault("/ls", patch={"DATA": [entry("good"), entry("../x")], "total": 2})
+    done = stand_in.run(BATCH, "--dry-run")
+    assert done.returncode == 1
+    assert "Refused: '../x' would leave the download folder." in done.err
+    assert last_line(done) == "1 to process, 1 refused, 0 not needed"
+
+
+def test_a_listed_file_without_a_size_or_a_name_is_refused(stand_in, emulator):
+    listing = [dict(entry("a"), size=None), dict(entry("b"), name=7)]
+    emulator.fault("/ls", patch={"DATA": listing, "total": 2})
+    done = stand_in.run(SIMPLE, "--dry-run")
+    assert done.returncode == 1
+    assert "Refused: 'a' has no size." in done.err and "Refused: '7' is not a name." in done.err
+
+
+@pytest.mark.parametrize("script", [SIMPLE, BATCH])
+def test_output_that_goes_into_head_ends_without_a_word(script, stand_in, emulator):
+    emulator.bend(crowds={"/home/share/godata": 20000})
+    process = stand_in.start(script, "--dry-run")
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 1
+    assert b"Traceback" not in said and b"Broken" not in said
+
+
+@pytest.mark.parametrize("script", [SIMPLE, BATCH])
+def test_output_onto_a_full_disk_says_so(script, stand_in, emulator):
+    emulator.add({"a": b"1"})
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            stand_in.command(script, "--dry-run"), cwd=str(stand_in.folder), env=stand_in.env,
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1] == "[Errno 28] No space left on device"
 
 def test_a_filter_that_stumbles(stand_in, emulator):
     emulator.add({"a": b"1"})

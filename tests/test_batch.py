@@ -14,6 +14,7 @@ from conftest import (
     KEEP,
     contents,
     count_calls,
+    journal,
     last_line,
     processed,
     strange_tree,
@@ -255,6 +256,41 @@ def test_a_second_driver_is_refused(stand_in, emulator):
     first.communicate()
     assert first.returncode == 0 and processed(stand_in) == {"a": 1}
 
+
+def test_a_damaged_journal_stops_the_driver_with_the_way_out(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.jobs.mkdir()
+    (stand_in.jobs / "journal.jsonl").write_text('{"event": "run", "run": "g1"}\n')
+    done = stand_in.run(BATCH)
+    assert done.returncode == 2
+    assert "journal.jsonl is damaged" in done.err and "remove the folder" in done.err
+    assert emulator.tasks() == []
+
+
+def test_a_second_writer_of_the_journal_stops_the_driver(stand_in, emulator):
+    """As where locks hold on one host only, and a driver was started on another one."""
+    emulator.add({"a": b"1", "b": b"2"})
+    stand_in.config("NUM_JOBS = 1")
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"(job" in driver.stderr.readline())
+    with open(str(stand_in.jobs / "journal.jsonl"), "a") as file:
+        file.write("\n")
+    assert b"Another driver writes to " in driver.communicate()[1]
+    assert driver.returncode == 1
+
+
+def test_what_a_killed_driver_did_not_clear_away_is_gone_after_the_next(stand_in, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    stand_in.config("NUM_JOBS = 1")
+    stand_in.process('[ "$GLOBUS_NAME" = a ] || sleep 2', *KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"processed a" in driver.stderr.readline())
+    driver.kill()
+    driver.communicate()
+    name = next(event["job"] for event in journal(stand_in) if event.get("path") == "a")
+    (stand_in.jobs / (name + ".log")).write_text("left behind")
+    assert stand_in.run(BATCH).returncode == 0
+    assert sorted(contents(stand_in.jobs)) == ["driver.lock", "journal.jsonl"]
 
 def test_an_interrupted_run_of_another_path_is_not_mixed_up(stand_in, emulator):
     emulator.add({"a": b"1", "sub/b": b"2"})

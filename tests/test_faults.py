@@ -115,6 +115,34 @@ def test_jobs_that_wait_for_long_are_told_once_with_the_scheduler_s_words(
     assert last_line(done) == "1 processed, 0 failed, 0 not needed"
 
 
+# How a user holds a job from the beginning, and lets it go.
+HOLD = {"slurm": ("--hold", ["scontrol", "release"]), "sge": ("-h", ["qrls"])}
+
+
+def test_a_job_that_is_held_is_told_with_the_way_to_cancel_it_and_goes_on_when_released(
+        real_cluster, emulator):
+    emulator.add({"a": b"1"})
+    option, release = HOLD[real_cluster.scheduler]
+    real_cluster.config("RESOURCES = %r" % option)
+    driver = real_cluster.start(BATCH)
+    said = []
+    wait_until(lambda: said.append(driver.stderr.readline().decode()) or "cannot begin" in said[-1])
+    assert said[-1].startswith("1 job cannot begin: ")
+    mend = driver.stderr.readline().decode()
+    assert "Mend the cause, or cancel (they count as failed then): " in mend
+    subprocess.run([*release, mend.split()[-1]], env=real_cluster.env, check=True,
+                   stdout=subprocess.DEVNULL)
+    assert driver.communicate()[0].decode().endswith("1 processed, 0 failed, 0 not needed\n")
+
+
+def test_a_job_that_is_held_is_told_once(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "squeue",
+               '"$real" "$@" | sed "s/RUNNING|.*/PENDING|JobHeldUser/"')
+    stand_in.config("POLL_SECONDS = 0.3")
+    stand_in.process("sleep 2")
+    assert stand_in.run(BATCH).err.count("1 job cannot begin: JobHeldUser\nMend the cause") == 1
+
 def test_a_scheduler_that_is_down_is_waited_for(cluster, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2"})
     down = tmp_path / "down"

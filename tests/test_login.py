@@ -128,6 +128,32 @@ def test_a_renewal_without_a_refresh_token_keeps_the_old_one(site, emulator):
     assert json.loads(site.tokens.read_text())["transfer.api.globus.org"]["refresh_token"] == old
 
 
+def test_renewed_tokens_that_cannot_be_stored_are_told_and_used(site, emulator):
+    emulator.add({"a": b"1"})
+    tokens = json.loads(site.tokens.read_text())
+    tokens["transfer.api.globus.org"]["expires_at_seconds"] = 1
+    site.tokens.write_text(json.dumps(tokens))
+    (site.home / ".wehi-globus-tokens.json.lock").mkdir()
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 0
+    assert "The renewed tokens cannot be stored" in done.err
+
+
+def test_a_token_refused_right_after_another_error_is_renewed_all_the_same(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.ask("POST", "expire")
+    emulator.fault("GET", times=1, status=500, json={"code": "InternalError", "message": "oh"})
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 0 and "Log in" not in done.err
+
+
+def test_login_names_a_destination_that_may_not_be_read(fresh_site, emulator):
+    emulator.fault("/ls.*downloads", status=403, json={
+        "code": "EndpointPermissionDenied", "message": "Path not allowed"})
+    login = fresh_site.log_in()
+    assert login.returncode == 1
+    assert "Globus says: Path not allowed (403, EndpointPermissionDenied)" in login.out
+
 def test_a_token_file_that_others_may_read_is_mended_with_a_warning(site):
     site.tokens.chmod(0o644)
     done = site.run("globus-simple-download.py")

@@ -1,4 +1,5 @@
 """globus-simple-download.py"""
+import os
 import signal
 import time
 
@@ -139,6 +140,39 @@ def test_a_listing_that_stays_incomplete_is_no_listing(site, emulator):
     assert "broke off: 1 of 5 entries" in done.err
     assert emulator.tasks() == []
 
+
+def test_a_directory_that_changes_while_it_is_listed_is_told(site, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(5)})
+    page = [{"DATA_TYPE": "file", "name": "f0", "type": "file", "size": 1}]
+    emulator.fault("/ls", times=1, patch={"DATA": page, "total": 4})
+    done = site.run("globus-simple-download.py", "--dry-run")
+    assert "changed while it was listed; start again later" in done.err
+    assert len(done.out.splitlines()) == 5
+
+
+def test_a_service_that_does_not_know_the_fields_is_asked_without(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.fault("fields=", status=400, json={"code": "BadRequest", "message": "fields?"})
+    assert site.run("globus-simple-download.py").returncode == 0
+    assert site.downloaded() == {"a": b"1"}
+
+
+def test_what_is_neither_file_nor_directory_is_left_out_and_named(site, emulator):
+    emulator.add({"a": b"1"})
+    os.mkfifo(str(emulator.source / "home/share/godata/pipe"))
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 0 and site.downloaded() == {"a": b"1"}
+    assert "Left out, neither file nor directory: pipe (pipe)" in done.err
+
+
+def test_a_task_of_ones_own_with_the_same_paths_is_waited_for(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.fault("POST /v0.10/transfer", times=1, status=409, json={
+        "code": "Conflict", "message": "A transfer with identical paths has not yet completed"})
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 0
+    assert "Waiting: another transfer task of yours has the same paths." in done.err
+    assert len(emulator.tasks()) == 1
 
 def test_a_stalled_task_says_why(site, emulator):
     emulator.add({"a": b"1"})
