@@ -38,7 +38,7 @@ def build(config, files):
 def submit(client, config, files):
     """Submit one transfer task for all files; its id, which is told at once."""
     task_id = helper.submit(client, build(config, files))
-    print(f"Transfer task {task_id}: https://app.globus.org/activity/{task_id}", flush=True)
+    print(f"Transfer task {task_id}\nhttps://app.globus.org/activity/{task_id}", flush=True)
     return task_id
 
 
@@ -91,7 +91,8 @@ def summary(config, files, missing, refused, task):
     """Print how it ended: each file that did not arrive and why, then the numbers."""
     for path, reason in missing.items():
         print(helper.printable(f"Did not arrive: {path}" + (f" ({reason})" if reason else "")))
-    print(f"{helper.count(len(files) + len(refused), 'file')} for {config.DOWNLOAD_DIR}: "
+    print(f"Downloads are in {config.DOWNLOAD_DIR}")
+    print(f"{helper.count(len(files) + len(refused), 'file')}: "
           f"{helper.number(task, 'files_transferred'):,} sent, "
           f"{helper.number(task, 'files_skipped'):,} already there, "
           f"{len(missing) + len(refused):,} did not arrive.")

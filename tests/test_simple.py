@@ -32,10 +32,11 @@ def test_the_task_and_its_page_are_told_before_it_ends(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(task_seconds=60)
     process = site.start("globus-simple-download.py")
-    line = process.stdout.readline().decode()
+    said = [process.stdout.readline().decode() for _ in range(2)]
     task, = emulator.tasks()
     assert task["status"] == "ACTIVE"
-    assert "https://app.globus.org/activity/" + task["task_id"] in line
+    assert said == ["Transfer task %s\n" % task["task_id"],
+                    "https://app.globus.org/activity/%s\n" % task["task_id"]]
     process.kill()
     process.communicate()
 
