@@ -518,7 +518,7 @@ def end(run, job_name, status, reason=None):
         reason += (": " + words if words else "") + f" ({run.file_of(job_name, 'log')})"
     run.record(event="ended", job=job_name, status=status, reason=reason)
     run.ends.append(time.monotonic())
-    run.may_submit = True
+    run.may_submit, run.waiting_since = True, None
     run.doubts_login |= status == 1
     if reason:
         # Of a job that was killed, Globus may still be sending the file.
@@ -653,7 +653,7 @@ def tell_waiting(run, entries):
     run.waiting_since = run.waiting_since or time.monotonic()
     if time.monotonic() - run.waiting_since >= helper.QUIET_SECONDS:
         words = ", ".join(sorted({entry.words for entry in waiting}))
-        tell_once(run, "waiting", "No job has begun yet; the scheduler says of "
+        tell_once(run, "waiting", "No job is at work; the scheduler says of "
                   f"{helper.count(len(waiting), 'job')}: {words}", words)
 
 
@@ -906,10 +906,10 @@ def remove_empty_folders(run):
 def drive(run):
     """Keep the jobs coming until all files are done, or until stopped."""
     run.begun, run.ended_at_begin = time.monotonic(), len(run.processed) + len(run.failed)
-    pauses = helper.pauses(0.05, 0.1)
+    pauses = helper.pauses(0.05, 0.5, 1.05)  # an end is seen at most a twentieth too late
     while (run.todo or run.jobs) and not run.stopping:
         if collect(run):
-            pauses = helper.pauses(0.05, 0.1)
+            pauses = helper.pauses(0.05, 0.5, 1.05)
         if time.monotonic() >= run.next_question:
             look_at_queue(run)
             tell_stall(run)

@@ -35,6 +35,11 @@ def look_at_destination(client, config):
                          path=config.DESTINATION_PATH, limit=1)
         print(f"Destination: {config.DESTINATION_PATH} is there.")
     except helper.GlobusAPIError as error:
+        if "PermissionDenied" in (error.code or ""):
+            raise helper.Problem(
+                f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. A Globus "
+                "Connect Personal shows your home\nfolder only: add the folder to "
+                f"~/.globusonline/lta/config-paths, and start it again. {helper.explain(error)}")
         if error.http_status != 404:
             raise
         print(f"Destination: {config.DESTINATION_PATH} will be made by the first download.")
@@ -69,14 +74,20 @@ def log_in(config):
 
 def log_out():
     """Revoke the tokens and remove their file."""
-    client = helper.auth_client()
+    client, errors = helper.auth_client(), []
     for tokens in helper.read_tokens().values():
         for kind in ("refresh_token", "access_token"):
-            if tokens.get(kind):
-                client.oauth2_revoke_token(tokens[kind])
+            try:
+                if tokens.get(kind):
+                    client.oauth2_revoke_token(tokens[kind])
+            except helper.GlobusAPIError as error:  # such as tokens of another client id
+                errors.append(error)
     if os.path.exists(helper.TOKEN_FILE):
         os.remove(helper.TOKEN_FILE)
     print("You are logged out; no tokens are left on this machine.")
+    if errors:
+        raise helper.Problem("Globus did not revoke all of them; do it on "
+                             f"app.globus.org/settings/consents. {helper.explain(errors[0])}")
 
 
 def main(argv=None):

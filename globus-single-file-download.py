@@ -41,6 +41,10 @@ def transfer(client, request):
         if task_id or helper.has_submission_id(request):
             stop(client, request, task_id)
         raise
+    except (helper.GlobusError, OSError):
+        if task_id:
+            stop(client, request, task_id)
+        raise
 
 
 def stop(client, request, task_id):
@@ -51,7 +55,7 @@ def stop(client, request, task_id):
         task_id = task_id or client.submit_transfer(request)["task_id"]
         helper.cancel(client, task_id)
         helper.tell(f"Stopped; the transfer task {task_id} is cancelled.")
-    except (helper.GlobusError, *helper.NONSENSE) as error:
+    except (helper.GlobusError, helper.Problem, *helper.NONSENSE, OSError) as error:
         task = f"the transfer task {task_id}" if task_id else "a transfer task, if there is one,"
         helper.tell(f"Stopped, but {task} could not be cancelled: {helper.explain(error)}\n"
                     "See https://app.globus.org/activity")

@@ -34,8 +34,8 @@ try:
     )
     from globus_sdk.authorizers import GlobusAuthorizer
 except ImportError as missing:
-    sys.stderr.write(f"{missing}. Install what the scripts need: "
-                     f"{sys.executable} -m pip install -r requirements.txt\n")
+    sys.stderr.write(f"{missing}. Activate the environment that has what the scripts need, or "
+                     f"install it:\n{sys.executable} -m pip install -r requirements.txt\n")
     sys.exit(1)
 gc.freeze()  # what is imported stays: no look for garbage at the end either
 
@@ -487,30 +487,34 @@ def transfer_tokens():
 
 class StoredLogin(GlobusAuthorizer):
     """Shows Globus the stored access token, as long as it is good. Then RefreshTokenAuthorizer
-    takes over, which brings in so much code that most jobs would spend a third of their start
-    on it."""
+    takes over; the client for Globus Auth that it needs brings in so much code that most jobs
+    would spend a third of their start on it."""
 
     def __init__(self):
-        tokens = transfer_tokens()
-        self.header = "Bearer " + tokens["access_token"]
-        self.good_until = tokens["expires_at_seconds"] - 60
+        self.tokens = transfer_tokens()
+        self.header = "Bearer " + self.tokens["access_token"]
         self.renewing = None
 
     def renew(self):
         """The authorizer that renews the access token, and stores it, when it expires."""
         if not self.renewing:
-            tokens = transfer_tokens()  # another process may have renewed them by now
+            try:
+                tokens = transfer_tokens()  # another process may have renewed them by now
+            except (OSError, Problem):  # such as a home folder that is out of reach for a moment
+                tokens = self.tokens
             self.renewing = globus_sdk.RefreshTokenAuthorizer(
                 tokens["refresh_token"], auth_client(), access_token=tokens["access_token"],
                 expires_at=tokens["expires_at_seconds"], on_refresh=keep_tokens)
         return self.renewing
 
     def get_authorization_header(self):
-        if self.renewing or time.time() >= self.good_until:
+        if self.renewing or time.time() >= self.tokens["expires_at_seconds"] - 60:
             return self.renew().get_authorization_header()
         return self.header
 
     def handle_missing_authorization(self):
+        if not self.renewing and self.renew().get_authorization_header() != self.header:
+            return True  # the token that another process has renewed
         return self.renew().handle_missing_authorization()
 
 
@@ -526,8 +530,8 @@ def keep_tokens(response):
     """Store renewed tokens; this process has them in any case."""
     try:
         store_tokens(response.by_resource_server)
-    except OSError as error:
-        tell(f"The renewed tokens cannot be stored in {TOKEN_FILE}: {error.strerror}")
+    except (OSError, Problem) as error:
+        tell(f"The renewed tokens cannot be stored in {TOKEN_FILE}: {error}")
 
 
 def tune(client, timeout, retries):

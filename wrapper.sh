@@ -4,7 +4,7 @@
 
 # ---- the environment of your jobs: edit here ----
 # module load samtools
-# source "$HOME/venv/bin/activate"; PYTHON=python3
+# source /path/to/another/venv/bin/activate; PYTHON=python3
 PYTHON=${PYTHON:-python3} # the batch driver sets PYTHON to the Python that runs it
 # -------------------------------------------------
 

@@ -238,4 +238,4 @@ def test_a_missing_globus_sdk_says_what_to_install(site, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "globus_sdk.py").write_text("raise ImportError('No module globus_sdk')")
     site.env["PYTHONPATH"] = str(tmp_path / "empty")
-    check(site.run(SIMPLE), 1, "pip install -r requirements.txt", lines=1)
+    check(site.run(SIMPLE), 1, "pip install -r requirements.txt")

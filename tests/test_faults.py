@@ -111,7 +111,7 @@ def test_jobs_that_wait_for_long_are_told_once_with_the_scheduler_s_words(
     stand_in.config("import helper", "helper.QUIET_SECONDS = 1", "POLL_SECONDS = 0.3")
     stand_in.process("sleep 3")
     done = stand_in.run(BATCH)
-    assert done.err.count("No job has begun yet; the scheduler says of 1 job: Resources") == 1
+    assert done.err.count("No job is at work; the scheduler says of 1 job: Resources") == 1
     assert last_line(done) == "1 processed, 0 failed, 0 not needed"
 
 

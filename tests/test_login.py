@@ -91,6 +91,13 @@ def test_logout_revokes_the_tokens_and_removes_the_file(site):
     assert done.returncode == 1 and "globus-login.py" in done.err
 
 
+def test_logout_removes_the_file_though_globus_does_not_revoke(site, emulator):
+    emulator.fault("/revoke", status=403, json={"error": "unauthorized_client"})
+    done = site.run("globus-login.py", "--logout")
+    assert done.returncode == 1 and not site.tokens.exists()
+    assert "did not revoke" in done.err
+
+
 def test_logout_without_a_login_is_well(fresh_site):
     assert fresh_site.run("globus-login.py", "--logout").returncode == 0
 
@@ -152,7 +159,7 @@ def test_login_names_a_destination_that_may_not_be_read(fresh_site, emulator):
         "code": "EndpointPermissionDenied", "message": "Path not allowed"})
     login = fresh_site.log_in()
     assert login.returncode == 1
-    assert "Globus says: Path not allowed (403, EndpointPermissionDenied)" in login.out
+    assert "You may not use DESTINATION_PATH = " in login.out and "config-paths" in login.out
 
 def test_a_token_file_that_others_may_read_is_mended_with_a_warning(site):
     site.tokens.chmod(0o644)
@@ -177,6 +184,32 @@ def test_a_script_whose_token_expires_takes_the_one_that_another_has_renewed(sit
     assert process.communicate()[1].count(b"Waiting") == 1
     assert process.returncode == 0
     assert not any("oauth2/token" in request for request in emulator.requests())
+
+
+def test_a_refused_token_gives_way_to_the_one_that_another_process_has_renewed(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    process = site.start("globus-simple-download.py")
+    wait_until(lambda: b"Waiting" in process.stderr.readline())
+    site.tokens.unlink()
+    emulator.ask("POST", "expire")
+    site.give_tokens()
+    emulator.bend(slots=3)
+    assert process.communicate() and process.returncode == 0
+    assert not any("oauth2/token" in request for request in emulator.requests())
+
+
+def test_a_token_file_out_of_reach_does_not_end_what_is_at_work(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    process = site.start("globus-simple-download.py")
+    wait_until(lambda: b"Waiting" in process.stderr.readline())
+    site.tokens.unlink()
+    site.tokens.mkdir()
+    emulator.ask("POST", "expire")
+    emulator.bend(slots=3)
+    assert b"cannot be stored" in process.communicate()[1]
+    assert process.returncode == 0
 
 
 @pytest.mark.long

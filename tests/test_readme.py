@@ -87,8 +87,8 @@ def test_its_links_into_itself_lead_somewhere():
 
 def test_its_example_of_a_filter_and_process_sh_run(stand_in, emulator):
     reads = gzip.compress(b"@read\nACGT\n+\nFFFF\n" * 5)
-    emulator.add({"a b.fastq.gz": reads, "c.fastq.gz": reads, "c.fastq.gz.md5": b"..."})
-    stand_in.config(block("python"))
+    emulator.add({"a b.fastq.gz": reads, "sub/c.fastq.gz": reads, "sub/c.fastq.gz.md5": b"..."})
+    stand_in.config(block("python"), "RECURSIVE = True")
     (stand_in.folder / "process.sh").write_text(block("bash"))
     stand_in.env["PATH"] += ":/usr/bin:/bin"  # zcat, awk
     assert last_line(stand_in.run(BATCH)) == "2 processed, 0 failed, 1 not needed"
