@@ -2,6 +2,7 @@
 import json
 import os
 import pty
+import signal
 import stat
 import subprocess
 import time
@@ -186,24 +187,27 @@ def test_a_script_whose_token_expires_takes_the_one_that_another_has_renewed(sit
     assert not any("oauth2/token" in request for request in emulator.requests())
 
 
-def test_a_refused_token_gives_way_to_the_one_that_another_process_has_renewed(site, emulator):
+def start_a_download_that_waits(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(slots=0)
     process = site.start("globus-simple-download.py")
     wait_until(lambda: b"Waiting" in process.stderr.readline())
-    site.tokens.unlink()
+    return process
+
+
+def test_a_refused_token_gives_way_to_the_one_that_another_process_has_renewed(site, emulator):
+    process = start_a_download_that_waits(site, emulator)
+    process.send_signal(signal.SIGSTOP)  # it must not ask between the next two lines
     emulator.ask("POST", "expire")
     site.give_tokens()
+    process.send_signal(signal.SIGCONT)
     emulator.bend(slots=3)
     assert process.communicate() and process.returncode == 0
     assert not any("oauth2/token" in request for request in emulator.requests())
 
 
 def test_a_token_file_out_of_reach_does_not_end_what_is_at_work(site, emulator):
-    emulator.add({"a": b"1"})
-    emulator.bend(slots=0)
-    process = site.start("globus-simple-download.py")
-    wait_until(lambda: b"Waiting" in process.stderr.readline())
+    process = start_a_download_that_waits(site, emulator)
     site.tokens.unlink()
     site.tokens.mkdir()
     emulator.ask("POST", "expire")
