@@ -205,3 +205,14 @@ def test_wrapper_is_content_with_a_process_sh_that_moves_the_file_away(site, emu
     emulator.add({"a": b"1"})
     site.process('mv -- "$1" moved')
     assert run_wrapper(site, "a").returncode == 0
+
+
+def test_an_error_that_ends_the_wait_leaves_no_task_behind(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    emulator.fault("GET /v0.10/task/", times=1, status=403, json={
+        "code": "PermissionDenied", "message": "not yours"})
+    done = run_single(site, "a")
+    assert done.returncode == 1
+    assert "is cancelled" in done.err and "not yours" in done.err
+    assert [task["fatal_error"]["code"] for task in emulator.tasks()] == ["CANCELED"]
