@@ -886,9 +886,9 @@ def submit(document, headers, **_):
         if any(task.paths == other.paths for other in active):
             raise Refusal(409, "Conflict",
                           "A transfer with identical paths has not yet completed")
+        task.start()  # before anybody can find it, and cancel what has not begun
         tasks[task.id] = task
         submissions[name] = task.id
-    task.start()
     return 202, {}, transfer_result("Accepted", name, task.id)
 
 
