@@ -993,6 +993,7 @@ def main(argv=None):
     client = helper.transfer_client()
     scheduler = find_scheduler(config.SCHEDULER)
     helper.check_collections(client, config)
+    helper.check_destination(client, config)
     files = helper.list_files(client, config.SOURCE_ENDPOINT_ID, config.PATH, config.RECURSIVE)
     if options.dry_run:
         return dry_run(config, files, options.limit)

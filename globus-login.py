@@ -30,19 +30,9 @@ def look_at_source(client, config):
 
 def look_at_destination(client, config):
     """Print whether DESTINATION_PATH can be used."""
-    try:
-        helper.patiently(client.operation_ls, config.DESTINATION_ENDPOINT_ID,
-                         path=config.DESTINATION_PATH, limit=1)
-        print(f"Destination: {config.DESTINATION_PATH} is there.")
-    except helper.GlobusAPIError as error:
-        if "PermissionDenied" in (error.code or ""):
-            raise helper.Problem(
-                f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. A Globus "
-                "Connect Personal shows your home\nfolder only: add the folder to "
-                f"~/.globusonline/lta/config-paths, and start it again. {helper.explain(error)}")
-        if error.http_status != 404:
-            raise
-        print(f"Destination: {config.DESTINATION_PATH} will be made by the first download.")
+    is_there = helper.check_destination(client, config)
+    print(f"Destination: {config.DESTINATION_PATH} "
+          + ("is there." if is_there else "will be made by the first download."))
 
 
 def look(config):

@@ -60,7 +60,7 @@ def progress_teller(files):
 
 
 def transfer(client, config, files):
-    """The document of the task that transfers the files, at its end."""
+    """The document of the task that transfers the files, at its end; why it failed, or None."""
     try:
         task_id = submit(client, config, files)
         return helper.wait_for_task(client, task_id, progress_teller(files))
@@ -118,13 +118,12 @@ def look_for(client, config, files, task):
 
 def download(client, config, files, refused):
     """Transfer the files, and see that they arrived; the exit status."""
-    task = transfer(client, config, files)
-    if task["status"] != "SUCCEEDED":
-        reason = helper.why_failed(client, task["task_id"], task)
-        helper.tell(f"The transfer failed: {reason}")
+    task, failure = transfer(client, config, files)
+    if failure:
+        helper.tell(f"The transfer failed: {failure}")
     missing = look_for(client, config, files, task)
     summary(config, files, missing, refused, task)
-    return 1 if missing or refused or task["status"] != "SUCCEEDED" else 0
+    return 1 if missing or refused or failure else 0
 
 
 def main(argv=None):
@@ -136,6 +135,7 @@ def main(argv=None):
     config = helper.settings()
     client = helper.transfer_client()
     helper.check_collections(client, config)
+    helper.check_destination(client, config)
     files, refused = find_files(client, config, not options.dry_run)
     for file in refused:
         helper.tell(f"Refused: {file.path!r} {file.refused}.")

@@ -32,11 +32,12 @@ def find(client, config, path, name):
 
 
 def transfer(client, request):
-    """Submit the request and wait; the task document. Leaves no task behind when it is stopped."""
+    """Submit the request and wait; why it failed, or None. Leaves no task behind when it is
+    stopped."""
     task_id = None
     try:
         task_id = helper.submit(client, request)
-        return helper.wait_for_task(client, task_id, lambda task, reason: None)
+        return helper.wait_for_task(client, task_id, lambda task, reason: None)[1]
     except KeyboardInterrupt:
         if task_id or helper.has_submission_id(request):
             stop(client, request, task_id)
@@ -94,10 +95,9 @@ def download(client, config, directory, name):
     local = os.path.join(config.DOWNLOAD_DIR, name)
     before = state(local)
     try:
-        task = transfer(client, request)
-        if task["status"] != "SUCCEEDED":
-            raise helper.Problem(f"The transfer of {source} failed: "
-                                 + helper.why_failed(client, task["task_id"], task))
+        failure = transfer(client, request)
+        if failure:
+            raise helper.Problem(f"The transfer of {source} failed: {failure}")
     except BaseException:
         remove_partial(local, before)
         raise

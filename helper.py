@@ -105,8 +105,9 @@ HOPELESS = {
     "INVALID_SYMLINK": 10,
     "AMBIGUOUS_PATH": 10,
 }
-# What a collection's server answers for good (by the code of the error).
-FINAL = re.compile("NotDirectory|PermissionDenied|LoginFailed|SizeLimit|Exists|NotFound")
+# What a collection's server answers for good (by the code or the message of the error).
+FINAL = re.compile(
+    "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound")
 # What the scripts rely on in a task document.
 TASK = {"status": str, "task_id": str}
 
@@ -619,7 +620,7 @@ def is_passing(error):
         return True
     # 502 tells also of the collection's own server; some of that is final.
     return (error.http_status in (408, 429, 500, 502, 503, 504)
-            and not why_log_in(error) and not FINAL.search(code))
+            and not why_log_in(error) and not FINAL.search(f"{code} {error.message}"))
 
 
 def wanted_pause(error):
@@ -663,6 +664,25 @@ def check_collections(client, config):
                  "what takes longer needs globus-login.py again.")
         documents.append(document)
     return documents
+
+
+def check_destination(client, config):
+    """True if DESTINATION_PATH is there; a download would make it.
+
+    Raises Problem if the destination collection does not show it."""
+    try:
+        patiently(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
+                  path=config.DESTINATION_PATH)
+        return True
+    except GlobusAPIError as error:
+        if re.search("PermissionDenied|Path not allowed", f"{error.code} {error.message}"):
+            raise Problem(
+                f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. A Globus "
+                "Connect Personal shows your home\nfolder only: add the folder to "
+                f"~/.globusonline/lta/config-paths, and start it again. {explain(error)}")
+        if error.http_status != 404:
+            raise
+        return False
 
 
 def list_files(client, collection, path, recursive):
@@ -817,9 +837,9 @@ def find_twin(client, request):
 
 
 def wait_for_task(client, task_id, progress):
-    """The task document, once the task has ended. progress(task, reason) is called at each look.
-    Why a task does not move is told when it changes. Raises Problem, with the task cancelled,
-    when it cannot succeed."""
+    """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
+    progress(task, reason) is called at each look. Why a task does not move is told when it
+    changes; one that cannot succeed is cancelled."""
     told, is_hopeless = None, hope()
     for pause in pauses(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
         time.sleep(pause)
@@ -827,7 +847,7 @@ def wait_for_task(client, task_id, progress):
         if task["status"] in ("SUCCEEDED", "FAILED"):
             if told:
                 tell("Going on.")
-            return task
+            return task, why_failed(client, task_id, task)
         reason = why_waiting(task)
         if reason and reason != told:
             tell(f"Waiting: {reason}{what_exactly(client, task_id, task)}  (task {task_id})")
@@ -839,9 +859,8 @@ def wait_for_task(client, task_id, progress):
         if is_hopeless(task):
             cause = why_failed(client, task_id, task)
             task = patiently(cancel, client, task_id)
-            if task["status"] == "SUCCEEDED":  # in the last moment
-                return task
-            raise Problem(f"The transfer cannot succeed and was cancelled: {cause}")
+            has_succeeded = task["status"] == "SUCCEEDED"  # in the last moment
+            return task, None if has_succeeded else f"cancelled, because it cannot succeed: {cause}"
 
 
 def cancel(client, task_id):
@@ -933,7 +952,10 @@ def words(document, name):
 
 
 def why_failed(client, task_id, task):
-    """One line that says why a task failed, or what it stumbles over, in Globus's words."""
+    """One line that says why a task failed, or what it stumbles over, in Globus's words; None if
+    it SUCCEEDED."""
+    if task["status"] == "SUCCEEDED":
+        return None
     error = task.get("fatal_error")
     status = words(task, "nice_status")
     cause = [words(error, "description") if isinstance(error, dict) else "",

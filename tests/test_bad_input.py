@@ -138,6 +138,19 @@ def test_a_personal_endpoint_that_is_paused(stand_in, emulator, script):
 
 
 @BOTH
+def test_a_destination_that_the_personal_endpoint_does_not_show(stand_in, emulator, script):
+    emulator.bend_collection(DESTINATION, allowed=["/elsewhere"])
+    check(stand_in.run(script), 1, "DESTINATION_PATH", "config-paths")
+
+
+@BOTH
+def test_the_same_told_as_an_error_of_the_server(stand_in, emulator, script):
+    emulator.fault("/stat.*downloads", status=502, json={
+        "code": "ExternalError.StatFailed.GCDError", "message": "Path not allowed"})
+    check(stand_in.run(script), 1, "DESTINATION_PATH", "config-paths")
+
+
+@BOTH
 def test_a_missing_consent(stand_in, emulator, script):
     emulator.bend_collection(SOURCE, consent=True)
     check(stand_in.run(script), 1, "wants a consent", "globus-login.py", lines=1)

@@ -156,11 +156,11 @@ def test_a_token_refused_right_after_another_error_is_renewed_all_the_same(site,
 
 
 def test_login_names_a_destination_that_may_not_be_read(fresh_site, emulator):
-    emulator.fault("/ls.*downloads", status=403, json={
-        "code": "EndpointPermissionDenied", "message": "Path not allowed"})
+    emulator.bend_collection(DESTINATION, allowed=["/elsewhere"])
     login = fresh_site.log_in()
     assert login.returncode == 1
     assert "You may not use DESTINATION_PATH = " in login.out and "config-paths" in login.out
+
 
 def test_a_token_file_that_others_may_read_is_mended_with_a_warning(site):
     site.tokens.chmod(0o644)

@@ -141,7 +141,7 @@ def test_what_cannot_succeed_fails_soon_and_can_be_asked_for_again(name, site, e
     process = start(site, SINGLE)
     said = end(process)
     assert process.returncode == 1
-    assert "The transfer cannot succeed and was cancelled: " in said and words in said
+    assert "failed: cancelled, because it cannot succeed: " in said and words in said
     assert [task["fatal_error"]["code"] for task in emulator.tasks()] == ["CANCELED"]
     assert bent is None or site.downloaded() == {}
     # Mended, the same file is asked for again.
@@ -150,6 +150,18 @@ def test_what_cannot_succeed_fails_soon_and_can_be_asked_for_again(name, site, e
         (site.downloads / "a").rmdir()
     process = start(site, SINGLE)
     assert (end(process), process.returncode) == (str(site.downloads / "a") + "\n", 0)
+
+
+def test_a_download_that_cannot_succeed_is_told_with_each_file_that_is_missing(site, emulator):
+    emulator.add({"a": b"1", "b": b"x" * 2000, "c": b"x" * 3000})
+    emulator.bend(retry_seconds=0.2, **gcp(quota=1000))
+    site.config(*QUICK)
+    done = site.run(SIMPLE)
+    assert done.returncode == 1
+    assert ("The transfer failed: cancelled, because it cannot succeed: "
+            "over quota at the destination" in done.err)
+    assert "Did not arrive: b\nDid not arrive: c\n" in done.out
+    assert "3 files: 1 sent, 0 already there, 2 did not arrive." in done.out
 
 
 def test_one_doomed_file_among_many_moving_ones_is_given_the_time_of_the_others(site, emulator):
