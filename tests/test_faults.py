@@ -198,6 +198,18 @@ def test_a_requeued_job_begins_again_and_is_not_lost(real_slurm, emulator):
     assert processed(real_slurm) == {"a": 1}
 
 
+def test_the_exit_status_of_a_try_that_the_scheduler_stopped_is_not_the_job_s_end(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "sbatch", 'cat >"$0.script"',
+               'echo "bash $0.script; sleep 1; SLURM_RESTART_COUNT=1 bash $0.script" |',
+               '"$real" "$@"')
+    stand_in.process("! mkdir once 2>/dev/null || exit 143", *KEEP)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"a": 1}
+
+
 def test_a_job_that_was_given_up_does_nothing_though_it_begins_after_a_restart(
         stand_in, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2"})
