@@ -3,12 +3,24 @@ import subprocess
 import time
 
 import pytest
-from conftest import BATCH, DIE, KEEP, journal, last_line, processed, put_before, wait_until
+from conftest import (
+    BATCH,
+    DIE,
+    KEEP,
+    count_calls,
+    journal,
+    last_line,
+    processed,
+    put_before,
+    wait_until,
+)
 
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "torque": "qsub", "sge": "qsub"}
 ASK = {"slurm": "squeue", "pbs": "qstat", "torque": "qstat", "sge": "qstat"}
 
 FIRST_TIME = 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"'
+
+BEGUN = 'until compgen -G "jobs/*.claim" >/dev/null; do sleep 0.1; done'
 
 # name: what the first submission does, and what the person is told of it
 SUBMISSIONS = {
@@ -45,6 +57,9 @@ SUBMISSIONS = {
          "exit 1"], "not clear whether the scheduler took a job"),
     "accepted, but then it is killed": (
         ['"$real" "$@" >/dev/null', 'kill -KILL $$'],
+        "not clear whether the scheduler took a job"),
+    "accepted and at work, but refused in words that nobody knows": (
+        ['"$real" "$@" >/dev/null', BEGUN, 'echo "error: out of cheese" >&2', "exit 1"],
         "not clear whether the scheduler took a job"),
     "a warning, and it succeeds": (
         ['echo "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying" >&2',
@@ -143,6 +158,7 @@ def test_a_job_that_is_held_is_told_once(stand_in, emulator, tmp_path):
     stand_in.process("sleep 2")
     assert stand_in.run(BATCH).err.count("1 job cannot begin: JobHeldUser\nMend the cause") == 1
 
+
 def test_a_scheduler_that_is_down_is_waited_for(cluster, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2"})
     down = tmp_path / "down"
@@ -157,6 +173,22 @@ def test_a_scheduler_that_is_down_is_waited_for(cluster, emulator, tmp_path):
     out, err = driver.communicate()
     assert out.decode().splitlines()[-1] == "2 processed, 0 failed, 0 not needed"
     assert err.count(b"Unable to contact") <= 2  # once from each command, and not at every poll
+
+
+def test_a_job_that_is_refused_is_tried_again_no_more_often_than_the_queue_is_asked(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    limit = tmp_path / "limit"
+    limit.touch()
+    put_before(stand_in, tmp_path, "sbatch", '[ -e %s ] || exec "$real" "$@"' % limit,
+               "echo >>%s" % limit, 'echo "error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
+    questions = count_calls(stand_in, tmp_path, "squeue")
+    stand_in.config("POLL_SECONDS = 0.3")
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: questions() >= 5)
+    assert len(limit.read_text()) <= questions() + 1
+    limit.unlink()
+    assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
 
 
 def test_a_lost_job_is_a_failure_with_that_reason(every_cluster, emulator):
@@ -229,7 +261,8 @@ def test_a_job_that_was_given_up_does_nothing_though_it_begins_after_a_restart(
 def test_a_job_that_had_begun_is_not_submitted_again_though_nobody_told_its_id(
         stand_in, emulator, tmp_path):
     emulator.add({"a": b"1"})
-    put_before(stand_in, tmp_path, "sbatch", '"$real" "$@" >/dev/null')
+    put_before(stand_in, tmp_path, "sbatch", '"$real" "$@" >/dev/null', BEGUN)
+    put_before(stand_in, tmp_path, "squeue", "echo 'JOBID|NAME|STATE|REASON'")
     stand_in.config("GRACE_SECONDS = 1")
     stand_in.process("echo >>begun", DIE)
     done = stand_in.run(BATCH)
