@@ -138,6 +138,8 @@ def run(main):
             signal.signal(number, _interrupt)
     if sys.getfilesystemencoding() != "utf-8":  # file names are UTF-8, whatever the locale
         os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ, PYTHONUTF8="1"))
+    if sys.stdout:  # whatever PYTHONIOENCODING says; wrapper.sh reads a file name there
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         status = main()
         if sys.stdout:
@@ -314,6 +316,12 @@ def _check_paths(config):
         _demand(config, name, isinstance(value, str) and value.startswith("/"),
                 "must be an absolute path, in quotes")
         _demand(config, name, not has_control_characters(value), "holds a control character")
+    here, work, downloads = (os.path.realpath(folder) for folder in (
+        os.path.dirname(__file__), config.WORKING_DIR, config.DOWNLOAD_DIR))
+    is_apart = (downloads not in (here, work)
+                and not (downloads + "/").startswith(os.path.join(work, "jobs/")))
+    _demand(config, "DOWNLOAD_DIR", is_apart, "is where the scripts or their state are, which a "
+            "download could overwrite; it must be a folder of its own")
 
 
 def _check_numbers(config):

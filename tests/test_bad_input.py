@@ -57,6 +57,8 @@ def test_a_token_file_that_holds_something_else(stand_in, script, options, text)
     ("DESTINATION_PATH = 'C:/x'", "absolute path"),
     ("WORKING_DIR = 3", "absolute path"),
     ("RECURSIVE = 'yes'", "must be True or False"),
+    ("DOWNLOAD_DIR = WORKING_DIR", "a folder of its own"),
+    ("DOWNLOAD_DIR = WORKING_DIR + '/x/../jobs/'", "a folder of its own"),
     ("NUM_JOBS = 0", "from 1 up"),
     ("NUM_JOBS = '3'", "from 1 up"),
     ("NUM_JOBS = True", "from 1 up"),
@@ -230,6 +232,14 @@ def test_a_filter_that_stumbles(stand_in, emulator):
     emulator.add({"a": b"1"})
     stand_in.config("def is_file_needed(file): return file.sise > 3")
     check(stand_in.run(BATCH), 2, "is_file_needed stumbles over 'a'", "sise", lines=1)
+
+
+def test_a_filter_whose_answer_is_neither_true_nor_false(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.config("class Series:", "    def __bool__(self):",
+                    "        raise ValueError('The truth value of a Series is ambiguous')",
+                    "def is_file_needed(file): return Series()")
+    check(stand_in.run(BATCH), 2, "is_file_needed stumbles over 'a'", "ambiguous", lines=1)
 
 
 @pytest.mark.parametrize("script,options", [
