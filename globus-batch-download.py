@@ -38,6 +38,7 @@ SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
 GIVEN_UP = "given up by the driver\n"
+WHICH_CLUSTER = ("SLURM_CLUSTERS", "PBS_DEFAULT", "SGE_CELL")  # what makes commands ask another
 # Exit statuses of a job that was told to stop: SIGHUP, SIGINT, SIGUSR2, SIGTERM, SIGXCPU.
 STOPPED = {129, 130, 140, 143, 152}
 
@@ -69,7 +70,7 @@ class Run:
         self.left_behind = {}  # path: bytes in DOWNLOAD_DIR that no job of ours will delete
         self.stopping = False
         self.next_question = 0
-        self.may_submit = True  # False from a refusal to the next answer of the queue
+        self.most = config.NUM_JOBS  # what the scheduler takes; fewer after a refusal
         self.waiting_since = None  # since when no job of the queue is at work
         self.doubts_login, self.next_check = False, 0
         self.told = {}  # what the person knows already, by topic
@@ -79,7 +80,7 @@ class Run:
 
     def forget(self):
         """Nothing has happened yet."""
-        self.name, self.source, self.is_finished = None, None, True
+        self.name, self.source, self.queue, self.is_finished = None, None, None, True
         self.jobs = {}  # job name: Job, as long as it is not known to have ended
         self.lost = {}  # the same, of jobs that count as failed because they left no trace
         self.processed, self.failed = set(), {}  # paths; path: why
@@ -107,13 +108,15 @@ class Run:
         one was about something else."""
         path = os.path.join(self.folder, "journal.jsonl")
         source = [self.config.SOURCE_ENDPOINT_ID, self.config.PATH]
+        queue = [self.config.SCHEDULER, *(f"{name}={os.environ[name]}" for name in WHICH_CLUSTER
+                                          if os.environ.get(name))]
         if os.path.exists(path):
             try:
                 self.replay(path)
             except (ValueError, KeyError, TypeError) as error:
                 raise helper.Problem(f"{path} is damaged ({error}).\nTo forget that run, cancel "
                                      f"its jobs and remove the folder {self.folder}.", 2)
-        if self.is_finished:
+        if self.is_finished or not self.number:  # over, or nothing came of it
             self.forget()
             with open(path + ".new", "wb"):
                 pass
@@ -123,11 +126,18 @@ class Run:
                 f"An interrupted run waits here: {self.source[1]} of collection {self.source[0]}.\n"
                 "Finish it with those settings first; or, to forget it, cancel its jobs and remove "
                 f"the folder {self.folder}.", 2)
+        elif self.jobs and self.queue not in (None, queue):
+            raise helper.Problem(
+                f"The interrupted run has jobs in the queue of {' '.join(self.queue)}, but this is "
+                f"{' '.join(queue)}.\nStart it as before, or cancel its jobs and remove the folder "
+                f"{self.folder}.", 2)
         self.journal = open(path, "ab", buffering=0)
         self.length = os.fstat(self.journal.fileno()).st_size
         if self.is_finished:
             # A letter and six more: with the number they fit the 15 characters of old servers.
             self.record(event="run", run="g" + secrets.token_hex(3), source=source)
+        if self.queue != queue:
+            self.record(event="queue", queue=queue)
 
     def record(self, **event):
         """Write an event to the journal, down to the disk; then it has happened."""
@@ -146,6 +156,8 @@ class Run:
         if kind == "run":
             self.forget()
             self.name, self.source, self.is_finished = event["run"], event["source"], False
+        elif kind == "queue":  # where jobs go from here on
+            self.queue = event["queue"]
         elif kind == "submit":  # about to be submitted
             self.number += 1
             self.jobs[name] = Job(event["path"], event["size"], is_from_before)
@@ -199,12 +211,13 @@ GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
 GONE = re.compile("unknown job|has finished|not exist", re.I)
 
 # What schedulers say when a limit of the site is reached ...
-LIMIT = re.compile("MaxSubmit|MaxJobs|already in queue|would exceed|are allowed per", re.I)
+LIMIT = re.compile(
+    "MaxSubmit|MaxJobs|already in (queue|complex)|would exceed|are allowed per", re.I)
 # ... and when they are out of order, so that the job may have been accepted all the same.
 UNSURE = re.compile(
     "timed out|timeout|time-out|connection|cannot connect|unable to contact|not responding|"
-    "no response|temporarily|try again|commlib|unable to send|zero bytes|unexpected message|"
-    "broken pipe|interrupted|slurm_load|controller is|in standby", re.I)
+    "no response|temporar|try again later|commlib|unable to send|zero bytes|unexpected message|"
+    "broken pipe|interrupted|slurm_load|controller is|in standby|shutting down", re.I)
 
 
 def read_slurm_id(text):
@@ -291,7 +304,10 @@ def find(pattern, text):
     return match.group(1)
 
 
-USER = pwd.getpwuid(os.getuid()).pw_name
+try:
+    USER = pwd.getpwuid(os.getuid()).pw_name
+except KeyError:  # nobody knows its name, as in some containers
+    USER = str(os.getuid())
 TO_LOG = "exec >{log} 2>&1\n"  # PBS would bring the log only when the job has ended
 QSUB = ["qsub", "-V", "-r", "n", "RESOURCES", "-S", "/bin/bash", "-N", "{name}", "-o", "/dev/null",
         "-j"]
@@ -300,7 +316,9 @@ SCHEDULERS = {
         ["sbatch", "--no-requeue", "RESOURCES", "--parsable", "--output={log}",
          "--job-name", "{name}"], "",
         read_slurm_id,
-        ["squeue", "--user=" + USER, "--states=all", "--format=%i|%j|%T|%r"], read_slurm_queue,
+        # --all: also jobs in partitions that are hidden.
+        ["squeue", "--user=" + USER, "--all", "--states=all", "--format=%i|%j|%T|%r"],
+        read_slurm_queue,
         None, "scancel", 0.1),
     "pbs": Scheduler(
         QSUB + ["oe"], TO_LOG, read_pbs_id,
@@ -310,18 +328,21 @@ SCHEDULERS = {
         ["qstat", "-u", USER], read_pbs_queue, ["qstat"], "qdel", 1),
     "sge": Scheduler(
         # -notify: SIGUSR2 before the end, and SIGUSR1 before a mere suspension.
+        # -s a: jobs in all states, whatever ~/.sge_qstat says.
         QSUB + ["y", "-terse", "-notify"], TO_LOG + "trap '' USR1\n", read_sge_id,
-        ["qstat", "-u", USER, "-xml"], read_sge_queue, ["qstat", "-j"], "qdel", 1),
+        ["qstat", "-u", USER, "-s", "a", "-xml"], read_sge_queue, ["qstat", "-j"], "qdel", 1),
 }
 
 
-def find_scheduler(wanted):
-    """The Scheduler of this machine. Raises Problem (exit status 2) if there is none."""
-    name = guess_scheduler() if wanted == "auto" else wanted
+def find_scheduler(config):
+    """The Scheduler of this machine; config.SCHEDULER becomes its name, if it was 'auto'. Raises
+    Problem (exit status 2) if there is none."""
+    name = guess_scheduler() if config.SCHEDULER == "auto" else config.SCHEDULER
     command = SCHEDULERS[name].submit[0] if name else "sbatch or qsub"
     if not shutil.which(command):
-        raise helper.Problem(f"config.py: SCHEDULER = {wanted!r}, but there is no {command} here.\n"
-                             "Run this on a login node of the cluster.", 2)
+        raise helper.Problem(f"config.py: SCHEDULER = {config.SCHEDULER!r}, but there is no "
+                             f"{command} here.\nRun this on a login node of the cluster.", 2)
+    config.SCHEDULER = name
     return SCHEDULERS[name]
 
 
@@ -337,7 +358,7 @@ def guess_scheduler():
     return "torque" if "ersion:" in version else None
 
 
-def call(command, seconds, text=""):
+def call(command, seconds, text="", env=None):
     """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
     status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it, and its
     input in a file, so that it gets all of it even if this driver is killed meanwhile."""
@@ -346,7 +367,7 @@ def call(command, seconds, text=""):
         file.seek(0)
         try:
             done = subprocess.run(command, stdin=file, capture_output=True, timeout=seconds,
-                                  start_new_session=True)
+                                  start_new_session=True, env=env)
         except subprocess.TimeoutExpired:
             return None, "", f"{command[0]} did not answer within {seconds} s"
         except OSError as error:
@@ -395,8 +416,9 @@ done
 
 def submit_command(run, job_name):
     """The command that submits a job of this name."""
-    # In the log's name a % would be one of Slurm's patterns.
-    log = run.file_of(job_name, "log").replace("%", "%%")
+    # In the log's name a % would be one of Slurm's patterns, unless there is a \\ to mark it.
+    log = run.file_of(job_name, "log")
+    log = log.replace("\\", "\\\\") if "\\" in log else log.replace("%", "%%")
     command = []
     for word in run.scheduler.submit:
         command += (shlex.split(run.config.RESOURCES) if word == "RESOURCES" else
@@ -418,22 +440,26 @@ def submit(run, file):
     if job_id:
         run.record(event="queued", job=job_name, id=job_id)
         tell_event(run, "submitted", file.path, f"job {job_id}")
-        run.told.pop("submit", None)
+        if len(run.jobs) == run.config.NUM_JOBS:
+            run.told.pop("submit", None)
     else:
         understand_refusal(run, job_name, command, status, errors or output)
+        run.most = len(run.jobs)  # until the queue answers; an end of a job makes room
 
 
 def understand_refusal(run, job_name, command, status, said):
     """What follows from a submission that gave no id: look for the job, wait, or give up."""
     said = "; ".join(filter(None, said.splitlines()))
     words = helper.first_line(said)
-    run.may_submit = False
+    for word in re.split("[ =,]+", run.config.RESOURCES):
+        said = said.replace(word, "") if UNSURE.search(word) else said  # not the scheduler's own
     if status is None or status <= 0 or UNSURE.search(said) or not give_up(run, job_name):
         # It may have been accepted all the same: the next answer of the queue tells.
         tell_once(run, "submit", f"It is not clear whether the scheduler took a job: {words}\n"
                   "Looking for it in the queue.")
         return
     send_again(run, job_name)
+    remove_traces(run, job_name)  # it was not accepted: nothing will come that has to be kept out
     if LIMIT.search(said) or "limit" in said and run.jobs:
         tell_once(run, "submit", f"The scheduler takes no more jobs for now: {words}\n"
                   "Trying again when a job has ended, or it has answered.")
@@ -468,7 +494,7 @@ def has_room(run):
     """True if the scheduler may get one more job."""
     now = time.monotonic()
     leaving = sum(now - end < run.scheduler.leaves for end in run.ends)
-    return len(run.jobs) + leaving < run.config.NUM_JOBS and run.may_submit
+    return len(run.jobs) + leaving < min(run.config.NUM_JOBS, run.most)
 
 
 def fill(run):
@@ -499,8 +525,10 @@ def collect(run):
              if entry.endswith(".status")}
     before = len(run.jobs)
     for name in [name for name in [*run.jobs, *run.lost] if name in names]:
-        text = (read(run.file_of(name, "status")) or "").strip()
-        status = int(text) if text.isdigit() else 255
+        text = read(run.file_of(name, "status"))
+        if text is None:
+            continue  # it began again just now
+        status = int(text) if text.strip().isdigit() else 255
         if status in STOPPED and name in run.jobs:
             run.jobs[name].stopped = status  # cancelled, or requeued: the queue knows
         else:
@@ -518,7 +546,7 @@ def end(run, job_name, status, reason=None):
         reason += (": " + words if words else "") + f" ({run.file_of(job_name, 'log')})"
     run.record(event="ended", job=job_name, status=status, reason=reason)
     run.ends.append(time.monotonic())
-    run.may_submit, run.waiting_since = True, None
+    run.waiting_since = None
     run.doubts_login |= status == 1
     if reason:
         # Of a job that was killed, Globus may still be sending the file.
@@ -567,7 +595,9 @@ def ask_queue(run):
     """{job name: Entry}, or None if the scheduler gave no answer that can be understood."""
     run.next_question = time.monotonic() + run.config.POLL_SECONDS
     command = run.scheduler.queue
-    status, output, errors = call(command, QUEUE_SECONDS)
+    # SQUEUE_PARTITION and the like would hide some of the jobs.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    status, output, errors = call(command, QUEUE_SECONDS, env=env)
     try:
         if status != 0:
             raise ValueError
@@ -611,7 +641,8 @@ def look_at_queue(run):
             job.gone_since = now
         elif now - job.gone_since >= run.config.GRACE_SECONDS:
             lose(run, name, entry)
-    run.may_submit = True
+    run.most = run.config.NUM_JOBS
+    cancel_given_up(run, entries)
     tell_waiting(run, entries)
 
 
@@ -632,6 +663,15 @@ def lose(run, job_name, entry):
         return
     words = f"the scheduler says {entry.words}" if entry else "it is not in the queue any more"
     end(run, job_name, None, "the job was lost: no exit status, and " + words)
+
+
+def cancel_given_up(run, entries):
+    """Cancel what the scheduler accepted after all, long after it said no; it would do nothing,
+    but it has a place in the queue."""
+    ids = [entry.id for name, entry in entries.items() if entry.state != "gone"
+           and name in run.kept and read(run.file_of(name, "claim")) == GIVEN_UP]
+    if ids:
+        call([run.scheduler.cancel, *ids], QUEUE_SECONDS)
 
 
 def tell_waiting(run, entries):
@@ -751,7 +791,7 @@ def print_how_to_go_on(run):
 def is_needed(config, file):
     """The user's filter. Raises Problem if it stumbles."""
     try:
-        return config.is_file_needed(file)
+        return bool(config.is_file_needed(file))
     except Exception as error:  # the user's own code: anything can happen
         raise helper.Problem(f"config.py: is_file_needed stumbles over {file.path!r}: "
                              f"{type(error).__name__}: {error}", 2)
@@ -991,7 +1031,7 @@ def main(argv=None):
     options = parse(argv)
     config = helper.settings()
     client = helper.transfer_client()
-    scheduler = find_scheduler(config.SCHEDULER)
+    scheduler = find_scheduler(config)
     helper.check_collections(client, config)
     helper.check_destination(client, config)
     files = helper.list_files(client, config.SOURCE_ENDPOINT_ID, config.PATH, config.RECURSIVE)

@@ -17,6 +17,7 @@ from conftest import (
     journal,
     last_line,
     processed,
+    put_before,
     strange_tree,
     wait_until,
 )
@@ -206,14 +207,27 @@ def test_a_job_runs_with_the_python_and_environment_of_the_driver(cluster, emula
     assert (cluster.folder / "seen").read_text() == cluster.command("")[0] + "\nit's here\n"
 
 
-def test_a_working_dir_with_a_strange_name_is_fine(cluster, emulator):
+@pytest.mark.parametrize("name", ["it's 100% \"my\" $dir", "it's 100% back\\slash"])
+def test_a_working_dir_with_a_strange_name_is_fine(name, cluster, emulator):
     emulator.add({"a": b"1"})
-    place = cluster.folder / "it's 100% \"my\" $dir"
+    place = cluster.folder / name
     cluster.config("WORKING_DIR = %r" % str(place))
     cluster.process(*KEEP)
     done = cluster.run(BATCH)
     assert done.returncode == 0, done.err
     assert contents(place / "out") == {"a": b"1"}
+
+
+@pytest.mark.parametrize("env", [
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}], ids=str)
+def test_names_are_utf8_whatever_the_environment_says(env, stand_in, emulator):
+    emulator.add({"gr\u00fc\u00df": b"1"})
+    stand_in.env.update(env)
+    assert "gr\u00fc\u00df" in stand_in.run(BATCH, "--dry-run").out
+    stand_in.process(*KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert contents(stand_in.folder / "out") == {"gr\u00fc\u00df": b"1"}
 
 
 def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(every_cluster, emulator):
@@ -303,6 +317,38 @@ def test_an_interrupted_run_of_another_path_is_not_mixed_up(stand_in, emulator):
     done = stand_in.run(BATCH)
     assert done.returncode == 2
     assert "An interrupted run waits here: /home/share/godata/" in done.err
+
+
+def test_a_run_of_which_nothing_came_is_forgotten_when_path_is_mended(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.config("PATH = '/home/share/gdata'")
+    assert stand_in.run(BATCH).returncode == 2
+    stand_in.config("PATH = '/home/share/godata'")
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_jobs_of_an_interrupted_run_are_not_looked_for_on_another_cluster(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "squeue", '[ "$SLURM_CLUSTERS" != other ] || exec "$real" "$@"',
+               "echo 'JOBID|NAME|STATE|REASON'")
+    stand_in.config("GRACE_SECONDS = 0")
+    stand_in.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
+    there = dict(stand_in.env, SLURM_CLUSTERS="other")
+    here, stand_in.env = stand_in.env, there
+    driver = stand_in.start(BATCH)
+    wait_until((stand_in.folder / "begun").exists)
+    driver.kill()
+    driver.communicate()
+    stand_in.env = here
+    done = stand_in.run(BATCH)
+    assert done.returncode == 2
+    assert ("The interrupted run has jobs in the queue of slurm SLURM_CLUSTERS=other, but this is "
+            "slurm.\n" in done.err)
+    (stand_in.folder / "go").touch()
+    stand_in.env = there
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"a": 1}
 
 
 def test_a_larger_file_than_max_bytes_fails_with_that_reason(stand_in, emulator):

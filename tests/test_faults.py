@@ -1,4 +1,5 @@
 """A scheduler out of order: executables of a few lines, put on PATH before the real ones."""
+import os
 import subprocess
 import time
 
@@ -48,6 +49,12 @@ SUBMISSIONS = {
          'echo "error: Batch job submission failed: Job violates accounting/QOS policy (job submit'
          ' limit, user\'s size and/or time limits)" >&2', "exit 1"],
         "takes no more jobs for now: error: QOSMaxSubmitJobPerUserLimit"),
+    "a limit of PBS": (
+        ['echo "qsub: Maximum number of jobs for user me already in complex" >&2', "exit 1"],
+        "takes no more jobs for now: qsub: Maximum number of jobs for user me already in"),
+    "a server that ends": (
+        ['echo "qsub: Request not allowed: Server shutting down" >&2', "exit 1"],
+        "not clear whether the scheduler took a job"),
     "out of order": (
         ['echo "cannot connect to server pbshost (errno=15010)" >&2', "exit 162"],
         "not clear whether the scheduler took a job: cannot connect to server"),
@@ -191,6 +198,79 @@ def test_a_job_that_is_refused_is_tried_again_no_more_often_than_the_queue_is_as
     assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
 
 
+def test_a_limit_below_num_jobs_is_told_once_and_leaves_nothing_behind(
+        stand_in, emulator, tmp_path):
+    emulator.add({"f%02d" % n: b"x" for n in range(20)})
+    put_before(stand_in, tmp_path, "sbatch", 'if grep -qs RUNNING "$STAND_IN_DIR"/*/state; then',
+               'echo "error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi', 'exec "$real" "$@"')
+    stand_in.config("POLL_SECONDS = 0.5")
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "20 processed, 0 failed, 0 not needed"
+    assert done.err.count("takes no more jobs") == 1
+    assert sorted(os.listdir(str(stand_in.jobs))) == ["driver.lock", "journal.jsonl"]
+
+
+def test_an_option_that_sounds_like_an_outage_stops_the_run_all_the_same(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.config("RESOURCES = '--timeout=60'")
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1
+    assert "The scheduler refuses the job: sbatch: unrecognized option '--timeout=60'" in done.err
+
+
+def test_a_job_that_is_accepted_long_after_it_was_given_up_is_cancelled(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2"})
+    put_before(stand_in, tmp_path, "sbatch", 'if mkdir "$0.first" 2>/dev/null; then',
+               'cat >"$0.script"; printf "%q " "$@" >"$0.args"',
+               'echo "error: Socket timed out on send/recv operation" >&2; exit 1; fi',
+               'if mkdir "$0.second" 2>/dev/null; then',
+               'echo "sleep 100; bash $0.script" | eval "\"$real\" $(cat "$0.args")"; fi >&2',
+               'exec "$real" "$@"')
+    stand_in.config("POLL_SECONDS = 0.3")
+    stand_in.process('for try in {1..300}; do', 'sleep 0.1',
+                     '! grep -qs CANCELLED "$STAND_IN_DIR"/*/state || exit 0', "done", "exit 1")
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed"
+
+
+def test_jobs_in_a_partition_that_squeue_hides_are_not_lost(stand_in, emulator, tmp_path):
+    """As a user who is not root meets them."""
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "squeue", '[[ "$*" != *--all* ]] || exec "$real" "$@"',
+               "echo 'JOBID|NAME|STATE|REASON'")
+    stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    stand_in.process("sleep 2", *KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_filter_of_squeue_in_the_environment_hides_no_job(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    real_slurm.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    real_slurm.env["SQUEUE_NAMES"] = "of_theirs"
+    real_slurm.process("sleep 2", *KEEP)
+    assert last_line(real_slurm.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_filter_of_qstat_in_the_home_folder_hides_no_job(real_sge, emulator):
+    emulator.add({"a": b"1"})
+    (real_sge.home / ".sge_qstat").write_text("-s r\n")
+    real_sge.config("RESOURCES = '-h'", "GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    driver = real_sge.start(BATCH)
+    wait_until(lambda: b"1 job cannot begin: " in driver.stderr.readline())
+    subprocess.run(["qrls", driver.stderr.readline().split()[-1]], env=real_sge.env, check=True,
+                   stdout=subprocess.DEVNULL)
+    assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
+
+
+def test_an_exit_status_that_is_gone_when_it_is_read_is_none(stand_in, emulator):
+    """As of a job that begins again, where a shared file system still lists the old status."""
+    emulator.add({"a": b"1"})
+    stand_in.edit(BATCH, "for entry in os.listdir(run.folder)",
+                  "for entry in os.listdir(run.folder) + [n + '.status' for n in run.jobs]")
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
 def test_a_lost_job_is_a_failure_with_that_reason(every_cluster, emulator):
     emulator.add({"a": b"1", "b": b"2"})
     every_cluster.config("GRACE_SECONDS = 2")
@@ -239,6 +319,17 @@ def test_the_exit_status_of_a_try_that_the_scheduler_stopped_is_not_the_job_s_en
     stand_in.process("! mkdir once 2>/dev/null || exit 143", *KEEP)
     done = stand_in.run(BATCH)
     assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"a": 1}
+
+
+def test_a_job_that_is_begun_again_after_its_end_does_nothing(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "sbatch", 'cat >"$0.script"',
+               'echo "bash $0.script; SLURM_RESTART_COUNT=1 bash $0.script; touch over" |',
+               '"$real" "$@"')
+    stand_in.process(*KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    wait_until((stand_in.folder / "over").exists)
     assert processed(stand_in) == {"a": 1}
 
 
