@@ -26,18 +26,18 @@ def find_files(client, config, is_told):
     return files, refused
 
 
-def build(config, files):
+def build(client, config, files):
     """One transfer request for all files."""
     source, target = helper.join(config.PATH, ""), helper.join(config.DESTINATION_PATH, "")
     return helper.transfer_request(
-        config, "download " + config.PATH,
+        client, config, "download " + config.PATH,
         ((source + file.path, target + file.path) for file in files),
         skip_source_errors=True)  # one unreadable file must not hold up the others
 
 
 def submit(client, config, files):
     """Submit one transfer task for all files; its id, which is told at once."""
-    task_id = helper.submit(client, build(config, files))
+    task_id = helper.submit(client, build(client, config, files))
     print(f"Transfer task {task_id}\nhttps://app.globus.org/activity/{task_id}", flush=True)
     return task_id
 

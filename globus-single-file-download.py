@@ -39,8 +39,7 @@ def transfer(client, request):
         task_id = helper.submit(client, request)
         return helper.wait_for_task(client, task_id, lambda task, reason: None)[1]
     except KeyboardInterrupt:
-        if task_id or helper.has_submission_id(request):
-            stop(client, request, task_id)
+        stop(client, request, task_id)
         raise
     except (helper.GlobusError, OSError):
         if task_id:
@@ -90,7 +89,8 @@ def download(client, config, directory, name):
         raise helper.Problem(f"{source} has grown from {listed} to {file.size} bytes since it was "
                              "listed, which may break MAX_BYTES. The next run takes it.")
     request = helper.transfer_request(
-        config, "download " + source, [(source, helper.join(config.DESTINATION_PATH, name))],
+        client, config, "download " + source,
+        [(source, helper.join(config.DESTINATION_PATH, name))],
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
     local = os.path.join(config.DOWNLOAD_DIR, name)
     before = state(local)

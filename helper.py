@@ -784,11 +784,14 @@ def _listing_problem(error, path):
 # ---- transfer tasks ----
 
 
-def transfer_request(config, label, pairs, **options):
-    """A request to transfer files, given as pairs of a source and a destination path."""
+def transfer_request(client, config, label, pairs, **options):
+    """A request to transfer files, given as pairs of a source and a destination path. Its
+    submission id makes it safe to send again: Globus makes one task of it, and answers with the
+    same task id."""
+    answer = patiently(client.get_submission_id, wanted={"value": UUID})
     request = TransferData(
         source_endpoint=config.SOURCE_ENDPOINT_ID,
-        destination_endpoint=config.DESTINATION_ENDPOINT_ID,
+        destination_endpoint=config.DESTINATION_ENDPOINT_ID, submission_id=answer["value"],
         label=fit_label(label, config.DESTINATION_PATH), verify_checksum=True,
         sync_level="checksum", **options)
     for source, destination in pairs:
@@ -803,18 +806,8 @@ def fit_label(text, destination):
     return f"{printable(text)[:118].strip()} {mark:08x}".replace("\n", " ")
 
 
-def has_submission_id(request):
-    """True once the request has the id that makes it safe to repeat (in globus-sdk 4 a
-    placeholder is there before)."""
-    return isinstance(request.get("submission_id"), str)
-
-
 def submit(client, request):
-    """Submit the request; the task's id. Safe to repeat with the same request: its submission
-    id makes sure that there is one task (Globus answers with the same id again)."""
-    if not has_submission_id(request):
-        request["submission_id"] = patiently(client.get_submission_id, wanted={"value": UUID})[
-            "value"]
+    """Submit the request; the task's id."""
     told = False
     for pause in pauses(2, 60):
         try:
