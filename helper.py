@@ -859,7 +859,7 @@ def wait_for_task(client, task_id, progress):
         progress(task, reason)
         if is_hopeless(task):
             cause = why_failed(client, task_id, task)
-            task = patiently(cancel, client, task_id)
+            task = patiently(cancel, client, task_id, wanted=TASK)
             has_succeeded = task["status"] == "SUCCEEDED"  # in the last moment
             return task, None if has_succeeded else f"cancelled, because it cannot succeed: {cause}"
 
@@ -867,12 +867,8 @@ def wait_for_task(client, task_id, progress):
 def cancel(client, task_id):
     """Cancel a task and wait for its end, for a moment; its document."""
     client.cancel_task(task_id)
-    deadline = time.monotonic() + CANCEL_SECONDS
-    task = client.get_task(task_id)
-    while task["status"] == "ACTIVE" and time.monotonic() < deadline:
-        time.sleep(0.25)
-        task = client.get_task(task_id)
-    return task
+    client.task_wait(task_id, timeout=CANCEL_SECONDS, polling_interval=1)
+    return client.get_task(task_id)
 
 
 def number(document, name):
