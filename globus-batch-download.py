@@ -561,19 +561,14 @@ def end(run, job_name, status, reason=None):
 def remove_traces(run, job_name):
     """Remove the files of a job that went well."""
     for kind in ("log", "status", "new", "claim"):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.remove(run.file_of(job_name, kind))
-        except FileNotFoundError:
-            pass
 
 
 def note_left_behind(run, path, coming=0):
     """Count what a failure left in DOWNLOAD_DIR, or the bytes that may still be coming."""
-    try:
-        size = os.path.getsize(os.path.join(run.config.DOWNLOAD_DIR, path))
-    except OSError:
-        size = 0
-    run.left_behind[path] = max(size, coming)
+    size = helper.size_of(os.path.join(run.config.DOWNLOAD_DIR, path))
+    run.left_behind[path] = max(size or 0, coming)
 
 
 def last_line(path):

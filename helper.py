@@ -963,11 +963,6 @@ def why_failed(client, task_id, task):
     return ", ".join(dict.fromkeys(filter(None, cause))) or "no reason given"
 
 
-def has_arrived(path, size):
-    """True if the file is there at its size, in bytes."""
-    return size_of(path) == size
-
-
 def size_of(path):
     """A file's size in bytes, or None if it cannot be seen."""
     try:
@@ -978,7 +973,7 @@ def size_of(path):
 
 def not_here(files, folder):
     """Those Files that are not in the folder at their size."""
-    return [f for f in files if not has_arrived(os.path.join(folder, f.path), f.size)]
+    return [f for f in files if size_of(os.path.join(folder, f.path)) != f.size]
 
 
 def await_arrival(files, folder):
