@@ -521,10 +521,9 @@ def fill(run):
 
 def collect(run):
     """Take in the exit statuses that jobs have written; how many jobs have ended."""
-    names = {entry[:-len(".status")] for entry in os.listdir(run.folder)
-             if entry.endswith(".status")}
     before = len(run.jobs)
-    for name in [name for name in [*run.jobs, *run.lost] if name in names]:
+    files = set(os.listdir(run.folder))  # one look for all jobs
+    for name in [name for name in [*run.jobs, *run.lost] if f"{name}.status" in files]:
         text = read(run.file_of(name, "status"))
         if text is None:
             continue  # it began again just now

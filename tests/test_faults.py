@@ -266,8 +266,8 @@ def test_a_filter_of_qstat_in_the_home_folder_hides_no_job(real_sge, emulator):
 def test_an_exit_status_that_is_gone_when_it_is_read_is_none(stand_in, emulator):
     """As of a job that begins again, where a shared file system still lists the old status."""
     emulator.add({"a": b"1"})
-    stand_in.edit(BATCH, "for entry in os.listdir(run.folder)",
-                  "for entry in os.listdir(run.folder) + [n + '.status' for n in run.jobs]")
+    stand_in.edit(BATCH, "set(os.listdir(run.folder))",
+                  "set(os.listdir(run.folder) + [name + '.status' for name in run.jobs])")
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
