@@ -738,8 +738,8 @@ def read_entry(folder, entry):
 def list_folder(client, collection, path):
     """Yield the entries of one directory, as dicts. One request brings at most 100,000 of them,
     and `total` says how many there are (globus_sdk, operation_ls)."""
-    seen, total, was, is_guess, query = 0, 1, None, True, {"fields": FIELDS}
-    while seen < total:
+    seen, total, query = 0, None, {"fields": FIELDS}
+    while total is None or seen < total:
         if seen:
             query["offset"] = seen
         try:
@@ -749,21 +749,19 @@ def list_folder(client, collection, path):
             if error.http_status != 400 or not query.pop("fields", None):
                 raise
             continue  # without the fields that it does not know
-        count_here = len(answer["DATA"])
-        if not count_here and seen and is_guess:
-            return
-        if not count_here and seen:
+        yield from answer["DATA"]
+        here, was, total = len(answer["DATA"]), total, answer.get("total")
+        del answer  # before the next one comes: it may be large
+        seen += here
+        if not isinstance(total, int):
+            if here < MOST_ENTRIES:
+                return
+            total = None  # a full page may be followed by another one
+        elif not here and seen < total:
             raise Problem(f"The listing of {path} broke off: {seen} of {total} entries came. "
                           "Try again.")
-        yield from answer["DATA"]
-        seen += count_here
-        is_guess = not isinstance(answer.get("total"), int)
-        # Without a total, a full page may be followed by another one.
-        total = seen + (count_here >= MOST_ENTRIES) if is_guess else answer["total"]
-        if was not in (None, total) and not is_guess:
+        elif was not in (None, total):
             tell(f"{path} changed while it was listed; start again later for what may be missing.")
-        was = total
-        del answer  # before the next one comes: it may be large
 
 
 def _listing_problem(error, path):
