@@ -828,11 +828,13 @@ def find_twin(client, request):
     none. Globus lets a user have a hundred of them (globus.org, "Transfer limits")."""
     tasks = patiently(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
                       wanted={"DATA": list})["DATA"]
-    names = ("label", "source_endpoint", "destination_endpoint")
-    wanted = [request[name] for name in names]
-    return next((task["task_id"] for task in tasks if wanted == [
-        task.get("label"), task.get("source_endpoint_id"), task.get("destination_endpoint_id")]
-        and UUID.fullmatch(str(task.get("task_id")))), None)
+    for task in tasks:
+        if (task.get("label") == request["label"]
+                and task.get("source_endpoint_id") == request["source_endpoint"]
+                and task.get("destination_endpoint_id") == request["destination_endpoint"]
+                and UUID.fullmatch(str(task.get("task_id")))):
+            return task["task_id"]
+    return None
 
 
 def wait_for_task(client, task_id, progress):
