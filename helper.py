@@ -42,6 +42,7 @@ gc.freeze()  # what is imported stays: no look for garbage at the end either
 # The native app that asks for the login; README.md says how to register one of your own.
 CLIENT_ID = "4f0448d6-e7e2-4637-bc64-e8f682d1cc77"
 TOKEN_FILE = os.path.expanduser("~/.wehi-globus-tokens.json")
+NO_TOKENS = f"{TOKEN_FILE} does not hold tokens. Remove it and log in again: globus-login.py"
 TRANSFER = "transfer.api.globus.org"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 APP_NAME = "globus-download"
@@ -398,8 +399,7 @@ def read_tokens():
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise Problem(f"{TOKEN_FILE} does not hold tokens. "
-                      "Remove it and log in again: globus-login.py")
+        raise Problem(NO_TOKENS)
     return tokens
 
 
@@ -489,8 +489,7 @@ def transfer_tokens():
     if not all(re.fullmatch("[!-~]*", str(tokens[name]))
                for name in ("access_token", "refresh_token")) or not isinstance(
                    tokens["expires_at_seconds"], (int, float)):
-        raise Problem(f"{TOKEN_FILE} does not hold tokens. "
-                      "Remove it and log in again: globus-login.py")
+        raise Problem(NO_TOKENS)
     return tokens
 
 
