@@ -54,7 +54,8 @@ SESSION = ("session_required_identities", "session_required_single_domain",
 # What is read of a listing; Transfer leaves out the rest of each entry, if it is asked to.
 FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 
-# Unicode's Cc and Cs: control characters, and what is not valid at all.
+# What a terminal or a shell could trip over: Unicode's Cc and Cs, control characters and what is
+# not valid at all.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 HARMFUL = re.compile(CONTROL.pattern + r"|(?:^|/)\.{0,2}(?:/|\Z)")  # or a part is "", "." or ".."
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -279,7 +280,7 @@ def settings():
     try:
         import config
     except Exception as error:  # the user's own code: anything can happen
-        raise Problem(f"config.py, line {_line_in('config.py', error)}: {error}", 2)
+        raise Problem(f"config.py, line {_line_of(error)}: {error}", 2)
     for name in ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID",
                  "DOWNLOAD_DIR", "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES",
                  "SCHEDULER", "RESOURCES", "POLL_SECONDS", "GRACE_SECONDS", "is_file_needed"):
@@ -289,15 +290,9 @@ def settings():
     _demand(config, "RECURSIVE", isinstance(config.RECURSIVE, bool), "must be True or False")
     _demand(config, "SCHEDULER", config.SCHEDULER in ("auto", "slurm", "pbs", "torque", "sge"),
             "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'")
-    config.RESOURCES = config.RESOURCES or ""
-    _demand(config, "RESOURCES", not has_control_characters(str(config.RESOURCES)),
-            "holds a control character")
-    try:
-        shlex.split(config.RESOURCES)
-    except (ValueError, AttributeError) as error:
-        _demand(config, "RESOURCES", False, f"cannot be split as a shell would: {error}")
+    _check_resources(config)
     _demand(config, "is_file_needed", callable(config.is_file_needed), "must be a function")
-    _check_collections(config)
+    _check_collection_ids(config)
     return config
 
 
@@ -316,7 +311,7 @@ def _check_paths(config):
         value = getattr(config, name)
         _demand(config, name, isinstance(value, str) and value.startswith("/"),
                 "must be an absolute path, in quotes")
-        _demand(config, name, not has_control_characters(value), "holds a control character")
+        _demand(config, name, not CONTROL.search(value), "holds a control character")
     here, work, downloads = (os.path.realpath(folder) for folder in (
         os.path.dirname(__file__), config.WORKING_DIR, config.DOWNLOAD_DIR))
     is_apart = (downloads not in (here, work)
@@ -339,7 +334,17 @@ def _check_numbers(config):
             "must be a number of seconds")
 
 
-def _check_collections(config):
+def _check_resources(config):
+    config.RESOURCES = config.RESOURCES or ""
+    _demand(config, "RESOURCES", not CONTROL.search(str(config.RESOURCES)),
+            "holds a control character")
+    try:
+        shlex.split(config.RESOURCES)
+    except (ValueError, AttributeError) as error:
+        _demand(config, "RESOURCES", False, f"cannot be split as a shell would: {error}")
+
+
+def _check_collection_ids(config):
     if config.DESTINATION_ENDPOINT_ID is None:
         config.DESTINATION_ENDPOINT_ID = LocalGlobusConnectPersonal().endpoint_id
         _demand(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID is not None,
@@ -350,11 +355,12 @@ def _check_collections(config):
                 "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")
 
 
-def _line_in(file_name, error):
+def _line_of(error):
+    """The line of config.py that an error comes from."""
     if isinstance(error, SyntaxError):
         return error.lineno
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if os.path.basename(frame.filename) == file_name]
+             if os.path.basename(frame.filename) == "config.py"]
     return lines[-1] if lines else "?"
 
 
@@ -367,13 +373,9 @@ def why_refused(path):
         return "is not a name"
     if not HARMFUL.search(path):
         return None
-    return ("holds a control character" if has_control_characters(path)
-            else "would leave the download folder")
-
-
-def has_control_characters(text):
-    """True if a terminal or a shell could trip over it (or if it is not valid Unicode)."""
-    return CONTROL.search(text) is not None
+    if CONTROL.search(path):
+        return "holds a control character"
+    return "would leave the download folder"
 
 
 def join(directory, path):
