@@ -49,10 +49,10 @@ STOPPED = {129, 130, 140, 143, 152}
 class Job:
     """A submitted file. It may be in the queue, or on its way there, or gone without a trace."""
 
-    def __init__(self, path, size, is_from_before):
+    def __init__(self, path, size):
         self.path, self.size = path, size
         self.id = None  # the scheduler's, None until it has told
-        self.is_from_before = is_from_before  # submitted by a driver that is no more
+        self.is_from_before = False  # submitted by a driver that is no more
         self.gone_since = None  # since when the queue does not list it
         self.stopped = None  # the exit status that it left when it was told to stop
 
@@ -100,8 +100,10 @@ class Run:
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
-                self.apply(json.loads(line.decode()), True)
+                self.apply(json.loads(line.decode()))
             file.truncate(whole)
+        for job in self.jobs.values():
+            job.is_from_before = True
 
     def open_journal(self):
         """Go on with the interrupted run, or begin a new one. Raises Problem if the interrupted
@@ -148,9 +150,9 @@ class Run:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.name)
         os.fsync(self.journal.fileno())
         self.length += len(line)
-        self.apply(event, False)
+        self.apply(event)
 
-    def apply(self, event, is_from_before):
+    def apply(self, event):
         """Change the state by one event."""
         kind, name = event["event"], event.get("job")
         if kind == "run":
@@ -160,7 +162,7 @@ class Run:
             self.queue = event["queue"]
         elif kind == "submit":  # about to be submitted
             self.number += 1
-            self.jobs[name] = Job(event["path"], event["size"], is_from_before)
+            self.jobs[name] = Job(event["path"], event["size"])
         elif kind == "queued":  # accepted by the scheduler
             self.jobs[name].id = event["id"]
         elif kind == "unsent":  # it is not, and never will be, at work
