@@ -352,15 +352,20 @@ def guess_scheduler():
     """Which one answers here, by name, or None. A qsub may be a wrapper around Slurm's sbatch."""
     if shutil.which("sbatch"):
         return "slurm"
-    if GRID_ENGINE.search("".join(call(["qstat", "-help"], QUEUE_SECONDS)[1:])):
+    if GRID_ENGINE.search(said_by(["qstat", "-help"])):
         return "sge"
-    version = "".join(call(["qstat", "--version"], QUEUE_SECONDS)[1:])
+    version = said_by(["qstat", "--version"])
     if "pbs_version" in version:
         return "pbs"
     return "torque" if "ersion:" in version else None
 
 
-def call(command, seconds, text="", env=None):
+def said_by(command):
+    """All that a command of the scheduler says, on stdout and stderr."""
+    return "".join(call(command)[1:])
+
+
+def call(command, text="", seconds=QUEUE_SECONDS, env=None):
     """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
     status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it, and its
     input in a file, so that it gets all of it even if this driver is killed meanwhile."""
@@ -434,7 +439,7 @@ def submit(run, file):
     run.record(event="submit", job=job_name, path=file.path, size=file.size)
     run.left_behind.pop(file.path, None)
     command = submit_command(run, job_name)
-    status, output, errors = call(command, SUBMIT_SECONDS, job_script(run, job_name, file))
+    status, output, errors = call(command, job_script(run, job_name, file), SUBMIT_SECONDS)
     try:
         job_id = run.scheduler.read_id(output) if status == 0 else None
     except ValueError:
@@ -593,7 +598,7 @@ def ask_queue(run):
     command = run.scheduler.queue
     # SQUEUE_PARTITION and the like would hide some of the jobs.
     env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
-    status, output, errors = call(command, QUEUE_SECONDS, env=env)
+    status, output, errors = call(command, env=env)
     try:
         if status != 0:
             raise ValueError
@@ -613,8 +618,9 @@ def is_empty(run):
     """True if the scheduler means it when it lists nothing: silence is PBS's way to say that
     there are no jobs, so it is asked about one of them."""
     ids = [job.id for job in run.jobs.values() if job.id]
-    return not ids or not run.scheduler.about_one or bool(
-        GONE.search("".join(call(run.scheduler.about_one + ids[:1], QUEUE_SECONDS)[1:])))
+    if not ids or not run.scheduler.about_one:
+        return True
+    return GONE.search(said_by(run.scheduler.about_one + ids[:1])) is not None
 
 
 def look_at_queue(run):
@@ -653,7 +659,7 @@ def lose(run, job_name, entry):
     """A job is gone and left no exit status."""
     give_up(run, job_name)  # should it come back after all
     if run.jobs[job_name].id:  # ... or should the queue be wrong
-        call([run.scheduler.cancel, run.jobs[job_name].id], QUEUE_SECONDS)
+        call([run.scheduler.cancel, run.jobs[job_name].id])
     if run.jobs[job_name].is_from_before:
         send_again(run, job_name)
         return
@@ -667,7 +673,7 @@ def cancel_given_up(run, entries):
     ids = [entry.id for name, entry in entries.items() if entry.state != "gone"
            and name in run.kept and read(run.file_of(name, "claim")) == GIVEN_UP]
     if ids:
-        call([run.scheduler.cancel, *ids], QUEUE_SECONDS)
+        call([run.scheduler.cancel, *ids])
 
 
 def tell_waiting(run, entries):
@@ -698,7 +704,7 @@ def why_stuck(run, stuck):
     it says of the first of them alone."""
     words = ", ".join(sorted({entry.words for entry in stuck}))
     if run.scheduler.about_one and run.told.get("stuck") != " ".join(e.id for e in stuck):
-        text = call(run.scheduler.about_one + [stuck[0].id], QUEUE_SECONDS)[1]
+        text = call(run.scheduler.about_one + [stuck[0].id])[1]
         errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
         words += ": " + errors[0] if errors else ""
     return words
