@@ -645,7 +645,9 @@ def look_at_queue(run):
             lose(run, name, entry)
     run.most = run.config.NUM_JOBS
     cancel_given_up(run, entries)
-    tell_waiting(run, entries)
+    ours = [entries[name] for name in run.jobs if name in entries]
+    tell_stuck(run, ours)
+    tell_waiting(run, ours)
 
 
 def send_again(run, job_name):
@@ -676,19 +678,34 @@ def cancel_given_up(run, entries):
         call([run.scheduler.cancel, *ids])
 
 
-def tell_waiting(run, entries):
-    """Say which jobs are stuck, and why jobs wait when for a while none of them is at work."""
-    mine = [entries[name] for name in run.jobs if name in entries]
-    stuck = [entry for entry in mine if entry.state == "stuck"]
-    waiting = [entry for entry in mine if entry.state == "waiting"]
-    if stuck:
-        ids = " ".join(entry.id for entry in stuck)
-        tell_once(run, "stuck", f"{helper.count(len(stuck), 'job')} cannot begin: "
-                  f"{why_stuck(run, stuck)}\nMend the cause, or cancel (they count as failed "
-                  f"then): {run.scheduler.cancel} {ids}", ids)
-    else:
+def tell_stuck(run, entries):
+    """Say which jobs are stuck, when they change."""
+    stuck = [entry for entry in entries if entry.state == "stuck"]
+    ids = " ".join(entry.id for entry in stuck)
+    if not stuck:
         run.told.pop("stuck", None)
-    if not waiting or len(waiting) < len(mine):
+    elif run.told.get("stuck") != ids:
+        run.told["stuck"] = ids
+        helper.tell(f"{helper.count(len(stuck), 'job')} cannot begin: {why_stuck(run, stuck)}\n"
+                    "Mend the cause, or cancel (they count as failed then): "
+                    f"{run.scheduler.cancel} {ids}")
+
+
+def why_stuck(run, stuck):
+    """The scheduler's words on jobs that are stuck; of Grid Engine also what it says of the first
+    of them alone."""
+    words = ", ".join(sorted({entry.words for entry in stuck}))
+    if run.scheduler.about_one:
+        text = said_by(run.scheduler.about_one + [stuck[0].id])
+        errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
+        words += ": " + errors[0] if errors else ""
+    return words
+
+
+def tell_waiting(run, entries):
+    """Say why jobs wait, when for a while none of them is at work."""
+    waiting = [entry for entry in entries if entry.state == "waiting"]
+    if not waiting or len(waiting) < len(entries):
         run.waiting_since = None
         run.told.pop("waiting", None)
         return
@@ -697,17 +714,6 @@ def tell_waiting(run, entries):
         words = ", ".join(sorted({entry.words for entry in waiting}))
         tell_once(run, "waiting", "No job is at work; the scheduler says of "
                   f"{helper.count(len(waiting), 'job')}: {words}", words)
-
-
-def why_stuck(run, stuck):
-    """The scheduler's words on jobs that are stuck; of Grid Engine, when they change, also what
-    it says of the first of them alone."""
-    words = ", ".join(sorted({entry.words for entry in stuck}))
-    if run.scheduler.about_one and run.told.get("stuck") != " ".join(e.id for e in stuck):
-        text = call(run.scheduler.about_one + [stuck[0].id])[1]
-        errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
-        words += ": " + errors[0] if errors else ""
-    return words
 
 
 def tell_stall(run):
@@ -851,17 +857,17 @@ def plan(run, files, limit):
 @contextlib.contextmanager
 def lock(folder):
     """Keep a second driver out. Raises Problem if there is one already."""
-    owner = os.path.join(folder, "driver.owner")
+    owner = None
     with open(os.path.join(folder, "driver.lock"), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            owner = None
         except BlockingIOError:
             raise helper.Problem("Another globus-batch-download.py is at work in "
                                  + os.path.dirname(folder))
         except OSError as error:
             helper.tell(f"No flock in {folder} ({error.strerror}); the file driver.owner there "
                         "keeps a second driver out instead.")
+            owner = os.path.join(folder, "driver.owner")
             own(owner)
         try:
             yield
