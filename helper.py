@@ -607,6 +607,18 @@ def check_fields(document, wanted):
             raise ValueError(f"{name} does not hold documents")
 
 
+def number(document, name):
+    """A number in one of Globus's documents; 0 if there is none."""
+    value = document.get(name)
+    return value if isinstance(value, (int, float)) else 0
+
+
+def words(document, name):
+    """A text of one of Globus's documents as one readable line; empty if there is none."""
+    text = document.get(name)
+    return first_line(text) if text and isinstance(text, str) else ""
+
+
 @contextlib.contextmanager
 def _telling_of_silence():
     """Say so when an answer takes long."""
@@ -872,12 +884,6 @@ def cancel(client, task_id):
     return client.get_task(task_id)
 
 
-def number(document, name):
-    """A number in one of Globus's documents; 0 if there is none."""
-    value = document.get(name)
-    return value if isinstance(value, (int, float)) else 0
-
-
 def files_done(task):
     """How many files of a task are through."""
     return number(task, "files_transferred") + number(task, "files_skipped")
@@ -941,12 +947,6 @@ def find_stumble(client, task_id):
     # The details tell of server, command and answer too; the file is what the user needs.
     found = re.search(r"(?m)^File: (.+)$", str(event.get("details")))
     return words(event, "description"), first_line(found.group(1)) if found else ""
-
-
-def words(document, name):
-    """A text of one of Globus's documents as one readable line; empty if there is none."""
-    text = document.get(name)
-    return first_line(text) if text and isinstance(text, str) else ""
 
 
 def why_failed(client, task_id, task):
