@@ -577,6 +577,28 @@ def note_left_behind(run, path, coming=0):
     run.left_behind[path] = max(size or 0, coming)
 
 
+def measure_left_behind(run):
+    """Count what earlier runs left in DOWNLOAD_DIR, if there is a limit."""
+    if run.config.MAX_BYTES is None:
+        return
+    run.left_behind.clear()
+    in_flight = {job.path for job in run.jobs.values()}
+    for folder, _, names in os.walk(run.config.DOWNLOAD_DIR):
+        for name in names:
+            path = os.path.relpath(os.path.join(folder, name), run.config.DOWNLOAD_DIR)
+            if path not in in_flight:
+                note_left_behind(run, path)
+
+
+def read(path):
+    """The text of a file, or None if there is none."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
 def last_line(path):
     """The last words of a log."""
     try:
@@ -793,7 +815,7 @@ def print_how_to_go_on(run):
         helper.tell(f"To cancel them: {run.scheduler.cancel} {' '.join(ids)}")
 
 
-# ---- the whole ----
+# ---- what is to be done ----
 
 
 def is_needed(config, file):
@@ -854,6 +876,9 @@ def plan(run, files, limit):
     helper.show("")
 
 
+# ---- one driver at a time ----
+
+
 @contextlib.contextmanager
 def lock(folder):
     """Keep a second driver out. Raises Problem if there is one already."""
@@ -903,13 +928,7 @@ def identity(pid):
     return f"{os.uname().nodename} {boot} {pid} {stat.rpartition(')')[2].split()[19]}"
 
 
-def read(path):
-    """The text of a file, or None if there is none."""
-    try:
-        with open(path) as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
+# ---- the whole ----
 
 
 def take_up(run):
@@ -924,19 +943,6 @@ def take_up(run):
         name = entry.partition(".")[0]
         if name.startswith(run.name + "-") and name not in run.jobs and name not in run.kept:
             remove_traces(run, name)
-
-
-def measure_left_behind(run):
-    """Count what earlier runs left in DOWNLOAD_DIR, if there is a limit."""
-    if run.config.MAX_BYTES is None:
-        return
-    run.left_behind.clear()
-    in_flight = {job.path for job in run.jobs.values()}
-    for folder, _, names in os.walk(run.config.DOWNLOAD_DIR):
-        for name in names:
-            path = os.path.relpath(os.path.join(folder, name), run.config.DOWNLOAD_DIR)
-            if path not in in_flight:
-                note_left_behind(run, path)
 
 
 def remove_empty_folders(run):

@@ -657,6 +657,9 @@ def pauses(first, longest, growth=1.5):
         first = min(first * growth, longest)
 
 
+# ---- collections and listings ----
+
+
 def check_collections(client, config):
     """See that both collections exist and are up; their endpoint documents.
 
@@ -962,6 +965,9 @@ def why_failed(client, task_id, task):
     description, file = find_stumble(client, task_id)
     cause.append(file or description)
     return ", ".join(dict.fromkeys(filter(None, cause))) or "no reason given"
+
+
+# ---- what has arrived ----
 
 
 def size_of(path):
