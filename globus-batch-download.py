@@ -207,6 +207,8 @@ SLURM_GONE = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE
 SLURM_STUCK = re.compile(
     "JobHeld|BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|launch failed|"
     "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
+PBS_STATES = {"Q": "waiting", "W": "waiting", "T": "waiting", "H": "stuck", "F": "gone",
+              "C": "gone", "X": "gone"}  # of PBS and Torque; any other letter: running
 GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
 
 # What qstat says of a job that has left the queue.
@@ -224,7 +226,7 @@ UNSURE = re.compile(
 
 def read_slurm_id(text):
     """'123' from '123' or '123;cluster'."""
-    return find(r"(\d+)(;.*)?", text.strip().split("\n")[-1])
+    return whole_match(r"(\d+)(;.*)?", text.strip().split("\n")[-1])
 
 
 def read_slurm_queue(text):
@@ -249,7 +251,7 @@ def read_slurm_queue(text):
 
 def read_pbs_id(text):
     """'123.server'."""
-    return find(r"(\d+(\.\S+)?)", text.strip().split("\n")[-1])
+    return whole_match(r"(\d+(\.\S+)?)", text.strip().split("\n")[-1])
 
 
 def read_pbs_queue(text):
@@ -268,17 +270,15 @@ def read_pbs_queue(text):
             entries[name] = Entry(number, state, line.strip(" -") or words)
             continue
         number, _user, _queue, name, *_, letter, _elapsed = line.split()
-        find(r"(\d+).*", number)
-        states = {"Q": "waiting", "W": "waiting", "T": "waiting", "H": "stuck", "F": "gone",
-                  "C": "gone", "X": "gone"}
+        whole_match(r"(\d+).*", number)  # or it is no line of a job
         words = "held" if letter == "H" else "state " + letter
-        entries[name] = Entry(number, states.get(letter, "running"), words)
+        entries[name] = Entry(number, PBS_STATES.get(letter, "running"), words)
     return entries
 
 
 def read_sge_id(text):
     """'123'."""
-    return find(r"(\d+)", text.strip().split("\n")[-1])
+    return whole_match(r"(\d+)", text.strip().split("\n")[-1])
 
 
 def read_sge_queue(text):
@@ -298,7 +298,7 @@ def read_sge_queue(text):
     return entries
 
 
-def find(pattern, text):
+def whole_match(pattern, text):
     """The first group of a pattern that has to fit the whole text."""
     match = re.fullmatch(pattern, text)
     if not match:
