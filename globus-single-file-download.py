@@ -77,6 +77,14 @@ def remove_partial(path, before):
             os.remove(path)
 
 
+def refuse_growth(config, source, size):
+    """Raise Problem if the file is larger than the driver reckoned with, under a limit."""
+    listed = int(os.environ.get("GLOBUS_SIZE") or size)
+    if config.MAX_BYTES is not None and size > listed:
+        raise helper.Problem(f"{source} has grown from {listed} to {size} bytes since it was "
+                             "listed, which may break MAX_BYTES. The next run takes it.")
+
+
 def download(client, config, directory, name):
     """The absolute local path of the file, which has arrived whole. Raises Problem if not."""
     refused = helper.why_refused(name)
@@ -84,10 +92,7 @@ def download(client, config, directory, name):
         raise helper.Problem(f"The name {name!r} {refused}.", 2)
     source = helper.join(directory, name)
     file = find(client, config, source, name)
-    listed = int(os.environ.get("GLOBUS_SIZE") or file.size)
-    if config.MAX_BYTES is not None and file.size > listed:
-        raise helper.Problem(f"{source} has grown from {listed} to {file.size} bytes since it was "
-                             "listed, which may break MAX_BYTES. The next run takes it.")
+    refuse_growth(config, source, file.size)
     request = helper.transfer_request(
         client, config, "download " + source,
         [(source, helper.join(config.DESTINATION_PATH, name))],

@@ -722,14 +722,17 @@ def list_files(client, collection, path, recursive):
         try:
             for entry in list_folder(client, collection, join(path, folder)):
                 file, kind = read_entry(folder, entry), entry.get("type")
-                if kind == "file" or kind == "dir" and recursive and file.refused:
+                if kind == "file":
                     yield file
                 elif kind != "dir":
                     left_out.append(f"{first_line(file.path)} ({first_line(str(kind))})")
-                elif recursive and entry.get("link_target") is None:
-                    found.append(file.path + "/")
-                elif recursive:  # as in Globus's own recursion: it could go round for ever
+                elif recursive and file.refused:
+                    yield file
+                elif recursive and entry.get("link_target") is not None:
+                    # As in Globus's own recursion: it could go round for ever.
                     left_out.append(f"{first_line(file.path)} (a link to a directory)")
+                elif recursive:
+                    found.append(file.path + "/")
         except GlobusAPIError as error:
             if not folder or why_log_in(error):
                 raise _listing_problem(error, path)
@@ -874,10 +877,16 @@ def wait_for_task(client, task_id, progress):
             told = None
         progress(task, reason)
         if is_hopeless(task):
-            cause = why_failed(client, task_id, task)
-            task = patiently(cancel, client, task_id, wanted=TASK)
-            has_succeeded = task["status"] == "SUCCEEDED"  # in the last moment
-            return task, None if has_succeeded else f"cancelled, because it cannot succeed: {cause}"
+            return give_up(client, task_id, task)
+
+
+def give_up(client, task_id, task):
+    """Cancel a task that cannot succeed; the same as wait_for_task()."""
+    cause = why_failed(client, task_id, task)
+    task = patiently(cancel, client, task_id, wanted=TASK)
+    if task["status"] == "SUCCEEDED":  # in the last moment
+        return task, None
+    return task, f"cancelled, because it cannot succeed: {cause}"
 
 
 def cancel(client, task_id):
