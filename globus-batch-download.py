@@ -621,12 +621,10 @@ def ask_queue(run):
     # SQUEUE_PARTITION and the like would hide some of the jobs.
     env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     status, output, errors = call(command, env=env)
-    try:
-        if status != 0:
-            raise ValueError
-        entries = run.scheduler.read_queue(output)
-    except (ValueError, KeyError, TypeError):
-        entries = None
+    entries = None
+    if status == 0:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entries = run.scheduler.read_queue(output)
     if entries is None or not entries and not is_empty(run):
         words = helper.first_line(errors or output)
         tell_once(run, "queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"

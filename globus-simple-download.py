@@ -15,14 +15,15 @@ import sys
 import helper
 
 
-def find_files(client, config, is_told):
+def find_files(client, config):
     """The Files of PATH, and those among them that must not be downloaded."""
     files, refused = [], []
     for file in helper.list_files(client, config.SOURCE_ENDPOINT_ID, config.PATH,
                                   config.RECURSIVE):
         (refused if file.refused else files).append(file)
-        if is_told and len(files) % 1000 == 0:
+        if len(files) % 1000 == 0:
             helper.show("Listing: " + helper.count(len(files), "file"))
+    helper.show("")
     return files, refused
 
 
@@ -136,7 +137,7 @@ def main(argv=None):
     client = helper.transfer_client()
     helper.check_collections(client, config)
     helper.check_destination(client, config)
-    files, refused = find_files(client, config, not options.dry_run)
+    files, refused = find_files(client, config)
     for file in refused:
         helper.tell(f"Refused: {file.path!r} {file.refused}.")
     if options.dry_run:
