@@ -54,7 +54,7 @@ def log_in(config):
             look(config)
             return
         except helper.GlobusAPIError as error:
-            more_scopes, session = helper.demands(error)
+            more_scopes, session = helper.wanted_login(error)
             if times == 3 or not more_scopes and not session:
                 raise
             print(f"\nOnce more: {helper.printable(helper.explain(error))}\n")

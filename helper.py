@@ -137,7 +137,7 @@ def run(main):
     # What schedulers send before they end a job, Slurm and PBS the first, Grid Engine the third.
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
     if sys.getfilesystemencoding() != "utf-8":  # file names are UTF-8, whatever the locale
         os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ, PYTHONUTF8="1"))
     if sys.stdout:  # whatever PYTHONIOENCODING says; wrapper.sh reads a file name there
@@ -166,7 +166,7 @@ def run(main):
         return 1
 
 
-def _interrupt(number, frame):
+def interrupt(number, frame):
     raise KeyboardInterrupt
 
 
@@ -280,82 +280,82 @@ def settings():
     try:
         import config
     except Exception as error:  # the user's own code: anything can happen
-        raise Problem(f"config.py, line {_line_of(error)}: {error}", 2)
+        raise Problem(f"config.py, line {line_of(error)}: {error}", 2)
     for name in ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID",
                  "DOWNLOAD_DIR", "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES",
                  "SCHEDULER", "RESOURCES", "POLL_SECONDS", "GRACE_SECONDS", "is_file_needed"):
-        _demand(config, name, hasattr(config, name), "is missing; see config.py as it came")
-    _check_paths(config)
-    _check_numbers(config)
-    _demand(config, "RECURSIVE", isinstance(config.RECURSIVE, bool), "must be True or False")
-    _demand(config, "SCHEDULER", config.SCHEDULER in ("auto", "slurm", "pbs", "torque", "sge"),
+        require(config, name, hasattr(config, name), "is missing; see config.py as it came")
+    check_paths(config)
+    check_numbers(config)
+    require(config, "RECURSIVE", isinstance(config.RECURSIVE, bool), "must be True or False")
+    require(config, "SCHEDULER", config.SCHEDULER in ("auto", "slurm", "pbs", "torque", "sge"),
             "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'")
-    _check_resources(config)
-    _demand(config, "is_file_needed", callable(config.is_file_needed), "must be a function")
-    _check_collection_ids(config)
+    check_resources(config)
+    require(config, "is_file_needed", callable(config.is_file_needed), "must be a function")
+    check_collection_ids(config)
     return config
 
 
-def _demand(config, name, is_fit, what):
+def require(config, name, is_fit, what):
     if not is_fit:
         value = f" = {getattr(config, name)!r:.100}" if hasattr(config, name) else ""
         raise Problem(f"config.py: {name}{value} {what}", 2)
 
 
-def _check_paths(config):
+def check_paths(config):
     if config.DOWNLOAD_DIR is None:
         config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
     if config.DESTINATION_PATH is None:
         config.DESTINATION_PATH = config.DOWNLOAD_DIR
     for name in ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"):
         value = getattr(config, name)
-        _demand(config, name, isinstance(value, str) and value.startswith("/"),
+        require(config, name, isinstance(value, str) and value.startswith("/"),
                 "must be an absolute path, in quotes")
-        _demand(config, name, not CONTROL.search(value), "holds a control character")
+        require(config, name, not CONTROL.search(value), "holds a control character")
     here, work, downloads = (os.path.realpath(folder) for folder in (
         os.path.dirname(__file__), config.WORKING_DIR, config.DOWNLOAD_DIR))
     is_apart = (downloads not in (here, work)
                 and not (downloads + "/").startswith(os.path.join(work, "jobs/")))
-    _demand(config, "DOWNLOAD_DIR", is_apart, "is where the scripts or their state are, which a "
+    require(config, "DOWNLOAD_DIR", is_apart, "is where the scripts or their state are, which a "
             "download could overwrite; it must be a folder of its own")
 
 
-def _check_numbers(config):
+def check_numbers(config):
     def is_number(value, types, least):
         return isinstance(value, types) and not isinstance(value, bool) and value >= least
 
     both = (int, float)
-    _demand(config, "NUM_JOBS", is_number(config.NUM_JOBS, int, 1), "must be a number from 1 up")
-    _demand(config, "MAX_BYTES", config.MAX_BYTES is None or is_number(config.MAX_BYTES, both, 1),
+    require(config, "NUM_JOBS", is_number(config.NUM_JOBS, int, 1), "must be a number from 1 up")
+    require(config, "MAX_BYTES", config.MAX_BYTES is None or is_number(config.MAX_BYTES, both, 1),
             "must be a number of bytes, or None")
-    _demand(config, "POLL_SECONDS", is_number(config.POLL_SECONDS, both, 0.1),
+    require(config, "POLL_SECONDS", is_number(config.POLL_SECONDS, both, 0.1),
             "must be a number of seconds")
-    _demand(config, "GRACE_SECONDS", is_number(config.GRACE_SECONDS, both, 0),
+    require(config, "GRACE_SECONDS", is_number(config.GRACE_SECONDS, both, 0),
             "must be a number of seconds")
 
 
-def _check_resources(config):
+def check_resources(config):
     config.RESOURCES = config.RESOURCES or ""
-    _demand(config, "RESOURCES", not CONTROL.search(str(config.RESOURCES)),
+    require(config, "RESOURCES", not CONTROL.search(str(config.RESOURCES)),
             "holds a control character")
     try:
         shlex.split(config.RESOURCES)
     except (ValueError, AttributeError) as error:
-        _demand(config, "RESOURCES", False, f"cannot be split as a shell would: {error}")
+        require(config, "RESOURCES", False, f"cannot be split as a shell would: {error}")
 
 
-def _check_collection_ids(config):
+def check_collection_ids(config):
     if config.DESTINATION_ENDPOINT_ID is None:
         config.DESTINATION_ENDPOINT_ID = LocalGlobusConnectPersonal().endpoint_id
-        _demand(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID is not None,
+        require(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID is not None,
                 "means the Globus Connect Personal of this machine, but none is set up here.\n"
                 "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
     for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
-        _demand(config, name, UUID.fullmatch(str(getattr(config, name))),
+        require(config, name, UUID.fullmatch(str(getattr(config, name))),
                 "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")
 
 
-def _line_of(error):
+def line_of(error):
     """The line of config.py that an error comes from."""
     if isinstance(error, SyntaxError):
         return error.lineno
@@ -408,7 +408,7 @@ def read_tokens():
 def store_tokens(by_resource_server):
     """Merge new tokens into the token file, which at every moment is whole and yours alone."""
     path = os.path.realpath(TOKEN_FILE)
-    with _token_lock():
+    with token_lock():
         tokens = read_tokens()
         for server, new in by_resource_server.items():
             old = tokens.get(server, {})
@@ -430,7 +430,7 @@ def store_tokens(by_resource_server):
 
 
 @contextlib.contextmanager
-def _token_lock():
+def token_lock():
     """One writer at a time, so that a merge loses nobody's tokens."""
     with open(os.open(TOKEN_FILE + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
         try:
@@ -445,7 +445,7 @@ def auth_client():
     return tune(globus_sdk.NativeAppAuthClient(CLIENT_ID, app_name=APP_NAME), 60, HTTP_RETRIES)
 
 
-def demands(error):
+def wanted_login(error):
     """What an error of Globus wants of the next login: scopes, and the options of a session."""
     document = error.raw_json if isinstance(error.raw_json, dict) else {}
     wanted = document.get("authorization_parameters")
@@ -562,7 +562,7 @@ def patiently(call, *arguments, wanted=None, **options):
     told, is_refused = None, False
     for pause in pauses(2, 60):
         try:
-            with _telling_of_silence():
+            with telling_of_silence():
                 answer = call(*arguments, **options)
             check_fields(answer, wanted or {})
             if told:
@@ -620,7 +620,7 @@ def words(document, name):
 
 
 @contextlib.contextmanager
-def _telling_of_silence():
+def telling_of_silence():
     """Say so when an answer takes long."""
     text = f"Waiting: no answer from Globus in {SILENCE} s. A long listing may take minutes."
     timer = threading.Timer(SILENCE, tell, [text])
@@ -735,7 +735,7 @@ def list_files(client, collection, path, recursive):
                     found.append(file.path + "/")
         except GlobusAPIError as error:
             if not folder or why_log_in(error):
-                raise _listing_problem(error, path)
+                raise listing_problem(error, path)
             if error.http_status not in (403, 404) and "DirListing" not in (error.code or ""):
                 raise
             yield File(folder, 0, None, "cannot be listed: " + explain(error))
@@ -783,7 +783,7 @@ def list_folder(client, collection, path):
             tell(f"{path} changed while it was listed; start again later for what may be missing.")
 
 
-def _listing_problem(error, path):
+def listing_problem(error, path):
     code = error.code or ""
     if why_log_in(error):
         return error
