@@ -1046,7 +1046,7 @@ def main(argv=None):
     scheduler = find_scheduler(config)
     helper.check_collections(client, config)
     helper.check_destination(client, config)
-    files = helper.list_files(client, config.SOURCE_ENDPOINT_ID, config.PATH, config.RECURSIVE)
+    files = helper.list_files(client, config)
     if options.dry_run:
         return dry_run(config, files, options.limit)
     return batch(config, scheduler, client, files, options.limit)

@@ -20,7 +20,7 @@ import helper
 def look_at_source(client, config):
     """Print what PATH holds."""
     counts, size = collections.Counter(), 0
-    for entry in helper.list_folder(client, config.SOURCE_ENDPOINT_ID, config.PATH):
+    for entry in helper.list_folder(client, config, config.PATH):
         kind, bytes_here = str(entry.get("type")), entry.get("size")
         counts[kind] += 1
         size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0

@@ -18,8 +18,7 @@ import helper
 def find_files(client, config):
     """The Files of PATH, and those among them that must not be downloaded."""
     files, refused = [], []
-    for file in helper.list_files(client, config.SOURCE_ENDPOINT_ID, config.PATH,
-                                  config.RECURSIVE):
+    for file in helper.list_files(client, config):
         (refused if file.refused else files).append(file)
         if len(files) % 1000 == 0:
             helper.show("Listing: " + helper.count(len(files), "file"))

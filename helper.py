@@ -709,33 +709,33 @@ def check_destination(client, config):
         return False
 
 
-def list_files(client, collection, path, recursive):
-    """Yield a File for each file in a directory of a collection, and below it if recursive,
-    one directory at a time. What is neither file nor directory is told on stderr; a name or a
-    subdirectory that cannot be used is a File with a reason in `refused`.
+def list_files(client, config):
+    """Yield a File for each file in PATH, and below it if RECURSIVE, one directory at a time.
+    What is neither file nor directory is told on stderr; a name or a subdirectory that cannot be
+    used is a File with a reason in `refused`.
 
-    Raises Problem (exit status 2) if path is no directory there."""
+    Raises Problem (exit status 2) if PATH is no directory there."""
     folders, left_out = [""], []
     while folders:
         folder = folders.pop()
         found = []
         try:
-            for entry in list_folder(client, collection, join(path, folder)):
+            for entry in list_folder(client, config, join(config.PATH, folder)):
                 file, kind = read_entry(folder, entry), entry.get("type")
                 if kind == "file":
                     yield file
                 elif kind != "dir":
                     left_out.append(f"{first_line(file.path)} ({first_line(str(kind))})")
-                elif recursive and file.refused:
+                elif config.RECURSIVE and file.refused:
                     yield file
-                elif recursive and entry.get("link_target") is not None:
+                elif config.RECURSIVE and entry.get("link_target") is not None:
                     # As in Globus's own recursion: it could go round for ever.
                     left_out.append(f"{first_line(file.path)} (a link to a directory)")
-                elif recursive:
+                elif config.RECURSIVE:
                     found.append(file.path + "/")
         except GlobusAPIError as error:
             if not folder or why_log_in(error):
-                raise listing_problem(error, path)
+                raise listing_problem(error, config.PATH)
             if error.http_status not in (403, 404) and "DirListing" not in (error.code or ""):
                 raise
             yield File(folder, 0, None, "cannot be listed: " + explain(error))
@@ -754,16 +754,16 @@ def read_entry(folder, entry):
     return File(folder + str(name), size, entry.get("last_modified"), refused)
 
 
-def list_folder(client, collection, path):
-    """Yield the entries of one directory, as dicts. One request brings at most 100,000 of them,
+def list_folder(client, config, path):
+    """Yield the entries of a directory of the source, as dicts. One request brings at most 100,000,
     and `total` says how many there are (globus_sdk, operation_ls)."""
     seen, total, query = 0, None, {"fields": FIELDS}
     while total is None or seen < total:
         if seen:
             query["offset"] = seen
         try:
-            answer = patiently(client.operation_ls, collection, path=path, query_params=query,
-                               wanted={"DATA": list})
+            answer = patiently(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=path,
+                               query_params=query, wanted={"DATA": list})
         except GlobusAPIError as error:
             if error.http_status != 400 or not query.pop("fields", None):
                 raise
@@ -968,12 +968,11 @@ def why_failed(client, task_id, task):
         return None
     error = task.get("fatal_error")
     status = words(task, "nice_status")
-    cause = [words(error, "description") if isinstance(error, dict) else "",
-             WAITING.get(status) or words(task, "nice_status_short_description"),
-             words(task, "canceled_by_admin_message")]
     description, file = find_stumble(client, task_id)
-    cause.append(file or description)
-    return ", ".join(dict.fromkeys(filter(None, cause))) or "no reason given"
+    causes = [words(error, "description") if isinstance(error, dict) else "",
+              WAITING.get(status) or words(task, "nice_status_short_description"),
+              words(task, "canceled_by_admin_message"), file or description]
+    return ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
 
 
 # ---- what has arrived ----
