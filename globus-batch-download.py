@@ -776,16 +776,24 @@ def show_progress(run):
             f"{helper.count(len(run.jobs), 'job')} in the queue")
     if run.failed:
         text += f", {len(run.failed):,} failed"
-    fresh = ended - run.ended_at_begin
-    if fresh >= 2 * run.config.NUM_JOBS and ended < total:
-        seconds = (run.ends[-1] - run.begun) / fresh * (total - ended) - (now - run.ends[-1])
-        text += f", ~{helper.duration(max(seconds, 1))} left"
+    text += time_left(run, ended, total, now)
     if helper.is_screen():
         full = BAR * ended // total if total else BAR
         text = f"{clock(now - run.begun)} [{'#' * full:.<{BAR}}] {text}"
     else:
         text = f"{time.strftime('%H:%M:%S')}  {text}"
     helper.show(text)
+
+
+def time_left(run, ended, total, now):
+    """', ~12 min left' at the pace so far; nothing before each place had two files, or at the
+    end."""
+    fresh = ended - run.ended_at_begin
+    if fresh < 2 * run.config.NUM_JOBS or ended == total:
+        return ""
+    last = run.ends[-1]  # up to then the pace is known
+    seconds = (last - run.begun) / fresh * (total - ended) - (now - last)
+    return f", ~{helper.duration(max(seconds, 1))} left"
 
 
 def clock(seconds):
