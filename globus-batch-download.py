@@ -391,7 +391,11 @@ def job_script(run, job_name, file):
 
     Whoever makes the claim file first decides: the job, which writes its id into it and works
     (again, if it is requeued), or the driver, which gave it up. So a job that a scheduler accepts
-    long after it said no, or lost and found again, does nothing."""
+    long after it said no, or lost and found again, does nothing. (An empty claim file comes of a
+    full disk: that job fails.)
+
+    `restarts` is what Slurm and what Grid Engine count: 00 at a first start. A signal ends
+    wrapper.sh; the job itself stays to write the exit status down."""
     def quoted(kind):
         return shlex.quote(run.file_of(job_name, kind))
 
@@ -553,7 +557,7 @@ def end(run, job_name, status, reason=None):
     run.record(event="ended", job=job_name, status=status, reason=reason)
     run.ends.append(time.monotonic())
     run.waiting_since = None
-    run.doubts_login |= status == 1
+    run.doubts_login |= status == 1  # what a download that Globus refuses ends with
     if reason:
         # Of a job that was killed, Globus may still be sending the file.
         is_killed = status is None or status > 128 and status not in STOPPED
@@ -931,7 +935,8 @@ def identity(pid):
     if stat is None:
         return None
     boot = read("/proc/sys/kernel/random/boot_id").strip()
-    return f"{os.uname().nodename} {boot} {pid} {stat.rpartition(')')[2].split()[19]}"
+    start = stat.rpartition(")")[2].split()[19]  # field 22 of proc(5)
+    return f"{os.uname().nodename} {boot} {pid} {start}"
 
 
 # ---- the whole ----
@@ -984,7 +989,7 @@ def check_login(run):
     """After a failure: was it the login? Then all further jobs would fail as well. Raises Problem
     if a login is what helps."""
     run.doubts_login, run.next_check = False, time.monotonic() + run.config.POLL_SECONDS
-    for is_sure in (False, True):
+    for is_sure in (False, True):  # a first error may be the old access token's
         try:
             run.client.operation_stat(run.config.SOURCE_ENDPOINT_ID, path=run.config.PATH)
             return
