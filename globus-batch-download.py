@@ -450,7 +450,7 @@ def submit(run, file):
         job_id = None
     if job_id:
         run.record(event="queued", job=job_name, id=job_id)
-        tell_event(run, "submitted", file.path, f"job {job_id}")
+        tell_event(f"submitted {file.path} (job {job_id})")
         if len(run.jobs) == run.config.NUM_JOBS:
             run.told.pop("submit", None)
     else:
@@ -562,9 +562,9 @@ def end(run, job_name, status, reason=None):
         # Of a job that was killed, Globus may still be sending the file.
         is_killed = status is None or status > 128 and status not in STOPPED
         note_left_behind(run, job.path, job.size if is_killed else 0)
-        tell_failure(run, job.path)
+        helper.tell(timed(f"FAILED {job.path}: {reason}"))
     else:
-        tell_event(run, "processed", job.path)
+        tell_event("processed " + job.path)
         remove_traces(run, job_name)
 
 
@@ -760,16 +760,15 @@ def tell_once(run, topic, text, gist=None):
         helper.tell(text)
 
 
-def tell_event(run, what, path, more=""):
+def tell_event(text):
     """A line an event, where there is no bar."""
     if not helper.is_screen():
-        more = f" ({more})" if more else ""
-        helper.tell(f"{time.strftime('%H:%M:%S')}  {what} {path}{more}")
+        helper.tell(timed(text))
 
 
-def tell_failure(run, path):
-    """A line for a failure, on a terminal too."""
-    helper.tell(f"{time.strftime('%H:%M:%S')}  FAILED {path}: {run.failed[path]}")
+def timed(text):
+    """The text, after the time of day."""
+    return f"{time.strftime('%H:%M:%S')}  {text}"
 
 
 def show_progress(run):
@@ -781,12 +780,11 @@ def show_progress(run):
     if run.failed:
         text += f", {len(run.failed):,} failed"
     text += time_left(run, ended, total, now)
-    if helper.is_screen():
-        full = BAR * ended // total if total else BAR
-        text = f"{clock(now - run.begun)} [{'#' * full:.<{BAR}}] {text}"
-    else:
-        text = f"{time.strftime('%H:%M:%S')}  {text}"
-    helper.show(text)
+    if not helper.is_screen():
+        helper.show(timed(text))
+        return
+    full = BAR * ended // total if total else BAR
+    helper.show(f"{clock(now - run.begun)} [{'#' * full:.<{BAR}}] {text}")
 
 
 def time_left(run, ended, total, now):
@@ -881,7 +879,7 @@ def plan(run, files, limit):
                 run.todo.append(file)
         else:
             run.failed[file.path] = fate
-            tell_failure(run, file.path)
+            helper.tell(timed(f"FAILED {file.path}: {fate}"))
         known.add(file.path)
     helper.show("")
 

@@ -81,7 +81,7 @@ def skipped(client, config, task):
                                 wanted={"DATA": list})
         for error in page["DATA"]:
             code = helper.words(error, "error_code")
-            found[str(error.get("source_path"))[start:]] = helper.WAITING.get(code, code)
+            found[str(error.get("source_path"))[start:]] = helper.REASONS.get(code, code)
         marker = page.get("next_marker")
         if not marker:
             return found

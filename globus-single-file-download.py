@@ -112,16 +112,18 @@ def download(client, config, directory, name):
 
 
 def parse(argv):
-    """The options; a value may begin with a dash, as file names do."""
+    """The options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--globus-path", metavar="DIR", required=True,
                         help="directory on the source collection")
     parser.add_argument("--file", metavar="NAME", required=True, help="file in that directory")
-    words = list(sys.argv[1:] if argv is None else argv)
-    for place in range(len(words) - 2, -1, -1):
-        if words[place] in ("--globus-path", "--file"):
-            words[place:place + 2] = ["=".join(words[place:place + 2])]
+    words = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if words and words[-1] in ("--globus-path", "--file"):
+            words[-1] += "=" + word  # the only way in which argparse takes -rf for a name
+        else:
+            words.append(word)
     return parser.parse_args(words)
 
 

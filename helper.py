@@ -69,8 +69,9 @@ HTTP_RETRIES = 1  # by globus-sdk, in silence; then patiently() goes on, with a 
 SILENCE = 60  # seconds without an answer that are worth a word
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
 
-# Why a transfer task waits, by its nice_status (globus.org, "Event Document error codes").
-WAITING = {
+# Globus's codes for why a task does not move, or a file did not arrive, in plain words (globus.org,
+# "Event Document error codes").
+REASONS = {
     "INACTIVE": "suspended until you log in again and resume it on its page in the web app",
     "Queued": "waiting for one of the three transfer tasks that Globus works on for you",
     "GC_NOT_CONNECTED": "Globus Connect Personal is not running; start it: "
@@ -89,11 +90,8 @@ WAITING = {
     "NO_SPACE_LEFT": "no space left at the destination",
     "QUOTA_EXCEEDED": "over quota at the destination",
 }
-# What does not get better, and for how many seconds it is given the chance all the same; of a
-# checksum, how many times. Globus itself would go on trying until the task's deadline, a day or
-# more.
-HOPELESS_CHECKSUMS = 5
-SENDS_AGAIN = {"VERIFY_CHECKSUM", "NO_SPACE_LEFT", "QUOTA_EXCEEDED"}  # bytes are no progress then
+# What does not get better, and for how many seconds it is given the chance all the same. Globus
+# itself would go on trying until the task's deadline, a day or more.
 HOPELESS = {
     "FILE_NOT_FOUND": 10,
     "PERMISSION_DENIED": 60,
@@ -107,6 +105,9 @@ HOPELESS = {
     "INVALID_SYMLINK": 10,
     "AMBIGUOUS_PATH": 10,
 }
+HOPELESS_CHECKSUMS = 5  # so often a checksum may fail while no file gets through
+# With these the same bytes are sent again and again: more of them are no progress.
+SENDS_AGAIN = {"VERIFY_CHECKSUM", "NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
 # What a collection's server answers for good (by the code or the message of the error).
 FINAL = re.compile(
     "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound")
@@ -932,7 +933,7 @@ def why_waiting(task):
     if status in ("", "OK"):
         return None
     description = words(task, "nice_status_short_description")
-    return WAITING.get(status, f"{description} ({status}), Globus keeps trying")
+    return REASONS.get(status, f"{description} ({status}), Globus keeps trying")
 
 
 def what_exactly(client, task_id, task):
@@ -970,7 +971,7 @@ def why_failed(client, task_id, task):
     status = words(task, "nice_status")
     description, file = find_stumble(client, task_id)
     causes = [words(error, "description") if isinstance(error, dict) else "",
-              WAITING.get(status) or words(task, "nice_status_short_description"),
+              REASONS.get(status) or words(task, "nice_status_short_description"),
               words(task, "canceled_by_admin_message"), file or description]
     return ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
 

@@ -362,18 +362,18 @@ def test_a_job_that_had_begun_is_not_submitted_again_though_nobody_told_its_id(
 
 
 def test_a_full_disk_under_the_journal_loses_nothing(stand_in, emulator):
-    files = ["f%02d" % n for n in range(20)]
+    files = ["f%02d" % n for n in range(40)]
     emulator.add(dict.fromkeys(files, b"x"))
     stand_in.process(*KEEP)
     stand_in.env.pop("COVERAGE_PROCESS_START", None)  # it writes files of its own
-    # No file may grow beyond 2 kB: the line that would only half fit is written half.
+    # No file may grow beyond 4 kB: the line that would only half fit is written half.
     full = subprocess.run(
-        ["bash", "-c", 'ulimit -f 2; exec "$@"', "-", *stand_in.command(BATCH)],
+        ["bash", "-c", 'ulimit -f 4; exec "$@"', "-", *stand_in.command(BATCH)],
         cwd=str(stand_in.folder), env=stand_in.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert full.returncode == 1
     assert b"journal.jsonl" in full.stderr and b"Traceback" not in full.stderr
-    assert (stand_in.jobs / "journal.jsonl").stat().st_size == 2048
-    assert last_line(stand_in.run(BATCH)) == "20 processed, 0 failed, 0 not needed"
+    assert (stand_in.jobs / "journal.jsonl").stat().st_size == 4096
+    assert last_line(stand_in.run(BATCH)) == "40 processed, 0 failed, 0 not needed"
     assert processed(stand_in) == dict.fromkeys(files, 1)
 
 

@@ -142,6 +142,13 @@ def test_a_listing_that_stays_incomplete_is_no_listing(site, emulator):
     assert emulator.tasks() == []
 
 
+def test_a_listing_that_brings_nothing_of_what_it_counts_is_told(site, emulator):
+    emulator.fault("/ls", patch={"DATA": [], "total": 5})
+    done = site.run("globus-simple-download.py", "--dry-run")
+    assert done.returncode == 1
+    assert "broke off: 0 of 5 entries came. Try again." in done.err
+
+
 def test_a_directory_that_changes_while_it_is_listed_is_told(site, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(5)})
     page = [{"DATA_TYPE": "file", "name": "f0", "type": "file", "size": 1}]
