@@ -990,6 +990,8 @@ def check_login(run):
     for is_sure in (False, True):  # a first error may be the old access token's
         try:
             run.client.operation_stat(run.config.SOURCE_ENDPOINT_ID, path=run.config.PATH)
+            run.client.operation_stat(run.config.DESTINATION_ENDPOINT_ID,
+                                      path=run.config.DESTINATION_PATH)
             return
         except helper.GlobusAPIError as error:
             if not helper.why_log_in(error):

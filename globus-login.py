@@ -20,10 +20,13 @@ import helper
 def look_at_source(client, config):
     """Print what PATH holds."""
     counts, size = collections.Counter(), 0
-    for entry in helper.list_folder(client, config, config.PATH):
-        kind, bytes_here = str(entry.get("type")), entry.get("size")
-        counts[kind] += 1
-        size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0
+    try:
+        for entry in helper.list_folder(client, config, config.PATH):
+            kind, bytes_here = str(entry.get("type")), entry.get("size")
+            counts[kind] += 1
+            size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0
+    except helper.GlobusAPIError as error:
+        raise helper.listing_problem(error, config.PATH)
     print(f"Source: {config.PATH} holds {helper.count(counts['file'], 'file')} "
           f"({helper.size_text(size)}) and {helper.count(counts['dir'], 'folder')}.")
 
@@ -46,19 +49,20 @@ def look(config):
 
 def log_in(config):
     """Log in, and again while a collection wants a further consent or a fresh login."""
-    scopes = [helper.TRANSFER_SCOPE]
+    scopes, session = [helper.TRANSFER_SCOPE], {}
     helper.log_in(scopes)
     print(f"You are logged in; the tokens are in {helper.TOKEN_FILE}.")
-    for times in range(4):
+    for times in range(5):  # two collections may want a consent and a session each
         try:
             look(config)
             return
         except helper.GlobusAPIError as error:
-            more_scopes, session = helper.wanted_login(error)
-            if times == 3 or not more_scopes and not session:
+            more_scopes, more_session = helper.wanted_login(error)
+            if times == 4 or not more_scopes and not more_session:
                 raise
             print(f"\nOnce more: {helper.printable(helper.explain(error))}\n")
         scopes += [scope for scope in more_scopes if scope not in scopes]
+        session.update(more_session)
         helper.log_in(scopes, session)
 
 
@@ -72,8 +76,9 @@ def log_out():
                     client.oauth2_revoke_token(tokens[kind])
             except helper.GlobusAPIError as error:  # such as tokens of another client id
                 errors.append(error)
-    if os.path.exists(helper.TOKEN_FILE):
-        os.remove(helper.TOKEN_FILE)
+    for path in {os.path.realpath(helper.TOKEN_FILE), helper.TOKEN_FILE}:  # it may be a link
+        if os.path.lexists(path):
+            os.remove(path)
     print("You are logged out; no tokens are left on this machine.")
     if errors:
         raise helper.Problem("Globus did not revoke all of them; do it on "

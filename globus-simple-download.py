@@ -71,20 +71,38 @@ def transfer(client, config, files):
         raise
 
 
-def skipped(client, config, task):
-    """{path below PATH: why} of the files that the task left out because of an error."""
-    found, marker = {}, None
-    start = len(helper.join(config.PATH, ""))
+def told_of(ask, config, task):
+    """Yield path below PATH and document of each file that a list of the task, ask, tells of."""
+    start, marker = len(helper.join(config.PATH, "")), None
     while True:
-        page = helper.patiently(client.task_skipped_errors, task["task_id"],
+        page = helper.patiently(ask, task["task_id"],
                                 query_params={"marker": marker} if marker else {},
                                 wanted={"DATA": list})
-        for error in page["DATA"]:
-            code = helper.words(error, "error_code")
-            found[str(error.get("source_path"))[start:]] = helper.REASONS.get(code, code)
+        for document in page["DATA"]:
+            yield str(document.get("source_path"))[start:], document
         marker = page.get("next_marker")
         if not marker:
-            return found
+            return
+
+
+def skipped(client, config, task):
+    """{path below PATH: why} of the files that the task left out because of an error."""
+    found = {}
+    for path, error in told_of(client.task_skipped_errors, config, task):
+        code = helper.words(error, "error_code")
+        found[path] = helper.REASONS.get(code, code)
+    return found
+
+
+def unproven(client, config, files, task):
+    """{path: why} of the Files that a task that failed has not brought, or perhaps not whole."""
+    try:
+        whole = {path for path, _ in told_of(client.task_successful_transfers, config, task)}
+    except helper.GlobusAPIError:
+        whole = set()
+    missing = {file.path: "" for file in helper.not_here(files, config.DOWNLOAD_DIR)}
+    return {file.path: missing.get(file.path, "it is there, but perhaps not whole")
+            for file in files if file.path in missing or file.path not in whole}
 
 
 def summary(config, files, missing, refused, task):
@@ -103,8 +121,8 @@ def look_for(client, config, files, task):
     none is there, says so."""
     missing = skipped(client, config, task) if task.get("subtasks_skipped_errors") else {}
     if task["status"] != "SUCCEEDED":
-        return {file.path: missing.get(file.path, "")
-                for file in helper.not_here(files, config.DOWNLOAD_DIR)}
+        return {path: missing.get(path) or why
+                for path, why in unproven(client, config, files, task).items()}
     helper.show("Looking at what arrived")
     late = helper.await_arrival([f for f in files if f.path not in missing], config.DOWNLOAD_DIR)
     helper.show("")

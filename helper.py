@@ -105,12 +105,14 @@ HOPELESS = {
     "INVALID_SYMLINK": 10,
     "AMBIGUOUS_PATH": 10,
 }
+STALE_SECONDS = 900  # so long Globus shows a trouble without having tried again
 HOPELESS_CHECKSUMS = 5  # so often a checksum may fail while no file gets through
 # With these the same bytes are sent again and again: more of them are no progress.
 SENDS_AGAIN = {"VERIFY_CHECKSUM", "NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
 # What a collection's server answers for good (by the code or the message of the error).
 FINAL = re.compile(
-    "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound")
+    "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound|"
+    "File name too long|Input/output error")
 # What the scripts rely on in a task document.
 TASK = {"status": str, "task_id": str}
 
@@ -237,10 +239,10 @@ def duration(seconds):
 def explain(error):
     """An error of globus-sdk in plain words, with Globus's code and request id."""
     if isinstance(error, NetworkError):
-        cause = getattr(error, "underlying_exception", None)
-        if cause is None or "Header" in type(cause).__name__:  # that one would tell the token
+        cause = error.underlying_exception
+        if "Header" in type(cause).__name__:  # that one would tell the token
             cause = error
-        return f"Globus cannot be reached: {first_line(str(cause))}"
+        return f"Globus cannot be reached: {innermost(cause)}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
     details = (error.http_status, error.code, getattr(error, "request_id", None))
@@ -249,6 +251,18 @@ def explain(error):
     if login:
         return f"{login} Log in again: globus-login.py  {details}"
     return f"Globus says: {first_line(error.message or error.text)} {details}"
+
+
+def innermost(error):
+    """What the exception at the bottom of one of requests says; above it stand long URLs."""
+    inner = [e for e in (getattr(error, "reason", None), *error.args) if isinstance(e, Exception)]
+    if inner:
+        return innermost(inner[0])
+    # Without the connection that it is about, such as HTTPSConnection(host='...', port=443)
+    text = re.sub(r"^(<[^>]*>|\w+\([^)]*\)): ", "", first_line(str(error)))
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        text += ". Does your site need GLOBUS_SDK_VERIFY_SSL=/path/to/its/certificates.pem?"
+    return text
 
 
 def why_log_in(error):
@@ -443,7 +457,16 @@ def token_lock():
 
 def auth_client():
     """The client for Globus Auth."""
-    return tune(globus_sdk.NativeAppAuthClient(CLIENT_ID, app_name=APP_NAME), 60, HTTP_RETRIES)
+    return tune(build(globus_sdk.NativeAppAuthClient, client_id=CLIENT_ID), 60, HTTP_RETRIES)
+
+
+def build(kind, **options):
+    """A client of globus-sdk. Raises Problem (exit status 2) if a variable in the environment that
+    globus-sdk reads makes no sense."""
+    try:
+        return kind(app_name=APP_NAME, **options)
+    except ValueError as error:
+        raise Problem(f"A GLOBUS_SDK_ variable in the environment makes no sense: {error}", 2)
 
 
 def wanted_login(error):
@@ -469,7 +492,7 @@ def log_in(scopes, session=()):
           f"{client.oauth2_get_authorize_url(**dict(session))}\n")
     try:
         code = input("Code: ").strip()
-    except EOFError:
+    except (EOFError, RuntimeError):  # no more input, or none at all
         raise Problem("No code came. Run globus-login.py by hand, in a terminal.")
     try:
         tokens = client.oauth2_exchange_code_for_tokens(code)
@@ -497,52 +520,55 @@ def transfer_tokens():
 
 
 class StoredLogin(GlobusAuthorizer):
-    """Shows Globus the stored access token, as long as it is good. Then RefreshTokenAuthorizer
-    takes over; the client for Globus Auth that it needs brings in so much code that most jobs
-    would spend a third of their start on it."""
+    """Shows Globus the stored access token, and renews it when it has expired or was refused; but
+    first it looks at what is stored by then. RefreshTokenAuthorizer would cling to the login that
+    it began with, and brings in so much code that a job would spend a third of its start on it."""
 
     def __init__(self):
         self.tokens = transfer_tokens()
-        self.header = "Bearer " + self.tokens["access_token"]
-        self.renewing = None
-
-    def renew(self):
-        """The authorizer that renews the access token, and stores it, when it expires."""
-        if not self.renewing:
-            try:
-                tokens = transfer_tokens()  # another process may have renewed them by now
-            except (OSError, Problem):  # such as a home folder that is out of reach for a moment
-                tokens = self.tokens
-            self.renewing = globus_sdk.RefreshTokenAuthorizer(
-                tokens["refresh_token"], auth_client(), access_token=tokens["access_token"],
-                expires_at=tokens["expires_at_seconds"], on_refresh=keep_tokens)
-        return self.renewing
 
     def get_authorization_header(self):
-        if self.renewing or time.time() >= self.tokens["expires_at_seconds"] - 60:
-            return self.renew().get_authorization_header()
-        return self.header
+        if not is_fresh(self.tokens):
+            self.renew()
+        return "Bearer " + self.tokens["access_token"]
 
     def handle_missing_authorization(self):
-        if not self.renewing and self.renew().get_authorization_header() != self.header:
-            return True  # the token that another process has renewed
-        return self.renew().handle_missing_authorization()
+        self.tokens["expires_at_seconds"] = 0
+        return True  # with another token
+
+    def renew(self):
+        """Take the token of another process, or of a login since; if there is none, a new one."""
+        old = self.tokens["access_token"]
+        with contextlib.suppress(OSError, Problem):  # a home folder out of reach for a moment
+            self.tokens = transfer_tokens()
+        if is_fresh(self.tokens) and self.tokens["access_token"] != old:
+            return
+        login = self.tokens["refresh_token"]
+        new = auth_client().oauth2_refresh_token(login).by_resource_server[TRANSFER]
+        keep_tokens(new, login)
+        self.tokens = dict(new, refresh_token=new.get("refresh_token") or login)
+
+
+def is_fresh(tokens):
+    """True if the access token is good for a minute yet."""
+    return time.time() < tokens["expires_at_seconds"] - 60
+
+
+def keep_tokens(new, login):
+    """Store renewed tokens, unless the user has logged out, or in again, since: login is the
+    refresh token that renewed them. This process has them in any case."""
+    try:
+        if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
+            store_tokens({TRANSFER: new})
+    except (OSError, Problem) as error:
+        tell(f"The renewed tokens cannot be stored in {TOKEN_FILE}: {error}")
 
 
 def transfer_client():
     """A TransferClient with the stored tokens, which are renewed, and stored, when they expire.
 
     Raises Problem if there are none."""
-    client = TransferClient(authorizer=StoredLogin(), app_name=APP_NAME)
-    return tune(client, HTTP_TIMEOUT, HTTP_RETRIES)
-
-
-def keep_tokens(response):
-    """Store renewed tokens; this process has them in any case."""
-    try:
-        store_tokens(response.by_resource_server)
-    except (OSError, Problem) as error:
-        tell(f"The renewed tokens cannot be stored in {TOKEN_FILE}: {error}")
+    return tune(build(TransferClient, authorizer=StoredLogin()), HTTP_TIMEOUT, HTTP_RETRIES)
 
 
 def tune(client, timeout, retries):
@@ -577,12 +603,15 @@ def patiently(call, *arguments, wanted=None, **options):
             if not is_passing(error):
                 raise
             reason, is_refused = explain(error), False
+            if options.get("path"):
+                reason += f", at {options['path']}"
             pause = max(pause, wanted_pause(error))
         except NONSENSE as error:
             reason = f"Globus's answer makes no sense ({type(error).__name__})"
-        if reason.split("(")[0] != told:
+        gist = re.sub(r"\(.*\)", "", reason)  # the request id is always another
+        if gist != told:
             tell(f"Waiting: {reason}. Trying again until it works.")
-            told = reason.split("(")[0]  # without the request id, which is always another
+            told = gist
         time.sleep(pause)
 
 
@@ -636,9 +665,10 @@ def telling_of_silence():
 def is_passing(error):
     """True for an error that may be gone when one asks again."""
     if isinstance(error, NetworkError):
-        return True
+        # requests says by a ValueError that a proxy, or an address, is set wrongly.
+        return not isinstance(error.underlying_exception, ValueError)
     code = error.code or ""
-    if "GCDisconnected" in code or "TooManyPendingJobs" in code:
+    if re.search("GCDisconnected|TooManyPendingJobs|OperationPaused", code):
         return True
     # 502 tells also of the collection's own server; some of that is final.
     return (error.http_status in (408, 429, 500, 502, 503, 504)
@@ -694,10 +724,11 @@ def check_collections(client, config):
 def check_destination(client, config):
     """True if DESTINATION_PATH is there; a download would make it.
 
-    Raises Problem if the destination collection does not show it."""
+    Raises Problem if the destination collection does not show it, or shows no directory."""
     try:
-        patiently(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
-                  path=config.DESTINATION_PATH)
+        entry = patiently(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
+                          path=config.DESTINATION_PATH)
+        require(config, "DESTINATION_PATH", entry.get("type") in ("dir", None), "is a file there")
         return True
     except GlobusAPIError as error:
         if re.search("PermissionDenied|Path not allowed", f"{error.code} {error.message}"):
@@ -737,8 +768,6 @@ def list_files(client, config):
         except GlobusAPIError as error:
             if not folder or why_log_in(error):
                 raise listing_problem(error, config.PATH)
-            if error.http_status not in (403, 404) and "DirListing" not in (error.code or ""):
-                raise
             yield File(folder, 0, None, "cannot be listed: " + explain(error))
         folders.extend(reversed(found))
     if left_out:
@@ -821,7 +850,8 @@ def fit_label(text, destination):
     """A task's label: 128 characters at most (globus.org, "Task submission"), and another one for
     another text or destination, because find_twin() goes by it."""
     mark = zlib.crc32(f"{text}\n{destination}".encode(errors="replace"))
-    return f"{printable(text)[:118].strip()} {mark:08x}".replace("\n", " ")
+    # Globus has refused labels for other characters than these.
+    return f"{re.sub('[^A-Za-z0-9 ,_-]', '_', text)[:118].strip()} {mark:08x}"
 
 
 def submit(client, request):
@@ -866,7 +896,7 @@ def wait_for_task(client, task_id, progress):
         time.sleep(pause)
         task = patiently(client.get_task, task_id, wanted=TASK)
         if task["status"] in ("SUCCEEDED", "FAILED"):
-            if told:
+            if told and task["status"] == "SUCCEEDED":
                 tell("Going on.")
             return task, why_failed(client, task_id, task)
         reason = why_waiting(task)
@@ -913,12 +943,16 @@ def hope():
         now_stuck = (status, files_done(task),
                      None if status in SENDS_AGAIN else number(task, "bytes_transferred"))
         if status not in SENDS_AGAIN and status not in HOPELESS:
-            return False  # or Globus tries again just now
+            if status not in ("", "OK", "Queued"):  # then Globus tries again just now, or will
+                stuck = None  # another trouble: the time with it does not count
+            return False
         if now_stuck != stuck:
             stuck, since, faults = now_stuck, now, number(task, "faults")
+        more_faults = number(task, "faults") - faults
         if status == "VERIFY_CHECKSUM":
-            return number(task, "faults") - faults >= HOPELESS_CHECKSUMS
-        return now - since >= HOPELESS[status]
+            return more_faults >= HOPELESS_CHECKSUMS
+        # A task that waits for its turn shows its last trouble for a while.
+        return now - since >= (HOPELESS[status] if more_faults else STALE_SECONDS)
 
     return is_hopeless
 

@@ -272,8 +272,8 @@ def check_access(name, token):
                           "session_message": "Missing required data_access consent",
                           "required_scopes": wanted})
     wanted, session = known["session_policy"] or {}, token["session"]
-    is_met = all(session.get(key) in (str(value), ",".join(map(str, value))
-                                      if isinstance(value, list) else None)
+    is_met = all(session.get(key) == (",".join(map(str, value)) if isinstance(value, list)
+                                      else str(value))
                  for key, value in wanted.items() if key.startswith("session_required"))
     is_fresh = time.time() - session["time"] < (known["session_seconds"] or 1e9)
     if wanted and not (is_met and is_fresh):
@@ -872,6 +872,8 @@ def submit(document, headers, **_):
                           "A transfer requires at least one item")
         if len(document.get("label") or "") > 128:
             raise Refusal(400, "ClientError.BadRequest", "label is too long")
+        if re.search("[^A-Za-z0-9 ,_-]", document.get("label") or ""):  # in 2022 it did
+            raise Refusal(400, "ClientError.BadRequest", "Invalid label characters")
         for end in ("source_endpoint", "destination_endpoint"):
             known = check_access(document.get(end), token)
             if known["gcp_connected"] is False:

@@ -147,6 +147,66 @@ def test_renewed_tokens_that_cannot_be_stored_are_told_and_used(site, emulator):
     assert "The renewed tokens cannot be stored" in done.err
 
 
+def test_a_new_login_is_taken_up_and_kept_by_a_script_that_had_renewed_the_old_one(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    site.config("import helper", "helper.SLOWEST_POLL = 0.2")
+    process = site.start("globus-simple-download.py")
+    wait_until(lambda: b"Waiting" in process.stderr.readline())
+    first = site.tokens.read_bytes()
+    emulator.ask("POST", "expire")
+    wait_until(lambda: site.tokens.read_bytes() != first)
+    assert site.run("globus-login.py", "--logout").returncode == 0
+    site.give_tokens()
+    fresh = json.loads(site.tokens.read_text())["transfer.api.globus.org"]
+    looks = len(emulator.requests())
+    wait_until(lambda: len(emulator.requests()) > looks + 2)
+    emulator.ask("POST", "expire")
+    wait_until(lambda: fresh["access_token"] not in site.tokens.read_text())
+    emulator.bend(slots=3)
+    assert process.wait() == 0, process.communicate()
+    now = json.loads(site.tokens.read_text())["transfer.api.globus.org"]
+    assert now["refresh_token"] == fresh["refresh_token"]
+
+
+def test_logout_removes_a_token_file_that_is_linked(site, emulator):
+    real = site.home / "elsewhere.json"
+    site.tokens.rename(real)
+    site.tokens.symlink_to(real)
+    assert site.run("globus-login.py", "--logout").returncode == 0
+    assert not real.exists() and not os.path.lexists(str(site.tokens))
+
+
+def test_a_path_that_is_not_there_is_named_by_login_too(fresh_site):
+    fresh_site.config("PATH = '/nowhere/'")
+    login = fresh_site.log_in()
+    assert login.returncode == 2
+    assert "config.py: PATH = '/nowhere/' is not on the source collection." in login.out
+
+
+def test_a_destination_that_is_a_file_is_named(fresh_site):
+    fresh_site.downloads.write_text("x")
+    login = fresh_site.log_in()
+    assert login.returncode == 2
+    assert "config.py: DESTINATION_PATH = " in login.out and "is a file there" in login.out
+
+
+def test_login_without_an_input_says_to_run_it_by_hand(fresh_site):
+    done = subprocess.run(
+        ["bash", "-c", 'exec "$@" <&-', "-", *fresh_site.command("globus-login.py")],
+        env=fresh_site.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.decode() == ("No code came. Run globus-login.py by hand, in a terminal.\n")
+
+
+def test_a_variable_of_globus_sdk_that_makes_no_sense_is_said(site):
+    site.env["GLOBUS_SDK_HTTP_TIMEOUT"] = "abc"
+    for script in ("globus-login.py", "globus-simple-download.py"):
+        done = site.run(script)
+        assert done.returncode == 2
+        assert done.err.startswith("A GLOBUS_SDK_ variable in the environment makes no sense: ")
+
+
 def test_a_token_refused_right_after_another_error_is_renewed_all_the_same(site, emulator):
     emulator.add({"a": b"1"})
     emulator.ask("POST", "expire")

@@ -98,6 +98,29 @@ def test_a_task_that_fails_is_told_at_once_with_each_file_that_is_missing(site, 
     assert "Did not arrive: a\nDid not arrive: b\n" in done.out
 
 
+def test_a_folder_that_its_server_cannot_list_is_refused_and_the_rest_arrives(site, emulator):
+    emulator.add({"a": b"1", "bad/b": b"2"})
+    emulator.fault("/ls.*bad", status=502, json={
+        "code": "EndpointError",
+        "message": "Command Failed: Error (list)\nDetails: 500 Input/output error"})
+    site.config("RECURSIVE = True")
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1
+    assert "Refused: 'bad/' cannot be listed: " in done.err
+    assert site.downloaded() == {"a": b"1"}
+
+
+def test_a_listing_that_waits_names_its_folder(site, emulator):
+    emulator.add({"a": b"1", "slow/b": b"2"})
+    emulator.fault("/ls.*slow", times=3, status=502, json={
+        "code": "EndpointError", "message": "a problem"})
+    site.config("RECURSIVE = True", "import helper, itertools",
+                "helper.pauses = lambda *_: itertools.repeat(0.1)")
+    done = site.run("globus-simple-download.py", "--dry-run")
+    assert done.returncode == 0
+    assert "EndpointError" in done.err and ", at /home/share/godata/slow/. Trying" in done.err
+
+
 def test_an_empty_directory_is_said_and_well(site):
     done = site.run("globus-simple-download.py")
     assert done.returncode == 0

@@ -1,8 +1,14 @@
 """Bad weather on Globus's side: what passes is waited for and told, what does not fails soon.
 
 Each row is a fault: how it is made, what the user sees, and how it ends."""
+import http.server
 import json
+import shutil
 import signal
+import ssl
+import subprocess
+import threading
+import time
 import urllib.request
 
 import pytest
@@ -164,6 +170,40 @@ def test_a_download_that_cannot_succeed_is_told_with_each_file_that_is_missing(s
     assert "3 files: 1 sent, 0 already there, 2 did not arrive." in done.out
 
 
+def test_a_damaged_file_of_a_task_that_failed_has_not_arrived(site, emulator):
+    emulator.add({"a": b"1", "z": b"x" * 2000})
+    emulator.bend(retry_seconds=0.2, troubles=[{"path": "z$", "code": "CORRUPT"}])
+    site.config(*QUICK)
+    done = site.run(SIMPLE)
+    assert done.returncode == 1
+    assert "Did not arrive: z (it is there, but perhaps not whole)\n" in done.out
+    assert "2 files: 1 sent, 0 already there, 1 did not arrive." in done.out
+
+
+def test_a_trouble_that_globus_has_not_tried_again_is_not_hopeless(site, emulator):
+    """As of a task that waits for its turn, which still shows its last trouble."""
+    emulator.add({"a": b"1"})
+    site.config(*QUICK)
+    emulator.bend(retry_seconds=3, **trouble("FILE_NOT_FOUND", times=1))
+    process = start(site, SINGLE)
+    said = end(process)
+    assert process.returncode == 0, said
+
+
+def test_the_time_with_another_trouble_does_not_count_for_the_first_one(site, emulator):
+    emulator.add({"a": b"1"})
+    site.config(*QUICK)
+    emulator.bend(retry_seconds=2, **trouble("PERMISSION_DENIED", times=2))
+    process = start(site, SINGLE)
+    wait_until(lambda: b"permission denied" in process.stderr.readline())
+    emulator.bend(retry_seconds=0.2, **gcp(gcp_connected=False))
+    wait_until(lambda: b"is not running" in process.stderr.readline())
+    time.sleep(1)
+    emulator.bend(retry_seconds=0.7, **gcp(gcp_connected=True))
+    said = end(process)
+    assert process.returncode == 0, said
+
+
 def test_one_doomed_file_among_many_moving_ones_is_given_the_time_of_the_others(site, emulator):
     emulator.add({"a": b"1", **{"f%d" % n: b"x" * 5000 for n in range(5)}})
     emulator.bend(retry_seconds=0.2, bytes_per_second=20000,
@@ -202,6 +242,42 @@ def test_a_task_that_expires_says_so(site, emulator):
     assert process.returncode == 1
 
 
+def test_a_network_that_is_out_of_reach_is_told_by_its_cause(site):
+    site.env.update(http_proxy="http://127.0.0.1:1", no_proxy="", NO_PROXY="")
+    process = start(site, SINGLE)
+    said = process.stderr.readline().decode()
+    assert said.startswith("Waiting: Globus cannot be reached: ") and "Connection refused" in said
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl")
+def test_a_certificate_that_nobody_trusts_is_told_with_what_helps(site, tmp_path):
+    made = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x",
+                    *made], check=True, stderr=subprocess.DEVNULL)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(str(tmp_path / "certificate"), str(tmp_path / "key"))
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    site.env["GLOBUS_SDK_SERVICE_URL_TRANSFER"] = "https://127.0.0.1:%d/" % server.server_port
+    process = start(site, SINGLE)
+    said = process.stderr.readline().decode()
+    assert "CERTIFICATE_VERIFY_FAILED" in said and "GLOBUS_SDK_VERIFY_SSL" in said
+    process.kill()
+    process.communicate()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_proxy_that_cannot_work_ends_with_its_reason(site):
+    site.env.update(http_proxy="socks5://127.0.0.1:1", no_proxy="", NO_PROXY="")
+    process = start(site, SINGLE)
+    assert "SOCKS" in end(process)
+    assert process.returncode == 1
+
+
 HTML = "<html><body>Maintenance</body></html>"
 # name: the fault of the service or the network
 PASSING = {
@@ -213,6 +289,8 @@ PASSING = {
         "code": "ExternalError.StatFailed.ConnectFailed", "message": "no connection"}},
     "the collection's server has a problem": {"status": 502, "json": {
         "code": "EndpointError", "message": "a problem"}},
+    "the collection is paused": {"status": 409, "json": {
+        "code": "OperationPaused", "message": "disks are moved until 5 pm"}},
     "429": {"status": 429, "json": {"code": "TooManyRequests", "message": "slow down"}},
     "429 with Retry-After": {"status": 429, "headers": {"Retry-After": "1"},
                                  "json": {"code": "TooManyRequests", "message": "slow down"}},
@@ -358,11 +436,31 @@ def test_a_high_assurance_collection_is_named_with_how_long_a_login_lasts(site, 
     assert "It wants a fresh login every 30 minutes" in done.err
 
 
+def test_one_run_of_login_heals_what_two_collections_want(site, emulator):
+    emulator.bend_collection(SOURCE, session_policy={"session_required_policies": ["p"]},
+                             consent=True)
+    emulator.bend_collection(DESTINATION,
+                             session_policy={"session_required_single_domain": ["example.org"]})
+    login = site.log_in()
+    assert login.returncode == 0, login.out
+
+
+def test_a_batch_stops_when_the_destination_wants_a_fresh_login(stand_in, emulator):
+    emulator.add({"f%02d" % n: b"x" for n in range(20)})
+    stand_in.config("POLL_SECONDS = 0.3", "NUM_JOBS = 2")
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: any(task["status"] == "SUCCEEDED" for task in emulator.tasks()))
+    emulator.bend_collection(DESTINATION, session_policy=POLICY, session_seconds=1e-9)
+    said = end(driver)
+    assert driver.returncode == 1
+    assert "Then start this script again; it goes on with its jobs" in said
+
+
 def test_login_gives_up_on_a_collection_that_is_never_content(site, emulator):
     emulator.bend_collection(SOURCE, session_policy=POLICY, session_seconds=1e-9)
     login = site.log_in()
     assert login.returncode == 1
-    assert login.out.count("Open this page") == 4
+    assert login.out.count("Open this page") == 5
     assert "Log in with your institute" in login.out.splitlines()[-1]
 
 
