@@ -38,7 +38,6 @@ SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
 GIVEN_UP = "given up by the driver\n"
-WHICH_CLUSTER = ("SLURM_CLUSTERS", "PBS_DEFAULT", "SGE_CELL")  # what makes commands ask another
 # Exit statuses of a job that was told to stop: SIGHUP, SIGINT, SIGUSR2, SIGTERM, SIGXCPU.
 STOPPED = {129, 130, 140, 143, 152}
 
@@ -109,9 +108,7 @@ class Run:
         """Go on with the interrupted run, or begin a new one. Raises Problem if the interrupted
         one was about something else."""
         path = os.path.join(self.folder, "journal.jsonl")
-        source = [self.config.SOURCE_ENDPOINT_ID, self.config.PATH]
-        queue = [self.config.SCHEDULER, *(f"{name}={os.environ[name]}" for name in WHICH_CLUSTER
-                                          if os.environ.get(name))]
+        source, queue = [self.config.SOURCE_ENDPOINT_ID, self.config.PATH], which_queue(self.config)
         if os.path.exists(path):
             try:
                 self.replay(path)
@@ -123,16 +120,8 @@ class Run:
             with open(path + ".new", "wb"):
                 pass
             os.replace(path + ".new", path)
-        elif self.source != source:
-            raise helper.Problem(
-                f"An interrupted run waits here: {self.source[1]} of collection {self.source[0]}.\n"
-                "Finish it with those settings first; or, to forget it, cancel its jobs and remove "
-                f"the folder {self.folder}.", 2)
-        elif self.jobs and self.queue not in (None, queue):
-            raise helper.Problem(
-                f"The interrupted run has jobs in the queue of {' '.join(self.queue)}, but this is "
-                f"{' '.join(queue)}.\nStart it as before, or cancel its jobs and remove the folder "
-                f"{self.folder}.", 2)
+        else:
+            self.refuse_another(source, queue)
         self.journal = open(path, "ab", buffering=0)
         self.length = os.fstat(self.journal.fileno()).st_size
         if self.is_finished:
@@ -140,6 +129,20 @@ class Run:
             self.record(event="run", run="g" + secrets.token_hex(3), source=source)
         if self.queue != queue:
             self.record(event="queue", queue=queue)
+
+    def refuse_another(self, source, queue):
+        """Raise Problem if the interrupted run is from another source, or has jobs in another
+        queue, where they would not be found."""
+        if self.source != source:
+            raise helper.Problem(
+                f"An interrupted run waits here: {self.source[1]} of collection {self.source[0]}.\n"
+                "Finish it with those settings first; or, to forget it, cancel its jobs and remove "
+                f"the folder {self.folder}.", 2)
+        if self.jobs and self.queue not in (None, queue):
+            raise helper.Problem(
+                f"The interrupted run has jobs in the queue of {' '.join(self.queue)}, but this is "
+                f"{' '.join(queue)}.\nStart it as before, or cancel its jobs and remove the folder "
+                f"{self.folder}.", 2)
 
     def record(self, **event):
         """Write an event to the journal, down to the disk; then it has happened."""
@@ -335,6 +338,10 @@ SCHEDULERS = {
         ["qstat", "-u", USER, "-s", "a", "-xml"], read_sge_queue, ["qstat", "-j"], "qdel", 1),
 }
 
+# What makes a scheduler's commands ask another cluster, if it is set.
+WHICH_CLUSTER = {"slurm": "SLURM_CLUSTERS", "pbs": "PBS_DEFAULT", "torque": "PBS_DEFAULT",
+                 "sge": "SGE_CELL"}
+
 
 def find_scheduler(config):
     """The Scheduler of this machine; config.SCHEDULER becomes its name, if it was 'auto'. Raises
@@ -346,6 +353,13 @@ def find_scheduler(config):
                              f"{command} here.\nRun this on a login node of the cluster.", 2)
     config.SCHEDULER = name
     return SCHEDULERS[name]
+
+
+def which_queue(config):
+    """Whose queue the scheduler's commands ask: ['slurm'], ['slurm', 'SLURM_CLUSTERS=other']."""
+    variable = WHICH_CLUSTER[config.SCHEDULER]
+    value = os.environ.get(variable)
+    return [config.SCHEDULER] + ([f"{variable}={value}"] if value else [])
 
 
 def guess_scheduler():
