@@ -66,6 +66,7 @@ CANCEL_SECONDS = 5
 MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
 HTTP_RETRIES = 1  # by globus-sdk, in silence; then patiently() goes on, with a word
+MOST_REFUSALS = 3  # of access tokens, one after the other
 SILENCE = 60  # seconds without an answer that are worth a word
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
 
@@ -586,7 +587,7 @@ def patiently(call, *arguments, wanted=None, **options):
     """The answer of a call to Globus; while Globus or the network is out of order, say so and
     try again, for as long as it takes. So is an answer without the fields in wanted, {name: type}.
     Raises what trying again cannot mend."""
-    told, is_refused = None, False
+    told, refusals = None, 0
     for pause in pauses(2, 60):
         try:
             with telling_of_silence():
@@ -596,13 +597,14 @@ def patiently(call, *arguments, wanted=None, **options):
                 tell("Going on.")
             return answer
         except (GlobusAPIError, NetworkError) as error:
-            # With a tried error before it, a 401 keeps globus-sdk from renewing the access token.
-            if getattr(error, "http_status", None) == 401 and not is_refused:
-                is_refused = True
+            # With a tried error before it, a 401 keeps globus-sdk from renewing the access token;
+            # and the one that another process has stored may be refused as well.
+            if getattr(error, "http_status", None) == 401 and refusals < MOST_REFUSALS:
+                refusals += 1
                 continue
             if not is_passing(error):
                 raise
-            reason, is_refused = explain(error), False
+            reason, refusals = explain(error), 0
             if options.get("path"):
                 reason += f", at {options['path']}"
             pause = max(pause, wanted_pause(error))
