@@ -45,8 +45,8 @@ HERE = "import sys; sys.path.insert(0, '.'); import helper; config = helper.sett
 LIST_AND_BUILD = HERE + """
 client = helper.transfer_client()
 script = __import__("globus-simple-download")
-files, refused = script.find_files(client, config, True)
-assert len(script.build(config, files)["DATA"]) == %d
+files, refused = script.find_files(client, config)
+assert len(script.build(client, config, files)["DATA"]) == %d
 """
 BARE = """
 import json, os, globus_sdk
