@@ -484,7 +484,8 @@ def understand_refusal(run, job_name, command, status, said):
                   "Looking for it in the queue.")
         return
     send_again(run, job_name)
-    remove_traces(run, job_name)  # it was not accepted: nothing will come that has to be kept out
+    if LIMIT.search(said):
+        remove_traces(run, job_name)  # for sure not accepted; else the claim keeps it out
     if LIMIT.search(said) or "limit" in said and run.jobs:
         tell_once(run, "submit", f"The scheduler takes no more jobs for now: {words}\n"
                   "Trying again when a job has ended, or it has answered.")

@@ -729,8 +729,8 @@ def check_destination(client, config):
     Raises Problem if the destination collection does not show it, or shows no directory."""
     try:
         entry = patiently(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
-                          path=config.DESTINATION_PATH)
-        require(config, "DESTINATION_PATH", entry.get("type") in ("dir", None), "is a file there")
+                          path=config.DESTINATION_PATH, wanted={"type": str})
+        require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
         return True
     except GlobusAPIError as error:
         if re.search("PermissionDenied|Path not allowed", f"{error.code} {error.message}"):

@@ -350,6 +350,18 @@ def test_a_job_that_was_given_up_does_nothing_though_it_begins_after_a_restart(
     assert processed(stand_in) == {"a": 1, "b": 1}
 
 
+def test_a_job_that_comes_after_a_refusal_in_unknown_words_does_nothing(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    folder = put_before(stand_in, tmp_path, "sbatch", FIRST_TIME, 'cat >"$0.script"',
+                        'echo "error: out of cheese" >&2; exit 1')
+    stand_in.process(*KEEP)
+    assert "The scheduler refuses the job: error: out of cheese" in stand_in.run(BATCH).err
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    subprocess.run(["bash", str(folder / "sbatch.script")], env=stand_in.env, check=False)
+    assert processed(stand_in) == {"a": 1}
+
+
 def test_a_job_that_had_begun_is_not_submitted_again_though_nobody_told_its_id(
         stand_in, emulator, tmp_path):
     emulator.add({"a": b"1"})

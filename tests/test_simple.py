@@ -110,6 +110,14 @@ def test_a_folder_that_its_server_cannot_list_is_refused_and_the_rest_arrives(si
     assert site.downloaded() == {"a": b"1"}
 
 
+def test_a_page_instead_of_the_destination_is_waited_out(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.fault("/stat.*downloads", times=1, status=200, text="<html>maintenance</html>")
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 0
+    assert "Waiting: Globus's answer makes no sense" in done.err
+
+
 def test_a_listing_that_waits_names_its_folder(site, emulator):
     emulator.add({"a": b"1", "slow/b": b"2"})
     emulator.fault("/ls.*slow", times=3, status=502, json={
