@@ -65,10 +65,11 @@ class Run:
         self.folder = os.path.join(config.WORKING_DIR, "jobs")
         self.todo = collections.deque()  # Files
         self.forget()
-        self.not_needed = 0
+        self.not_needed = self.beyond_limit = 0
+        self.refused = []  # path and why, of what is listed but cannot be downloaded
         self.left_behind = {}  # path: bytes in DOWNLOAD_DIR that no job of ours will delete
         self.stopping = False
-        self.next_question = 0
+        self.next_question = self.next_look = 0
         self.most = config.NUM_JOBS  # what the scheduler takes; fewer after a refusal
         self.waiting_since = None  # since when no job of the queue is at work
         self.doubts_login, self.next_check = False, 0
@@ -83,6 +84,7 @@ class Run:
         self.jobs = {}  # job name: Job, as long as it is not known to have ended
         self.lost = {}  # the same, of jobs that count as failed because they left no trace
         self.processed, self.failed = set(), {}  # paths; path: why
+        self.coming = {}  # path: bytes, of failures whose file Globus may still be sending
         self.kept = set()  # names of jobs whose files stay: failed, or given up
         self.number = 0  # of submissions
 
@@ -176,9 +178,12 @@ class Run:
             if event["reason"] is None:
                 self.processed.add(job.path)
                 self.failed.pop(job.path, None)
+                self.coming.pop(job.path, None)
             else:
                 self.failed[job.path] = event["reason"]
                 self.kept.add(name)
+                if event["status"] is None or event["status"] > 128:
+                    self.coming[job.path] = job.size
             if event["status"] is None:
                 self.lost[name] = job
         elif kind == "finished":
@@ -205,8 +210,9 @@ Scheduler = collections.namedtuple(
 Entry = collections.namedtuple("Entry", "id state words")
 
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
+# Not REVOKED: of a federation's job the sibling in another cluster is at work.
 SLURM_GONE = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
-              "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
+              "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 SLURM_STUCK = re.compile(
     "JobHeld|BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|launch failed|"
     "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
@@ -228,19 +234,23 @@ UNSURE = re.compile(
 
 
 def read_slurm_id(text):
-    """'123' from '123' or '123;cluster'."""
-    return whole_match(r"(\d+)(;.*)?", text.strip().split("\n")[-1])
+    """'123', or '123;cluster' where the job went to another cluster than this one."""
+    return whole_match(r"(\d+(;\S+)?)", text.strip().split("\n")[-1])
 
 
 def read_slurm_queue(text):
-    """The answer of squeue. Its heading tells no jobs from no answer."""
-    # With SLURM_CLUSTERS set a line with the cluster's name comes first.
-    heading, *lines, end = re.sub(r"\ACLUSTER: .*\n", "", text).split("\n")
-    if heading != SLURM_HEADING or end:
+    """The answer of squeue. Its heading tells no jobs from no answer; where clusters were named,
+    each has a heading of its own, below its name."""
+    if text.count(SLURM_HEADING + "\n") != max(1, text.count("CLUSTER: ")) or text[-1:] != "\n":
         raise ValueError("not an answer of squeue")
-    entries = {}
-    for line in lines:
+    entries, cluster = {}, ""
+    for line in filter(None, text.split("\n")):
+        if line.startswith("CLUSTER: "):
+            cluster = ";" + line[len("CLUSTER: "):]
+        if line.startswith("CLUSTER: ") or line == SLURM_HEADING:
+            continue
         number, rest = line.split("|", 1)
+        number += cluster
         name, state, reason = rest.rsplit("|", 2)
         if state == "PENDING":
             ours = "stuck" if SLURM_STUCK.search(reason) else "waiting"
@@ -338,9 +348,9 @@ SCHEDULERS = {
         ["qstat", "-u", USER, "-s", "a", "-xml"], read_sge_queue, ["qstat", "-j"], "qdel", 1),
 }
 
-# What makes a scheduler's commands ask another cluster, if it is set.
-WHICH_CLUSTER = {"slurm": "SLURM_CLUSTERS", "pbs": "PBS_DEFAULT", "torque": "PBS_DEFAULT",
-                 "sge": "SGE_CELL"}
+# The variables that make a scheduler's commands ask another cluster. (Slurm's: named_clusters().)
+WHICH_CLUSTER = {"slurm": (), "pbs": ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER"),
+                 "torque": ("PBS_DEFAULT",), "sge": ("SGE_ROOT", "SGE_CELL", "SGE_QMASTER_PORT")}
 
 
 def find_scheduler(config):
@@ -357,9 +367,65 @@ def find_scheduler(config):
 
 def which_queue(config):
     """Whose queue the scheduler's commands ask: ['slurm'], ['slurm', 'SLURM_CLUSTERS=other']."""
-    variable = WHICH_CLUSTER[config.SCHEDULER]
-    value = os.environ.get(variable)
-    return [config.SCHEDULER] + ([f"{variable}={value}"] if value else [])
+    chosen = [(name, os.environ.get(name)) for name in WHICH_CLUSTER[config.SCHEDULER]]
+    if config.SCHEDULER == "slurm":
+        chosen.append(("SLURM_CLUSTERS", named_clusters(config)))
+    elif config.SCHEDULER in ("pbs", "torque"):
+        chosen.append(("server", named_server(config)))
+    return [config.SCHEDULER] + [f"{name}={value}" for name, value in chosen if value]
+
+
+def named_clusters(config):
+    """The clusters to which sbatch is sent, 'a,b', or '' for this one; squeue and scancel know
+    neither SBATCH_CLUSTERS nor what is in RESOURCES."""
+    names = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS") or ""
+    return option_value(config, "M", "--clusters") or names
+
+
+def named_server(config):
+    """The server of 'qsub -q queue@server', as '@server'; '' for the default one."""
+    at = option_value(config, "q").partition("@")
+    return at[1] + at[2]
+
+
+def option_value(config, letter, name="--"):
+    """The value of an option in RESOURCES, given as -M value, -Mvalue, --name value or
+    --name=value, the name perhaps shortened; '' if it is not there."""
+    found, options = "", iter(shlex.split(config.RESOURCES))
+    for word in options:
+        begin, equals, value = word.partition("=")
+        if word.startswith("--") and len(begin) > 4 and name.startswith(begin):
+            found = value if equals else next(options, "")
+        elif word.startswith("-" + letter):
+            found = word[2:] or next(options, "")
+    return found
+
+
+def cancel_commands(run, ids):
+    """The commands that cancel jobs, one for each cluster that they are in."""
+    by_cluster = {}
+    for job_id in ids:
+        number, _, cluster = job_id.partition(";")
+        by_cluster.setdefault(cluster, []).append(number)
+    return [[run.scheduler.cancel, *([f"--clusters={cluster}"] if cluster else []), *numbers]
+            for cluster, numbers in by_cluster.items()]
+
+
+def cancel(run, ids):
+    """Cancel jobs."""
+    for command in cancel_commands(run, ids):
+        call(command, env=plain_env("SCANCEL_"))
+
+
+def shown_cancel(run, ids):
+    """The same for a person, to copy."""
+    return "; ".join(" ".join(command) for command in cancel_commands(run, ids))
+
+
+def plain_env(prefix):
+    """The environment without the variables that would filter what a command of Slurm shows, or
+    cancels."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
 
 
 def guess_scheduler():
@@ -408,22 +474,33 @@ def job_script(run, job_name, file):
     long after it said no, or lost and found again, does nothing. (An empty claim file comes of a
     full disk: that job fails.)
 
-    `restarts` is what Slurm and what Grid Engine count: 00 at a first start. A signal ends
-    wrapper.sh; the job itself stays to write the exit status down."""
+    A scheduler may begin a job again, also long after its end; Slurm and Grid Engine count that
+    (`restarts`, 00 at a first start), PBS and Torque do not. Then the journal tells whether the run
+    goes on and the job has not ended. A signal ends wrapper.sh; the job itself stays to write the
+    exit status down."""
     def quoted(kind):
         return shlex.quote(run.file_of(job_name, kind))
 
     log = run.scheduler.log.format(log=quoted("log"))
     wrapper = shlex.quote(os.path.join(HERE, "wrapper.sh"))
     is_over = f'"(ended|unsent)", "job": "{job_name}"'
+    journal = shlex.quote(run.journal.name)
     return f"""#!/bin/bash
 trap : HUP INT TERM XCPU USR1 USR2
 {log}id=${{SLURM_JOB_ID:-${{PBS_JOBID:-$JOB_ID}}}}
-restarts=${{SLURM_RESTART_COUNT:-0}}${{RESTARTED:-0}}
+restarts=${{SLURM_RESTART_COUNT:-0}}${{RESTARTED:-0}}${{PBS_JOBID:+?}}
 (set -o noclobber; echo "$id" >{quoted("claim")}) 2>/dev/null || restarts=1
 [ "$(cat {quoted("claim")})" = "$id" ] || {{ [ -s {quoted("claim")} ]; exit; }}
-if [ "$restarts" != 00 ]; then # requeued; had it come to its end?
-  ! grep -qsE {shlex.quote(is_over)} {shlex.quote(run.journal.name)} || exit 0
+for try in {{1..60}}; do # it is empty for a moment when a run begins
+  ! read -r first <{journal} || break
+  sleep 1
+done
+[[ $first == *{shlex.quote(f'"run": "{run.name}"')}* ]] || {{ # of another run: ours is over
+  [ -z "$first" ] || rm -f {quoted("claim")} {quoted("log")}
+  exit
+}}
+if [ "$restarts" != 00 ]; then # perhaps requeued; had it come to its end?
+  ! grep -qsE {shlex.quote(is_over)} {journal} || exit 0
   [ "$(cat {quoted("status")} 2>/dev/null)" != 0 ] || exit 0
   rm -f {quoted("status")}
 fi
@@ -527,11 +604,17 @@ def fill(run):
     """Submit files while there are free places."""
     while run.todo and has_room(run) and not run.stopping:
         place = find_fitting(run, itertools.islice(run.todo, 1000))
-        if place is None and run.jobs:
+        if place is None and (run.jobs or time.monotonic() < run.next_look):
             return
         if place is None:
             measure_left_behind(run)
             place = find_fitting(run, run.todo)
+        if place is None and run.coming:
+            tell_once(run, "coming", "Waiting: transfer tasks of jobs that were killed still bring "
+                      f"{helper.count(len(run.coming), 'file')}, and MAX_BYTES leaves no room for "
+                      "more.\nThey can be cancelled on https://app.globus.org/activity")
+            run.next_look = time.monotonic() + run.config.POLL_SECONDS
+            return
         if place is None:
             raise helper.Problem(
                 f"What is in {run.config.DOWNLOAD_DIR} leaves no room for another file within "
@@ -574,9 +657,7 @@ def end(run, job_name, status, reason=None):
     run.waiting_since = None
     run.doubts_login |= status == 1  # what a download that Globus refuses ends with
     if reason:
-        # Of a job that was killed, Globus may still be sending the file.
-        is_killed = status is None or status > 128 and status not in STOPPED
-        note_left_behind(run, job.path, job.size if is_killed else 0)
+        note_left_behind(run, job.path, run.coming.get(job.path, 0))
         helper.tell(timed(f"FAILED {job.path}: {reason}"))
     else:
         tell_event("processed " + job.path)
@@ -597,16 +678,29 @@ def note_left_behind(run, path, coming=0):
 
 
 def measure_left_behind(run):
-    """Count what earlier runs left in DOWNLOAD_DIR, if there is a limit."""
+    """Count what failures, and earlier runs, left in DOWNLOAD_DIR, if there is a limit; and what
+    the tasks of jobs that were killed still bring."""
     if run.config.MAX_BYTES is None:
         return
     run.left_behind.clear()
+    if run.coming:
+        labels = {helper.words(task, "label") for task in helper.unfinished_tasks(run.client)}
+        run.coming = {path: size for path, size in run.coming.items()
+                      if label_of(run, path) in labels}
     in_flight = {job.path for job in run.jobs.values()}
     for folder, _, names in os.walk(run.config.DOWNLOAD_DIR):
         for name in names:
             path = os.path.relpath(os.path.join(folder, name), run.config.DOWNLOAD_DIR)
             if path not in in_flight:
                 note_left_behind(run, path)
+    for path, size in run.coming.items():
+        note_left_behind(run, path, size)
+
+
+def label_of(run, path):
+    """The label of the transfer task of a file's job."""
+    source = helper.join(run.config.PATH, path)
+    return helper.task_label(helper.job_label(source), run.config.DESTINATION_PATH)
 
 
 def read(path):
@@ -636,14 +730,20 @@ def last_line(path):
 def ask_queue(run):
     """{job name: Entry}, or None if the scheduler gave no answer that can be understood."""
     run.next_question = time.monotonic() + run.config.POLL_SECONDS
-    command = run.scheduler.queue
+    clusters = clusters_of(run)
+    command = run.scheduler.queue + [named_server(run.config)] * (
+        run.config.SCHEDULER in ("pbs", "torque"))
     # SQUEUE_PARTITION and the like would hide some of the jobs.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
-    status, output, errors = call(command, env=env)
+    env = plain_env("SQUEUE_")
+    if clusters:
+        env["SLURM_CLUSTERS"] = ",".join(clusters)
+    status, output, errors = call(list(filter(None, command)), env=env)
     entries = None
     if status == 0:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             entries = run.scheduler.read_queue(output)
+    if len(clusters) > 1 and not all(f"CLUSTER: {name}\n" in output for name in clusters):
+        entries = None  # one of them is silent
     if entries is None or not entries and not is_empty(run):
         words = helper.first_line(errors or output)
         tell_once(run, "queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"
@@ -651,6 +751,15 @@ def ask_queue(run):
         return None
     run.told.pop("queue", None)
     return entries
+
+
+def clusters_of(run):
+    """The clusters of Slurm in which jobs may be, by name; none of them where it has but one."""
+    if run.config.SCHEDULER != "slurm":
+        return []
+    names = named_clusters(run.config).split(",")
+    names += [(job.id or "").partition(";")[2] for job in run.jobs.values()]
+    return sorted({name.strip() for name in names} - {""})
 
 
 def is_empty(run):
@@ -700,7 +809,7 @@ def lose(run, job_name, entry):
     """A job is gone and left no exit status."""
     give_up(run, job_name)  # should it come back after all
     if run.jobs[job_name].id:  # ... or should the queue be wrong
-        call([run.scheduler.cancel, run.jobs[job_name].id])
+        cancel(run, [run.jobs[job_name].id])
     if run.jobs[job_name].is_from_before:
         send_again(run, job_name)
         return
@@ -714,20 +823,20 @@ def cancel_given_up(run, entries):
     ids = [entry.id for name, entry in entries.items() if entry.state != "gone"
            and name in run.kept and read(run.file_of(name, "claim")) == GIVEN_UP]
     if ids:
-        call([run.scheduler.cancel, *ids])
+        cancel(run, ids)
 
 
 def tell_stuck(run, entries):
     """Say which jobs are stuck, when they change."""
     stuck = [entry for entry in entries if entry.state == "stuck"]
-    ids = " ".join(entry.id for entry in stuck)
+    ids = shown_cancel(run, [entry.id for entry in stuck])
     if not stuck:
         run.told.pop("stuck", None)
     elif run.told.get("stuck") != ids:
         run.told["stuck"] = ids
         helper.tell(f"{helper.count(len(stuck), 'job')} cannot begin: {why_stuck(run, stuck)}\n"
                     "Mend the cause, or cancel (they count as failed then): "
-                    f"{run.scheduler.cancel} {ids}")
+                    + ids)
 
 
 def why_stuck(run, stuck):
@@ -788,12 +897,12 @@ def timed(text):
 
 def show_progress(run):
     """How far the run is: a bar with its clock on a terminal, a line now and then in a log."""
-    now, ended = time.monotonic(), len(run.processed) + len(run.failed)
+    now, ended = time.monotonic(), len(run.processed) + count_failed(run)
     total = ended + len(run.jobs) + len(run.todo)
     text = (f"{ended:,} of {helper.count(total, 'file')}, "
             f"{helper.count(len(run.jobs), 'job')} in the queue")
-    if run.failed:
-        text += f", {len(run.failed):,} failed"
+    if count_failed(run):
+        text += f", {count_failed(run):,} failed"
     text += time_left(run, ended, total, now)
     if not helper.is_screen():
         helper.show(timed(text))
@@ -823,10 +932,17 @@ def clock(seconds):
 def print_summary(run):
     """The failures with their logs, and the numbers."""
     helper.show("")
-    for path, reason in run.failed.items():
+    for path, reason in [*run.refused, *run.failed.items()]:
         print(f"FAILED {helper.printable(path)}: {helper.printable(reason)}")
-    print(f"{len(run.processed)} processed, {len(run.failed)} failed, "
+    if run.beyond_limit:
+        print(f"{helper.count(run.beyond_limit, 'more file')} needed, beyond --limit")
+    print(f"{len(run.processed)} processed, {count_failed(run)} failed, "
           f"{run.not_needed} not needed", flush=True)
+
+
+def count_failed(run):
+    """How many of the files that were listed failed, or were refused."""
+    return len(run.failed) + len(run.refused)
 
 
 def print_how_to_go_on(run):
@@ -835,7 +951,7 @@ def print_how_to_go_on(run):
     helper.tell(f"Stopped. {helper.count(len(ids), 'job')} left in the queue; "
                 "to go on with them and the rest, start this script again.")
     if ids:
-        helper.tell(f"To cancel them: {run.scheduler.cancel} {' '.join(ids)}")
+        helper.tell("To cancel them: " + shown_cancel(run, ids))
 
 
 # ---- what is to be done ----
@@ -892,10 +1008,11 @@ def plan(run, files, limit):
         elif fate is True:
             if len(run.todo) < room:
                 run.todo.append(file)
+            else:
+                run.beyond_limit += 1
         else:
-            run.failed[file.path] = fate
+            run.refused.append((file.path, fate))
             helper.tell(timed(f"FAILED {file.path}: {fate}"))
-        known.add(file.path)
     helper.show("")
 
 
@@ -969,6 +1086,20 @@ def take_up(run):
             remove_traces(run, name)
 
 
+def take_folder(run):
+    """Mark DOWNLOAD_DIR as this batch's. Raises Problem if something else uses it."""
+    helper.mark_folder(run.config)
+    if run.number:  # it has been ours
+        return
+    task_id = helper.find_simple_download(run.client, run.config)
+    if task_id:
+        helper.unmark_folder(run.config)
+        raise helper.Problem(
+            "A task of globus-simple-download.py still downloads into DOWNLOAD_DIR = "
+            f"{run.config.DOWNLOAD_DIR},\nwhere a batch deletes the files. Wait for its end, or "
+            f"cancel it: https://app.globus.org/activity/{task_id}", 2)
+
+
 def remove_empty_folders(run):
     """Remove the folders that processed files left empty in DOWNLOAD_DIR."""
     parents = {os.path.dirname(path) for path in run.processed} - {""}
@@ -983,7 +1114,7 @@ def remove_empty_folders(run):
 
 def drive(run):
     """Keep the jobs coming until all files are done, or until stopped."""
-    run.begun, run.ended_at_begin = time.monotonic(), len(run.processed) + len(run.failed)
+    run.begun, run.ended_at_begin = time.monotonic(), len(run.processed) + count_failed(run)
     pauses = helper.pauses(0.05, 0.5, 1.05)  # an end is seen at most a twentieth too late
     while (run.todo or run.jobs) and not run.stopping:
         if collect(run):
@@ -1038,6 +1169,7 @@ def batch(config, scheduler, client, files, limit):
         run.open_journal()
         take_up(run)
         plan(run, files, limit)
+        take_folder(run)
         measure_left_behind(run)
         helper.tune(client, 20, 1)  # from here on waiting would hold up the jobs
         stop_gently(run)
@@ -1047,8 +1179,9 @@ def batch(config, scheduler, client, files, limit):
             return 130
         remove_empty_folders(run)
         run.record(event="finished")
+        helper.unmark_folder(config)
         print_summary(run)
-    return 1 if run.failed else 0
+    return 1 if count_failed(run) else 0
 
 
 def parse(argv):
@@ -1074,6 +1207,8 @@ def main(argv=None):
     scheduler = find_scheduler(config)
     helper.check_collections(client, config)
     helper.check_destination(client, config)
+    if not options.dry_run:
+        helper.refuse_batches(config, helper.jobs_folder(config))
     files = helper.list_files(client, config)
     if options.dry_run:
         return dry_run(config, files, options.limit)

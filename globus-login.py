@@ -11,6 +11,7 @@ Example:
 """
 import argparse
 import collections
+import contextlib
 import os
 import sys
 
@@ -66,19 +67,28 @@ def log_in(config):
         helper.log_in(scopes, session)
 
 
-def log_out():
-    """Revoke the tokens and remove their file."""
-    client, errors = helper.auth_client(), []
-    for tokens in helper.read_tokens().values():
+def revoke(client, by_resource_server):
+    """Revoke all of these tokens; the errors that there were, such as of another client id."""
+    errors = []
+    for tokens in by_resource_server.values():
         for kind in ("refresh_token", "access_token"):
             try:
                 if tokens.get(kind):
                     client.oauth2_revoke_token(tokens[kind])
-            except helper.GlobusAPIError as error:  # such as tokens of another client id
+            except helper.GlobusAPIError as error:
                 errors.append(error)
-    for path in {os.path.realpath(helper.TOKEN_FILE), helper.TOKEN_FILE}:  # it may be a link
-        if os.path.lexists(path):
-            os.remove(path)
+    return errors
+
+
+def log_out():
+    """Revoke the tokens and remove their file."""
+    client, errors = helper.auth_client(), []
+    unfinished = helper.unfinished_token_files()  # of scripts that were killed
+    for path in [helper.TOKEN_FILE, *unfinished]:
+        with contextlib.suppress(*[helper.Problem] if path in unfinished else []):
+            errors += revoke(client, helper.read_tokens(path))
+    for path in [os.path.realpath(helper.TOKEN_FILE), helper.TOKEN_FILE, *unfinished]:
+        helper.remove_if_there(path)  # it may be a link
     print("You are logged out; no tokens are left on this machine.")
     if errors:
         raise helper.Problem("Globus did not revoke all of them; do it on "

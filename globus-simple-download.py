@@ -61,13 +61,23 @@ def progress_teller(files):
 
 def transfer(client, config, files):
     """The document of the task that transfers the files, at its end; why it failed, or None."""
+    task_id, may_run = "", True
     try:
         task_id = submit(client, config, files)
+        try:
+            helper.refuse_batches(config)
+        except helper.Problem:  # a batch has begun meanwhile
+            helper.patiently(client.cancel_task, task_id)
+            may_run = False
+            raise
         return helper.wait_for_task(client, task_id, progress_teller(files))
-    except KeyboardInterrupt:
-        helper.tell("A task that was submitted goes on without this script: "
-                    "https://app.globus.org/activity\n"
-                    "Cancel it on its page there, or run this script again to see how it ended.")
+    except BaseException as error:  # Ctrl-C, or whatever else ends the wait
+        is_refused = not task_id and isinstance(error, (helper.GlobusAPIError, helper.Problem))
+        if may_run and not is_refused:
+            page = f"https://app.globus.org/activity/{task_id}".rstrip("/")
+            helper.tell(f"A task that was submitted goes on without this script: {page}\n"
+                        "Cancel it on its page there, or run this script again to see how it "
+                        "ended.")
         raise
 
 
@@ -154,6 +164,8 @@ def main(argv=None):
     client = helper.transfer_client()
     helper.check_collections(client, config)
     helper.check_destination(client, config)
+    if not options.dry_run:
+        helper.refuse_batches(config)
     files, refused = find_files(client, config)
     for file in refused:
         helper.tell(f"Refused: {file.path!r} {file.refused}.")

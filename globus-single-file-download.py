@@ -13,8 +13,11 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 
 import helper
+
+STOP_SECONDS = 60  # how long a cancel may take; Slurm kills a job 30 s after its first signal
 
 
 def find(client, config, path, name):
@@ -31,34 +34,52 @@ def find(client, config, path, name):
     return helper.File(name, entry["size"], entry.get("last_modified"), None)
 
 
-def transfer(client, request):
-    """Submit the request and wait; why it failed, or None. Leaves no task behind when it is
-    stopped."""
-    task_id = None
+def transfer(client, request, local):
+    """Submit the request and wait; why it failed, or None. Whatever ends it, no task is left
+    behind, and no part of the file, unless a task may still write to it."""
+    before, task_id = state(local), None
     try:
         task_id = helper.submit(client, request)
-        return helper.wait_for_task(client, task_id, lambda task, reason: None)[1]
-    except KeyboardInterrupt:
-        stop(client, request, task_id)
+        failure = helper.wait_for_task(client, task_id, lambda task, reason: None)[1]
+    except BaseException as error:
+        is_refused = task_id is None and isinstance(error, helper.GlobusAPIError)
+        if is_refused or stop(client, request, task_id):
+            remove_partial(local, before)
         raise
-    except (helper.GlobusError, OSError):
-        if task_id:
-            stop(client, request, task_id)
-        raise
+    if failure:
+        remove_partial(local, before)
+    return failure
 
 
 def stop(client, request, task_id):
-    """Cancel the task. There is no time to wait for better weather: the scheduler soon kills this
-    script."""
-    try:
-        # Stopped in the middle of submitting: the same request again tells the task's id.
-        task_id = task_id or client.submit_transfer(request)["task_id"]
-        helper.cancel(client, task_id)
-        helper.tell(f"Stopped; the transfer task {task_id} is cancelled.")
-    except (helper.GlobusError, helper.Problem, *helper.NONSENSE, OSError) as error:
-        task = f"the transfer task {task_id}" if task_id else "a transfer task, if there is one,"
-        helper.tell(f"Stopped, but {task} could not be cancelled: {helper.explain(error)}\n"
-                    "See https://app.globus.org/activity")
+    """Cancel the task; True once it is over. Outages are waited out, but not for longer than
+    STOP_SECONDS: the scheduler soon kills this script."""
+    deadline, is_accepted, told = time.monotonic() + STOP_SECONDS, False, None
+    helper.tune(client, 10, helper.HTTP_RETRIES)
+    for pause in helper.pauses(0.25, 5):
+        try:
+            # Stopped in the middle of submitting: the same request again tells the task's id.
+            task_id = task_id or client.submit_transfer(request)["task_id"]
+            is_accepted = is_accepted or client.cancel_task(task_id) is not None
+            status = client.get_task(task_id)["status"]
+            if status in helper.ENDED:
+                break
+            reason, may_wait = "Globus has accepted that, but the task is not over", True
+        except (helper.GlobusError, helper.Problem, *helper.NONSENSE, OSError) as error:
+            reason, may_wait = helper.explain(error), task_id or not isinstance(
+                error, helper.GlobusAPIError) or not helper.is_from_globus(error)
+        if not may_wait or time.monotonic() > deadline:
+            task = f"the transfer task {task_id}" if task_id else "a task, if there is one,"
+            helper.tell(f"Stopped, but {task} could not be cancelled: {reason}\n"
+                        "See https://app.globus.org/activity")
+            return False
+        if reason != told and time.monotonic() > deadline - STOP_SECONDS + helper.CANCEL_SECONDS:
+            helper.tell(f"Cancelling the transfer task {task_id}: {reason}.")
+            told = reason
+        time.sleep(pause)
+    helper.tell(f"Stopped; the transfer task {task_id} "
+                + ("had succeeded." if status == "SUCCEEDED" else "is cancelled."))
+    return True
 
 
 def state(path):
@@ -94,18 +115,13 @@ def download(client, config, directory, name):
     file = find(client, config, source, name)
     refuse_growth(config, source, file.size)
     request = helper.transfer_request(
-        client, config, "download " + source,
+        client, config, helper.job_label(source),
         [(source, helper.join(config.DESTINATION_PATH, name))],
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
     local = os.path.join(config.DOWNLOAD_DIR, name)
-    before = state(local)
-    try:
-        failure = transfer(client, request)
-        if failure:
-            raise helper.Problem(f"The transfer of {source} failed: {failure}")
-    except BaseException:
-        remove_partial(local, before)
-        raise
+    failure = transfer(client, request, local)
+    if failure:
+        raise helper.Problem(f"The transfer of {source} failed: {failure}")
     if helper.await_arrival([file], config.DOWNLOAD_DIR):
         raise helper.Problem(helper.why_missing(config, file))
     return local

@@ -9,14 +9,13 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import unicodedata
 import warnings
 import zlib
-from collections import namedtuple
+from collections import Counter, deque, namedtuple
 
 # Imports and listings make many objects and no garbage, and looking for it takes time.
 gc.set_threshold(100000)
@@ -57,12 +56,20 @@ FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 # What a terminal or a shell could trip over: Unicode's Cc and Cs, control characters and what is
 # not valid at all.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
-HARMFUL = re.compile(CONTROL.pattern + r"|(?:^|/)\.{0,2}(?:/|\Z)")  # or a part is "", "." or ".."
+MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
+# Or a part is "", "." or "..", or the mark.
+HARMFUL = re.compile(CONTROL.pattern + rf"|(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
+LONGEST_NAME = 255  # bytes, of a file system
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+# What ends a script: Ctrl-C, and what schedulers send before they end a job (Slurm and PBS SIGTERM,
+# Grid Engine SIGUSR2).
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
 
 QUIET_SECONDS = 60  # between two lines of progress in a log
 SLOWEST_POLL = 30  # seconds
-CANCEL_SECONDS = 5
+CANCEL_SECONDS = 5  # a cancelled task that is not over by then is worth a word
+ENDED = ("SUCCEEDED", "FAILED")  # task statuses
 MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
 HTTP_RETRIES = 1  # by globus-sdk, in silence; then patiently() goes on, with a word
@@ -138,14 +145,14 @@ class Problem(Exception):
 
 def run(main):
     """Run a script's main(); every way it can end is made an exit status here."""
-    # What schedulers send before they end a job, Slurm and PBS the first, Grid Engine the third.
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU):
+    for number in ENDING_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, interrupt)
     if sys.getfilesystemencoding() != "utf-8":  # file names are UTF-8, whatever the locale
         os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ, PYTHONUTF8="1"))
     if sys.stdout:  # whatever PYTHONIOENCODING says; wrapper.sh reads a file name there
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape",
+                               line_buffering=True)  # in one log with stderr, in order
     try:
         status = main()
         if sys.stdout:
@@ -171,6 +178,10 @@ def run(main):
 
 
 def interrupt(number, frame):
+    """The handler of a signal that is to end the script. Further ones, which schedulers send, are
+    ignored: they would break off what the first one has begun, such as cancelling a task."""
+    for other in ENDING_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -195,12 +206,15 @@ def show(text):
     elif text != show.last:
         width = (shutil.get_terminal_size().columns or 80) - 1  # some terminals say 0
         with contextlib.suppress(OSError):
-            sys.stderr.write("\r" + printable(text)[:width] + "\x1b[K")
+            # Spaces over what is left of the last text: a dumb terminal knows no code for that.
+            line = printable(text)[:width]
+            sys.stderr.write("\r" + line.ljust(show.width) + "\r" + line)
             sys.stderr.flush()
+            show.width = len(line)
         show.last = text
 
 
-show.last = ""  # so that nothing is written twice
+show.last, show.width = "", 0  # so that nothing is written twice
 
 
 def is_screen():
@@ -246,12 +260,50 @@ def explain(error):
         return f"Globus cannot be reached: {innermost(cause)}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
-    details = (error.http_status, error.code, getattr(error, "request_id", None))
-    details = "(" + ", ".join(first_line(str(detail)) for detail in details if detail) + ")"
+    if not is_from_globus(error):
+        text = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
+        return ("no answer from Globus itself, only from a server in between: "
+                f"{first_line(text)} (HTTP {error.http_status})")
+    details = [error_code(error), words(error_document(error), "request_id")]
+    details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
     login = why_log_in(error)
     if login:
         return f"{login} Log in again: globus-login.py  {details}"
-    return f"Globus says: {first_line(error.message or error.text)} {details}"
+    return f"Globus says: {error_message(error)} {details}"
+
+
+def error_document(error):
+    """The document that came with an error of Globus; {} if it was something else. globus-sdk's own
+    fields are not used: they take it for granted what is in it."""
+    try:
+        document = json.loads(error.text)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def is_from_globus(error):
+    """True for an error document of Transfer or (without a code) of Auth. A page, or the document
+    of a proxy or a portal between here and there, tells nothing of what Globus knows."""
+    document = error_document(error)
+    return bool(words(document, "code") or words(document, "error"))
+
+
+def error_code(error):
+    """Globus's code for an error; empty if there is none."""
+    return words(error_document(error), "code")
+
+
+def error_message(error):
+    """Globus's words on an error, in one line."""
+    document = error_document(error)
+    said = (words(document, name) for name in ("message", "error_description", "error"))
+    return next(filter(None, said), first_line(error.text))
+
+
+def all_of_message(error):
+    """Code and message of an error, all lines of them."""
+    return f"{error_code(error)} {error_document(error).get('message')}"
 
 
 def innermost(error):
@@ -268,15 +320,18 @@ def innermost(error):
 
 def why_log_in(error):
     """Why a new login is what helps, for an error of Globus; None if it would not help."""
-    if "invalid_grant" in error.text or error.http_status == 401:
+    document = error_document(error)
+    if not is_from_globus(error):
+        return None
+    if document.get("error") == "invalid_grant" or error.http_status == 401:
         return "Globus no longer accepts the stored login (revoked, or unused for 6 months)."
-    if error.info.consent_required or error.code == "ConsentRequired":
+    if error_code(error) == "ConsentRequired":
         return "The collection wants a consent of yours."
-    session = error.info.authorization_parameters
-    if session:
-        message = f": {first_line(session.session_message)}" if session.session_message else ""
+    session = document.get("authorization_parameters")
+    if isinstance(session, dict) and session:
+        message = words(session, "session_message")
         return ("The collection wants a fresh login (your session has timed out, or its policy "
-                f"asks for another one{message}).")
+                f"asks for another one{': ' + message if message else ''}).")
     return None
 
 
@@ -330,10 +385,11 @@ def check_paths(config):
         require(config, name, not CONTROL.search(value), "holds a control character")
     here, work, downloads = (os.path.realpath(folder) for folder in (
         os.path.dirname(__file__), config.WORKING_DIR, config.DOWNLOAD_DIR))
-    is_apart = (downloads not in (here, work)
-                and not (downloads + "/").startswith(os.path.join(work, "jobs/")))
-    require(config, "DOWNLOAD_DIR", is_apart, "is where the scripts or their state are, which a "
-            "download could overwrite; it must be a folder of its own")
+    login = os.path.dirname(os.path.realpath(TOKEN_FILE))
+    is_apart = not (downloads + "/").startswith(os.path.join(work, "jobs/")) and not any(
+        (folder + "/").startswith(downloads.rstrip("/") + "/") for folder in (here, work, login))
+    require(config, "DOWNLOAD_DIR", is_apart, "is where the scripts, their state or your login "
+            "are, which a download could overwrite; it must be a folder of its own")
 
 
 def check_numbers(config):
@@ -387,10 +443,16 @@ def why_refused(path):
     """Why a path below PATH must not be downloaded; None for a good one."""
     if not isinstance(path, str):
         return "is not a name"
+    if len(path) * 4 > LONGEST_NAME and any(
+            len(os.fsencode(part)) > LONGEST_NAME for part in path.split("/")
+            if not CONTROL.search(part)):
+        return f"is longer than the {LONGEST_NAME} bytes that a file's name may have"
     if not HARMFUL.search(path):
         return None
     if CONTROL.search(path):
         return "holds a control character"
+    if MARK in path.split("/"):
+        return "is the name of the mark that a batch leaves in DOWNLOAD_DIR"
     return "would leave the download folder"
 
 
@@ -402,14 +464,14 @@ def join(directory, path):
 # ---- tokens ----
 
 
-def read_tokens():
+def read_tokens(path=TOKEN_FILE):
     """The token file: a dict by resource server, empty if there is no file.
 
     Raises Problem if the file is not what globus-login.py writes."""
     try:
-        with open(TOKEN_FILE, encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                tell(f"{TOKEN_FILE} could be read by others; it is yours alone now.")
+                tell(f"{path} could be read by others; it is yours alone now.")
                 os.fchmod(file.fileno(), 0o600)
             tokens = json.load(file)
         if not isinstance(tokens, dict) or not all(isinstance(t, dict) for t in tokens.values()):
@@ -423,37 +485,55 @@ def read_tokens():
 
 def store_tokens(by_resource_server):
     """Merge new tokens into the token file, which at every moment is whole and yours alone."""
-    path = os.path.realpath(TOKEN_FILE)
-    with token_lock():
+    with token_lock() as new:
         tokens = read_tokens()
-        for server, new in by_resource_server.items():
+        for server, fresh in by_resource_server.items():
             old = tokens.get(server, {})
             # The answer to a refresh may leave out the refresh token.
             tokens[server] = dict(
-                new, refresh_token=new.get("refresh_token") or old.get("refresh_token"))
-        # mkstemp makes the file with mode 0600.
-        handle, new = tempfile.mkstemp(prefix=os.path.basename(path), dir=os.path.dirname(path))
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                json.dump(tokens, file, indent=2)
-                file.flush()
-                os.fsync(handle)
-            os.replace(new, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(new)
-            raise
+                fresh, refresh_token=fresh.get("refresh_token") or old.get("refresh_token"))
+        with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
+                  encoding="utf-8") as file:
+            json.dump(tokens, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, os.path.realpath(TOKEN_FILE))
 
 
 @contextlib.contextmanager
 def token_lock():
-    """One writer at a time, so that a merge loses nobody's tokens."""
+    """One writer at a time, so that a merge loses nobody's tokens. Gives the name for the new
+    token file, of which there is one at the most: what a killed writer left is removed."""
+    new = unfinished_token_file()
     with open(os.open(TOKEN_FILE + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks; replacing is atomic there too
-        yield
+        except OSError:  # no locks on this file system: then each writer has a file of its own
+            new += f"-{os.uname().nodename}-{os.getpid()}"
+        remove_if_there(new)
+        try:
+            yield new
+        finally:
+            remove_if_there(new)
+
+
+def unfinished_token_file():
+    """The name under which a new token file is written."""
+    return os.path.realpath(TOKEN_FILE) + ".new"
+
+
+def remove_if_there(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
+def unfinished_token_files():
+    """What writers that were killed have left beside the token file, also those of older scripts,
+    which had eight random characters."""
+    path = os.path.realpath(TOKEN_FILE)
+    pattern = re.compile(re.escape(os.path.basename(path)) + r"(\.new.*|[a-z0-9_]{8})")
+    return [os.path.join(os.path.dirname(path), name) for name in os.listdir(os.path.dirname(path))
+            if pattern.fullmatch(name)]
 
 
 def auth_client():
@@ -472,16 +552,23 @@ def build(kind, **options):
 
 def wanted_login(error):
     """What an error of Globus wants of the next login: scopes, and the options of a session."""
-    document = error.raw_json if isinstance(error.raw_json, dict) else {}
+    document = error_document(error)
     wanted = document.get("authorization_parameters")
     wanted = wanted if isinstance(wanted, dict) else {}
-    scopes = document.get("required_scopes") or wanted.get("required_scopes") or []
-    scopes = [scope for scope in scopes if isinstance(scope, str)]
-    info = error.info.authorization_parameters
-    session = {name: getattr(info, name) for name in SESSION if getattr(info, name)}
+    scopes = texts(document.get("required_scopes")) or texts(wanted.get("required_scopes"))
+    session = {name: texts(wanted.get(name)) for name in SESSION if texts(wanted.get(name))}
+    if wanted.get("session_required_mfa") is True:
+        session["session_required_mfa"] = True
     if wanted and not scopes and not session or wanted.get("prompt") == "login":
         session["prompt"] = "login"
     return scopes, session
+
+
+def texts(value):
+    """The texts of a list, or of one text with commas, in a document of Globus; [] if it is
+    something else."""
+    value = value.split(",") if isinstance(value, str) else value
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def log_in(scopes, session=()):
@@ -496,17 +583,22 @@ def log_in(scopes, session=()):
     except (EOFError, RuntimeError):  # no more input, or none at all
         raise Problem("No code came. Run globus-login.py by hand, in a terminal.")
     try:
-        tokens = client.oauth2_exchange_code_for_tokens(code)
+        tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
+    except NONSENSE as error:
+        raise Problem(f"Globus's answer makes no sense ({type(error).__name__}). Try again.")
     except GlobusAPIError as error:
-        if error.http_status not in (400, 401, 403):
+        if error.http_status not in (400, 401, 403) or not is_from_globus(error):
             raise
         raise Problem("Globus did not accept this code. A code works once, for a few minutes; "
                       "run globus-login.py again for a new one.")
-    store_tokens(tokens.by_resource_server)
+    store_tokens(tokens)
 
 
 def transfer_tokens():
     """The stored tokens for Globus Transfer. Raises Problem if there are none."""
+    if os.path.lexists(unfinished_token_file()):
+        with contextlib.suppress(OSError), token_lock():
+            pass  # which removes it, unless its writer is still at work
     tokens = read_tokens().get(TRANSFER, {})
     if not tokens.get("refresh_token"):
         raise Problem("You are not logged in to Globus. Run globus-login.py first.")
@@ -669,12 +761,13 @@ def is_passing(error):
     if isinstance(error, NetworkError):
         # requests says by a ValueError that a proxy, or an address, is set wrongly.
         return not isinstance(error.underlying_exception, ValueError)
-    code = error.code or ""
-    if re.search("GCDisconnected|TooManyPendingJobs|OperationPaused", code):
+    if not is_from_globus(error):
+        return error.http_status != 413  # which says that the request is too large
+    if re.search("GCDisconnected|TooManyPendingJobs|OperationPaused", error_code(error)):
         return True
     # 502 tells also of the collection's own server; some of that is final.
     return (error.http_status in (408, 429, 500, 502, 503, 504)
-            and not why_log_in(error) and not FINAL.search(f"{code} {error.message}"))
+            and not why_log_in(error) and not FINAL.search(all_of_message(error)))
 
 
 def wanted_pause(error):
@@ -733,7 +826,7 @@ def check_destination(client, config):
         require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
         return True
     except GlobusAPIError as error:
-        if re.search("PermissionDenied|Path not allowed", f"{error.code} {error.message}"):
+        if re.search("PermissionDenied|Path not allowed", all_of_message(error)):
             raise Problem(
                 f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. A Globus "
                 "Connect Personal shows your home\nfolder only: add the folder to "
@@ -752,17 +845,19 @@ def list_files(client, config):
     folders, left_out = [""], []
     while folders:
         folder = folders.pop()
-        found = []
+        found, path = [], join(config.PATH, folder)
         try:
-            for entry in list_folder(client, config, join(config.PATH, folder)):
-                file, kind = read_entry(folder, entry), entry.get("type")
+            entries = [(read_entry(folder, entry), entry.get("type"), entry.get("link_target"))
+                       for entry in list_folder(client, config, path)]
+            twins = find_twins(entries, config.RECURSIVE)
+            for file, kind, link in entries:
                 if kind == "file":
-                    yield file
+                    yield file._replace(refused=twins[file.path]) if file.path in twins else file
                 elif kind != "dir":
                     left_out.append(f"{first_line(file.path)} ({first_line(str(kind))})")
                 elif config.RECURSIVE and file.refused:
                     yield file
-                elif config.RECURSIVE and entry.get("link_target") is not None:
+                elif config.RECURSIVE and link is not None:
                     # As in Globus's own recursion: it could go round for ever.
                     left_out.append(f"{first_line(file.path)} (a link to a directory)")
                 elif config.RECURSIVE:
@@ -771,16 +866,32 @@ def list_files(client, config):
             if not folder or why_log_in(error):
                 raise listing_problem(error, config.PATH)
             yield File(folder, 0, None, "cannot be listed: " + explain(error))
-        folders.extend(reversed(found))
+        folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
         tell("Left out, neither file nor directory: " + ", ".join(left_out[:5])
              + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
+
+
+def find_twins(entries, is_recursive):
+    """{path: why it is refused} of the files of one directory that DOWNLOAD_DIR cannot tell apart
+    from something else: object stores list such. entries: tuples of File, type, link target."""
+    paths = [file.path for file, kind, _ in entries if kind == "file"]
+    twins = {}
+    if len(set(paths)) < len(paths):
+        twins = {path: "is listed more than once" for path, times in Counter(paths).items()
+                 if times > 1}
+    if is_recursive:
+        folders = {file.path for file, kind, _ in entries if kind == "dir"}
+        twins.update(dict.fromkeys(folders.intersection(paths), "is a folder's name, too"))
+    return twins
 
 
 def read_entry(folder, entry):
     """An entry of a listing as a File."""
     name, size = entry.get("name"), entry.get("size")
     refused = why_refused(name)
+    if isinstance(name, str) and "/" in name:
+        refused = refused or "holds a slash"
     if not isinstance(size, int) or size < 0:
         size, refused = 0, refused or (None if entry.get("type") == "dir" else "has no size")
     return File(folder + str(name), size, entry.get("last_modified"), refused)
@@ -816,7 +927,7 @@ def list_folder(client, config, path):
 
 
 def listing_problem(error, path):
-    code = error.code or ""
+    code = error_code(error)
     if why_log_in(error):
         return error
     if "NotDirectory" in code:
@@ -841,19 +952,28 @@ def transfer_request(client, config, label, pairs, **options):
     request = TransferData(
         source_endpoint=config.SOURCE_ENDPOINT_ID,
         destination_endpoint=config.DESTINATION_ENDPOINT_ID, submission_id=answer["value"],
-        label=fit_label(label, config.DESTINATION_PATH), verify_checksum=True,
+        label=task_label(label, config.DESTINATION_PATH), verify_checksum=True,
         sync_level="checksum", **options)
     for source, destination in pairs:
         request.add_item(source, destination, recursive=False)
     return request
 
 
-def fit_label(text, destination):
+def task_label(text, destination):
     """A task's label: 128 characters at most (globus.org, "Task submission"), and another one for
-    another text or destination, because find_twin() goes by it."""
-    mark = zlib.crc32(f"{text}\n{destination}".encode(errors="replace"))
+    another text or destination, because find_twin() and find_simple_download() go by it."""
     # Globus has refused labels for other characters than these.
-    return f"{re.sub('[^A-Za-z0-9 ,_-]', '_', text)[:118].strip()} {mark:08x}"
+    words = re.sub("[^A-Za-z0-9 ,_-]", "_", text)[:109].strip()
+    return f"{words} {checksum(text)} {checksum(destination.rstrip('/'))}"
+
+
+def job_label(source):
+    """What the label of the task of a job is made of, which downloads one file."""
+    return "batch download " + source
+
+
+def checksum(text):
+    return f"{zlib.crc32(text.encode(errors='replace')):08x}"
 
 
 def submit(client, request):
@@ -863,7 +983,7 @@ def submit(client, request):
         try:
             return patiently(client.submit_transfer, request, wanted={"task_id": UUID})["task_id"]
         except GlobusAPIError as error:
-            if error.code != "Conflict":  # the same paths, in a task that is not yet complete
+            if error_code(error) != "Conflict":  # an unfinished task has the same paths
                 raise
         task_id = find_twin(client, request)
         if task_id:
@@ -877,16 +997,28 @@ def submit(client, request):
 
 def find_twin(client, request):
     """The id of an unfinished task with this request's label and collections; None if there is
-    none. Globus lets a user have a hundred of them (globus.org, "Transfer limits")."""
-    tasks = patiently(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
-                      wanted={"DATA": list})["DATA"]
-    for task in tasks:
+    none."""
+    for task in unfinished_tasks(client):
         if (task.get("label") == request["label"]
                 and task.get("source_endpoint_id") == request["source_endpoint"]
                 and task.get("destination_endpoint_id") == request["destination_endpoint"]
                 and UUID.fullmatch(str(task.get("task_id")))):
             return task["task_id"]
     return None
+
+
+def unfinished_tasks(client):
+    """The documents of the user's unfinished tasks. Globus lets a user have a hundred of them
+    (globus.org, "Transfer limits")."""
+    return patiently(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
+                     wanted={"DATA": list})["DATA"]
+
+
+def find_simple_download(client, config):
+    """The id of an unfinished task of globus-simple-download.py into DESTINATION_PATH, or None."""
+    end = task_label("", config.DESTINATION_PATH).split()[-1]
+    return next((words(task, "task_id") for task in unfinished_tasks(client)
+                 if re.fullmatch(f"download .* {end}", words(task, "label"))), None)
 
 
 def wait_for_task(client, task_id, progress):
@@ -897,7 +1029,7 @@ def wait_for_task(client, task_id, progress):
     for pause in pauses(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
         time.sleep(pause)
         task = patiently(client.get_task, task_id, wanted=TASK)
-        if task["status"] in ("SUCCEEDED", "FAILED"):
+        if task["status"] in ENDED:
             if told and task["status"] == "SUCCEEDED":
                 tell("Going on.")
             return task, why_failed(client, task_id, task)
@@ -916,17 +1048,20 @@ def wait_for_task(client, task_id, progress):
 def give_up(client, task_id, task):
     """Cancel a task that cannot succeed; the same as wait_for_task()."""
     cause = why_failed(client, task_id, task)
-    task = patiently(cancel, client, task_id, wanted=TASK)
+    patiently(client.cancel_task, task_id)
+    begun, is_told = time.monotonic(), False
+    for pause in pauses(0.125, SLOWEST_POLL, 1.3):
+        task = patiently(client.get_task, task_id, wanted=TASK)
+        if task["status"] in ENDED:
+            break
+        if time.monotonic() - begun > CANCEL_SECONDS and not is_told:
+            tell(f"Waiting: Globus has accepted to cancel the task, but it is not over.  "
+                 f"(task {task_id})")
+            is_told = True
+        time.sleep(pause)
     if task["status"] == "SUCCEEDED":  # in the last moment
         return task, None
     return task, f"cancelled, because it cannot succeed: {cause}"
-
-
-def cancel(client, task_id):
-    """Cancel a task and wait for its end, for a moment; its document."""
-    client.cancel_task(task_id)
-    client.task_wait(task_id, timeout=CANCEL_SECONDS, polling_interval=1)
-    return client.get_task(task_id)
 
 
 def files_done(task):
@@ -1010,6 +1145,89 @@ def why_failed(client, task_id, task):
               REASONS.get(status) or words(task, "nice_status_short_description"),
               words(task, "canceled_by_admin_message"), file or description]
     return ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
+
+
+# ---- whose the download folder is ----
+
+
+def jobs_folder(config):
+    """Where the state of this WORKING_DIR's batch is, under the name that its mark has."""
+    return os.path.join(os.path.realpath(config.WORKING_DIR), "jobs")
+
+
+def refuse_batches(config, ours=None):
+    """Raise Problem (exit status 2) if DOWNLOAD_DIR, or a folder around or in it, is marked as that
+    of a batch, unless its jobs folder is ours: a batch takes each file there for its own, and
+    deletes it."""
+    folder = os.path.realpath(config.DOWNLOAD_DIR)
+    around, inside = [folder], []
+    while os.path.dirname(around[-1]) != around[-1]:
+        around.append(os.path.dirname(around[-1]))
+    for place, folders, names in os.walk(folder):
+        inside += [place] if MARK in folders or MARK in names else []
+    for place in [*around, *inside]:
+        mark = os.path.join(place, MARK)
+        jobs = marked_by(mark)
+        if jobs in (None, ours):
+            continue
+        home, advice = os.path.dirname(jobs), f"remove {jobs}"
+        if not os.path.isdir(home):
+            home, advice = home + ", which is not there", f"if it is no more, remove {mark}"
+        raise Problem(f"{place} belongs to the batch of {home}.\nLet that one end; or cancel its "
+                      f"jobs, and {advice}; or set another DOWNLOAD_DIR in config.py.", 2)
+
+
+def marked_by(mark):
+    """The WORKING_DIR/jobs of the batch that a mark stands for; None if there is no mark. One that
+    has outlived its run is removed."""
+    try:
+        jobs = os.readlink(mark)
+    except OSError:  # there is none, or no link
+        return None
+    if is_run_over(jobs):
+        with contextlib.suppress(OSError):
+            os.remove(mark)
+        return None
+    return jobs
+
+
+def is_run_over(jobs):
+    """True if the run that has its journal in that folder is known to be over, or forgotten."""
+    try:
+        with open(os.path.join(jobs, "journal.jsonl"), "rb") as journal:
+            last = deque(journal, 1)
+    except FileNotFoundError:  # jobs/ was removed; but is the disk there at all?
+        return os.path.isdir(os.path.dirname(jobs))
+    except OSError:
+        return False
+    return any(b'"finished"' in line for line in last)
+
+
+def mark_folder(config):
+    """Mark DOWNLOAD_DIR as this WORKING_DIR's. Raises Problem if it is another one's."""
+    mark, ours = os.path.join(config.DOWNLOAD_DIR, MARK), jobs_folder(config)
+    refuse_batches(config, ours)  # and clear away a mark that has outlived its run
+    try:
+        os.symlink(ours, mark)
+    except FileExistsError:  # from before; or another batch was faster, see below
+        if not os.path.islink(mark):
+            raise Problem(f"{mark} is in the way: a batch needs this name for its mark.", 2)
+    except OSError as error:
+        tell(f"{config.DOWNLOAD_DIR} cannot be marked as this batch's ({error.strerror}): let "
+             "nothing else download into it.")
+    try:
+        refuse_batches(config, ours)  # of two that begin at once, no mark is overlooked
+    except Problem:
+        unmark_folder(config)
+        raise
+
+
+def unmark_folder(config):
+    """Remove the mark of this WORKING_DIR."""
+    mark = os.path.join(config.DOWNLOAD_DIR, MARK)
+    with contextlib.suppress(OSError):
+        if os.readlink(mark) == jobs_folder(config):
+            os.remove(mark)
 
 
 # ---- what has arrived ----

@@ -10,10 +10,15 @@ PYTHON=${PYTHON:-python3} # the batch driver sets PYTHON to the Python that runs
 
 # A signal to the whole job ends the step at work; this script stays to pass its status on.
 trap : HUP INT TERM XCPU USR1 USR2
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit
 export GLOBUS_NAME=$2
 
-file=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$1" --file "$2") || exit
+said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$1" --file "$2") || exit
+file=
+while IFS= read -r line; do # a module or a start-up file may have said something, too
+  [[ $line != /*/"$2" || ! -f $line ]] || file=$line
+done <<<"$said"
+[ -n "$file" ] || { echo "wrapper.sh: the path of the download did not come, but: $said" >&2; exit 1; }
 
 if [ -x "$here/process.sh" ]; then
   "$here/process.sh" "$file" || exit

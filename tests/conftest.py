@@ -265,6 +265,12 @@ def wait_until(condition, seconds=60):
     raise AssertionError("it did not happen within %d s" % seconds)
 
 
+def may_trace():
+    """True where strace can kill a script at its n-th system call of a kind."""
+    return shutil.which("strace") and subprocess.run(
+        ["strace", "-qq", "-o", os.devnull, "true"], stderr=subprocess.DEVNULL).returncode == 0
+
+
 def load(script):
     """A script as a module, for its pure functions."""
     sys.path.insert(0, str(COLLECTION))

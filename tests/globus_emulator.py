@@ -52,6 +52,7 @@ World = {
     "task_seconds": 0.1,  # fixed cost of a task
     "bytes_per_second": None,  # of one task, None = as fast as the disk
     "retry_seconds": 1,  # pause of a task after a fault
+    "cancel_seconds": 0,  # until a task whose cancel is accepted is over
     "deadline_hours": 24,
     "speed": 1,  # the emulator's clock against the real one, for deadlines
     "rate_limit": None,  # requests a second, metered over 10 s
@@ -934,6 +935,10 @@ def cancel(match, headers, **_):
     if task.status != "ACTIVE":
         return 200, {}, {"DATA_TYPE": "result", "code": "TaskComplete",
                          "message": "The task completed before the cancel request was processed."}
+    if World["cancel_seconds"]:
+        threading.Timer(World["cancel_seconds"], task.cancelled.set).start()
+        return 202, {}, {"DATA_TYPE": "result", "code": "CancelAccepted",
+                         "message": "The cancel request was accepted."}
     task.cancelled.set()
     task.join(10)
     return 200, {}, {"DATA_TYPE": "result", "code": "Canceled",

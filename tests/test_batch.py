@@ -456,6 +456,26 @@ def test_what_earlier_runs_left_counts_for_max_bytes(stand_in, emulator):
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
+def test_the_bytes_that_the_task_of_a_killed_job_still_brings_count_for_max_bytes(
+        stand_in, emulator):
+    """Nothing of the file is on the disk yet, and no job is left that would cancel the task."""
+    emulator.add({"a": b"x" * 2000, "b": b"x" * 2000})
+    emulator.bend(slots=0)
+    stand_in.config("NUM_JOBS = 1", "MAX_BYTES = 3000", "GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    driver = stand_in.start(BATCH)
+    wait_until(emulator.tasks)
+    job = next((stand_in.folder.parent / "stand-in").glob("*"))
+    os.killpg(int((job / "pid").read_text()), signal.SIGKILL)
+    (job / "state").write_text("FAILED\n")
+    wait_until(lambda: b"transfer tasks of jobs that were killed still bring 1 file"
+               in driver.stderr.readline())
+    assert len(emulator.tasks()) == 1
+    emulator.bend(slots=3)
+    wait_until(lambda: stand_in.downloaded().get("a"))
+    assert b"leaves no room for another file" in driver.communicate()[1]
+    assert len(emulator.tasks()) == 1
+
+
 def test_a_file_that_has_grown_does_not_break_max_bytes(stand_in, emulator):
     emulator.add({"a": b"x" * 1000, "grows": b"x" * 1000})
     emulator.fault("/stat.*grows", patch={"size": 5000})
@@ -466,13 +486,67 @@ def test_a_file_that_has_grown_does_not_break_max_bytes(stand_in, emulator):
     assert len(emulator.tasks()) == 1
 
 
-def test_a_file_that_is_listed_twice_is_processed_once(stand_in, emulator):
-    emulator.add({"a": b"1"})
-    a = {"name": "a", "type": "file", "size": 1, "last_modified": "2026-11-23 08:15:00+00:00"}
-    emulator.fault("/ls", patch={"DATA": [a, a], "length": 2, "total": 2})
+def entries(*names, kind="file"):
+    """Entries of a listing."""
+    return [{"name": name, "type": kind, "size": 1, "last_modified": "2026-11-23 08:15:00+00:00"}
+            for name in names]
+
+
+def test_files_of_one_name_are_refused_counted_and_named(stand_in, emulator):
+    """As object stores list them: of two files of one name, who knows which one comes?"""
+    emulator.add({"a": b"1", "b": b"2"})
+    emulator.fault("/ls", patch={"DATA": entries("a", "b", "b"), "total": 3})
     stand_in.process(*KEEP)
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    done = stand_in.run(BATCH)
+    assert done.out.count("FAILED b: is listed more than once\n") == 2
+    assert last_line(done) == "1 processed, 2 failed, 0 not needed" and done.returncode == 1
     assert processed(stand_in) == {"a": 1}
+    assert last_line(stand_in.run(BATCH, "--dry-run")) == "1 to process, 2 refused, 0 not needed"
+
+
+def test_a_file_with_the_name_of_a_folder_is_refused_and_the_folder_comes(stand_in, emulator):
+    emulator.add({"a": b"1", "x/b": b"2"})
+    emulator.fault("/ls", times=1, patch={
+        "DATA": entries("a", "x") + entries("x", kind="dir"), "total": 3})
+    stand_in.config("RECURSIVE = True")
+    stand_in.process(*KEEP)
+    done = stand_in.run(BATCH)
+    assert "FAILED x: is a folder's name, too\n" in done.out
+    assert last_line(done) == "2 processed, 1 failed, 0 not needed"
+
+
+def test_a_folder_that_is_listed_twice_is_listed_once(stand_in, emulator):
+    emulator.add({"x/b": b"2"})
+    emulator.fault("/ls", times=1, patch={"DATA": entries("x", "x", kind="dir"), "total": 2})
+    stand_in.config("RECURSIVE = True")
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+@pytest.mark.parametrize("name,why", [
+    ("\u00fc" * 128, "is longer than the 255 bytes that a file's name may have"),
+    ("a/b", "holds a slash"),
+    (".globus-batch", "is the name of the mark that a batch leaves in DOWNLOAD_DIR"),
+], ids=["too long", "slash", "mark"])
+def test_a_name_that_no_file_can_have_there_is_refused(name, why, stand_in, emulator):
+    emulator.add({"a": b"1"})
+    emulator.fault("/ls", patch={"DATA": entries("a", name), "total": 2})
+    done = stand_in.run(BATCH)
+    assert "FAILED %s: %s\n" % (name, why) in done.out
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+
+
+def test_a_name_of_255_bytes_is_fine(stand_in, emulator):
+    name = "\u00fc" * 120 + "x" * 15
+    emulator.add({name: b"1"})
+    stand_in.process("true")
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_files_beyond_the_limit_are_counted_so_that_the_numbers_add_up(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(5)})
+    done = stand_in.run(BATCH, "--limit", "2")
+    assert done.out == ("3 more files needed, beyond --limit\n"
+                        "2 processed, 0 failed, 0 not needed\n")
 
 
 # As a file system without flock has it.

@@ -1,7 +1,6 @@
 """The driver killed at every step, and started again: each file is processed once.
 
 strace injects a SIGKILL at the n-th system call of a kind; nothing in the driver knows of it."""
-import os
 import random
 import shutil
 import signal
@@ -9,16 +8,12 @@ import subprocess
 import time
 
 import pytest
-from conftest import BATCH, journal, last_line, processed
+from conftest import BATCH, journal, last_line, may_trace, processed
 
 # What changes the outer world: files written, moved, made and removed, commands called.
-CALLS = ["write", "fsync", "rename", "openat", "unlink", "ftruncate", "mkdir", "rmdir", "vfork"]
+CALLS = ["write", "fsync", "rename", "openat", "unlink", "ftruncate", "mkdir", "rmdir", "symlink",
+         "vfork"]
 FILES = ["a", "it's b", "sub/c"]
-
-
-def may_trace():
-    return shutil.which("strace") and subprocess.run(
-        ["strace", "-qq", "-o", os.devnull, "true"], stderr=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.fixture

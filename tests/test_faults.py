@@ -14,6 +14,7 @@ from conftest import (
     processed,
     put_before,
     wait_until,
+    with_stand_in,
 )
 
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "torque": "qsub", "sge": "qsub"}
@@ -332,6 +333,46 @@ def test_a_job_that_is_begun_again_after_its_end_does_nothing(stand_in, emulator
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
     wait_until((stand_in.folder / "over").exists)
     assert processed(stand_in) == {"a": 1}
+
+
+@pytest.mark.parametrize("env", ["SLURM_RESTART_COUNT=1", "PBS_JOBID=$SLURM_JOB_ID"])
+def test_a_job_that_is_begun_again_when_the_next_run_has_begun_does_nothing(
+        env, stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    folder = put_before(stand_in, tmp_path, "sbatch", 'cp /dev/stdin "$0.${@: -1}"',
+                        'exec "$real" "$@" <"$0.${@: -1}"')
+    stand_in.process(*KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    job, = folder.glob("sbatch.g*")
+    stand_in.config("def is_file_needed(file): return True")
+    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"(job" in driver.stderr.readline())
+    subprocess.run(["bash", "-c", "SLURM_JOB_ID=7; export %s; bash %s" % (env, job)],
+                   env=stand_in.env, check=False, stdin=subprocess.DEVNULL)
+    assert processed(stand_in) == {"a": 1}
+    assert not list(stand_in.jobs.glob(job.name.split(".")[1] + ".*"))
+    (stand_in.folder / "go").touch()
+    assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
+    assert processed(stand_in) == {"a": 2}
+
+
+def test_a_job_of_pbs_that_is_begun_again_after_its_end_does_nothing(
+        site, emulator, tmp_path):
+    """PBS counts no restarts, and the claim of a job that went well is gone."""
+    with_stand_in(site, tmp_path, "pbs")
+    emulator.add({"a": b"1", "b": b"2"})
+    folder = put_before(site, tmp_path, "qsub", 'mkdir "$0.once" || exec "$real" "$@"',
+                        'cp /dev/stdin "$0.script"', 'exec "$real" "$@" <"$0.script"')
+    site.config("NUM_JOBS = 1")
+    site.process('[ ! -e processed ] || until [ -e go ]; do sleep 0.1; done', *KEEP)
+    driver = site.start(BATCH)
+    wait_until(lambda: b"processed a" in driver.stderr.readline())
+    subprocess.run(["bash", str(folder / "qsub.script")], check=False,
+                   env=dict(site.env, PBS_JOBID="1000.pbshost"), stdin=subprocess.DEVNULL)
+    (site.folder / "go").touch()
+    assert driver.communicate()[0].endswith(b"2 processed, 0 failed, 0 not needed\n")
+    assert processed(site) == {"a": 1, "b": 1}
 
 
 def test_a_job_that_was_given_up_does_nothing_though_it_begins_after_a_restart(

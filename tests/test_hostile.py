@@ -141,6 +141,34 @@ def test_a_broken_document_is_a_clear_end_or_waited_out(data, true_answers, site
     assert outside(site) == before
 
 
+ERRORS = [(status, code) for status in (400, 403, 404, 409, 410, 429, 500, 502, 503) for code in (
+    "ClientError.NotFound", "ConsentRequired", "ExternalError.DirListingFailed.LoginFailed",
+    "Conflict")] + [(401, "ClientError.AuthenticationFailed")]
+
+
+@settings(max_examples=40, **FEW)
+@given(data=st.data())
+def test_a_broken_error_document_is_a_clear_end_or_waited_out_and_leaves_no_task(
+        data, true_answers, site, emulator):
+    emulator.clear_faults()
+    emulator.bend(troubles=[])
+    call = data.draw(st.sampled_from(sorted(CALLS) + ["/cancel", "/oauth2/token"]))
+    status, code = data.draw(st.sampled_from(ERRORS))
+    document = {"code": code, "message": "no", "request_id": "x", "resource": "/",
+                "required_scopes": ["s"], "errors": [{"status": 1, "title": "t", "detail": "d"}],
+                "authorization_parameters": {"session_message": "m", "required_scopes": ["s"],
+                                             "session_required_policies": ["p"]}}
+    document = data.draw(st.one_of(broken(document), ODD))
+    emulator.fault(call, times=data.draw(st.integers(1, 3)), status=status, json=document)
+    if call == "/oauth2/token":
+        emulator.ask("POST", "expire")
+    for script, options in [(SIMPLE, []), (SINGLE, ["--globus-path", PATH, "--file", "b"])]:
+        done = site.run(script, *options, timeout=60)  # asserts that there is no traceback
+        assert done.returncode in (0, 1, 2)
+        assert_tame(done)
+        assert script == SIMPLE or all(t["status"] != "ACTIVE" for t in emulator.tasks())
+
+
 def outside(site):
     """What lies in the user's account beside the downloads."""
     return {path for path in site.folder.parent.rglob("*")

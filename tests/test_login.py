@@ -2,13 +2,14 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import stat
 import subprocess
 import time
 
 import pytest
-from conftest import DESTINATION, SOURCE, STRANGE_NAMES, read_code, wait_until
+from conftest import DESTINATION, SOURCE, STRANGE_NAMES, may_trace, read_code, wait_until
 
 
 def mode(path):
@@ -97,6 +98,62 @@ def test_logout_removes_the_file_though_globus_does_not_revoke(site, emulator):
     done = site.run("globus-login.py", "--logout")
     assert done.returncode == 1 and not site.tokens.exists()
     assert "did not revoke" in done.err
+
+
+UNFINISHED = [".wehi-globus-tokens.json.new", ".wehi-globus-tokens.jsonk3_x9ab1"]
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_logout_revokes_and_removes_what_a_killed_script_left_beside_the_tokens(name, site):
+    left = site.home / name
+    left.write_text(json.dumps(site.emulator.ask("POST", "tokens")))
+    saved = left.read_bytes()
+    assert site.run("globus-login.py", "--logout").returncode == 0
+    assert not list(site.home.glob(".wehi*"))
+    site.tokens.write_bytes(saved)
+    assert "globus-login.py" in site.run("globus-simple-download.py").err
+
+
+def test_logout_removes_half_a_token_file_of_a_killed_script(site):
+    (site.home / UNFINISHED[0]).write_text('{"transfer.api')
+    assert site.run("globus-login.py", "--logout").returncode == 0
+    assert not (site.home / UNFINISHED[0]).exists()
+
+
+@pytest.mark.skipif(not may_trace(), reason="strace is not installed, or not allowed to trace")
+@pytest.mark.parametrize("call", ["openat", "write", "fsync", "rename", "unlink"])
+@pytest.mark.long
+def test_killed_while_it_stores_tokens_it_leaves_nothing_that_the_next_script_does_not_clear(
+        call, site, emulator):
+    emulator.add({"a": b"1"})
+    fine = json.loads(site.tokens.read_text())
+    expired = {server: dict(tokens, expires_at_seconds=1) for server, tokens in fine.items()}
+    command = site.command("globus-simple-download.py", "--dry-run")
+    for number in count_from_tokens(site, expired, call, command):
+        site.tokens.write_text(json.dumps(expired))
+        strace(site, command, os.devnull, "-e", "trace=" + call,
+               "-e", "inject=%s:signal=KILL:when=%d" % (call, number))
+        assert json.loads(site.tokens.read_text())  # whole, the old or the new one
+        assert site.run("globus-simple-download.py", "--dry-run").returncode == 0
+        assert {path.name for path in site.home.glob(".wehi*")} <= {
+            ".wehi-globus-tokens.json", ".wehi-globus-tokens.json.lock"}
+
+
+def strace(site, command, log, *options):
+    subprocess.run([shutil.which("strace"), "-qq", "-o", log, *options, *command], env=site.env,
+                   cwd=str(site.folder), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL, check=False)
+
+
+def count_from_tokens(site, expired, call, command):
+    """The numbers of those system calls of a script that come with the new tokens."""
+    site.tokens.write_text(json.dumps(expired))
+    log = site.home.parent / "calls"
+    strace(site, command, str(log), "-e", "trace=" + call + ",openat")
+    lines = log.read_text(errors="replace").splitlines()
+    begin = next(n for n, line in enumerate(lines) if "tokens.json.lock" in line)
+    calls = [line.startswith(call + "(") for line in lines]
+    return range(sum(calls[:begin]) + 1, min(sum(calls), sum(calls[:begin]) + 8) + 1)
 
 
 def test_logout_without_a_login_is_well(fresh_site):

@@ -26,7 +26,7 @@ def states(queue):
 
 @pytest.mark.parametrize("reader,text,number", [
     ("slurm", "123\n", "123"),
-    ("slurm", "123;cluster\n", "123"),
+    ("slurm", "123;cluster\n", "123;cluster"),
     ("slurm", "some news of the site\n123\n", "123"),
     ("pbs", "4.pbshost\n", "4.pbshost"),
     ("torque", "21.torque-host.example.org\n", "21.torque-host.example.org"),

@@ -1,6 +1,7 @@
 """globus-simple-download.py"""
 import os
 import signal
+import subprocess
 import time
 
 from conftest import contents, strange_tree, wait_until
@@ -51,6 +52,28 @@ def test_ctrl_c_leaves_the_task_running_and_says_so(site, emulator):
     assert process.returncode == 130
     assert b"goes on without this script" in err and b"Traceback" not in err
     assert emulator.tasks()[0]["status"] == "ACTIVE"
+
+
+def test_an_error_that_ends_the_wait_says_that_the_task_goes_on(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    emulator.fault("GET /v0.10/task/", times=1, status=403, json={
+        "code": "PermissionDenied", "message": "not yours", "authorization_parameters": None})
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1 and "not yours" in done.err
+    assert ("goes on without this script: https://app.globus.org/activity/"
+            + emulator.tasks()[0]["task_id"]) in done.err
+
+
+def test_stdout_and_stderr_in_one_log_appear_in_the_order_in_which_they_were_said(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.fault("GET /v0.10/task/", times=3, status=503, text="<html>maintenance</html>")
+    done = subprocess.run(
+        site.command("globus-simple-download.py"), cwd=str(site.folder), env=site.env,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    order = [done.stdout.find(words) for words in (
+        b"1 file, ", b"Transfer task", b"Waiting: ", b"Going on.", b"Downloads are in")]
+    assert order == sorted(order) and order[0] >= 0
 
 
 def test_a_second_run_sends_nothing_again(site, emulator):

@@ -207,6 +207,137 @@ def test_wrapper_is_content_with_a_process_sh_that_moves_the_file_away(site, emu
     assert run_wrapper(site, "a").returncode == 0
 
 
+def stopped_twice(site, emulator):
+    """A download that gets a second signal while it cancels its task; what it said."""
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    wait_until(emulator.tasks)
+    emulator.fault("/cancel", times=1, status=503, text="<html>busy</html>")
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: any("/cancel" in line for line in emulator.requests()))
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1].decode()
+    assert process.returncode == 130
+    return said
+
+
+def test_a_second_signal_does_not_keep_it_from_cancelling_its_task(site, emulator):
+    assert "is cancelled" in stopped_twice(site, emulator)
+    assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
+
+
+def test_a_cancel_that_is_refused_for_a_while_is_tried_again(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    site.config("import helper, itertools", "helper.CANCEL_SECONDS = 0.1",
+                "helper.pauses = lambda *_: itertools.repeat(0.1)")
+    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    wait_until(emulator.tasks)
+    emulator.fault("/cancel", times=6, status=503, text="<html>busy</html>")
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1].decode()
+    assert "Cancelling the transfer task " in said and "in between: busy (HTTP 503)." in said
+    assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
+
+
+def start_slow_cancel(site, emulator):
+    """A download whose cancel takes two seconds and more, in which its task goes on."""
+    emulator.add({"a": b"x" * 1000000})
+    emulator.bend(bytes_per_second=100000, cancel_seconds=2)
+    site.config("import helper", "helper.CANCEL_SECONDS = 0.5")
+    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    wait_until(lambda: site.downloaded().get("a"))
+    process.send_signal(signal.SIGTERM)
+    return process
+
+
+def test_a_cancel_that_is_not_over_at_once_is_waited_for(site, emulator):
+    said = start_slow_cancel(site, emulator).communicate()[1].decode()
+    assert "Globus has accepted that, but the task is not over." in said
+    assert "; the transfer task " in said and " is cancelled.\n" in said
+    assert emulator.tasks()[0]["status"] == "FAILED" and site.downloaded() == {}
+
+
+def test_a_task_that_outlives_its_cancel_is_said_and_its_file_is_not_removed(site, emulator):
+    site.edit("globus-single-file-download.py", "STOP_SECONDS = 60", "STOP_SECONDS = 1")
+    process = start_slow_cancel(site, emulator)
+    said = process.communicate()[1].decode()
+    assert process.returncode == 130
+    assert "could not be cancelled: Globus has accepted that, but the task is not over" in said
+    assert emulator.tasks()[0]["status"] == "ACTIVE" and site.downloaded().get("a")
+
+
+def test_a_hopeless_task_that_outlives_its_cancel_is_waited_for(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}], retry_seconds=0.2,
+                  cancel_seconds=3)
+    site.config("import helper", "helper.CANCEL_SECONDS = 0.5",
+                "helper.HOPELESS['PERMISSION_DENIED'] = 1")
+    done = run_single(site, "a")
+    assert done.returncode == 1
+    assert "Waiting: Globus has accepted to cancel the task, but it is not over." in done.err
+    assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 410, 401, 400])
+@pytest.mark.parametrize("page", [{"text": "<html><title>Blocked</title>your proxy</html>"},
+                                  {"json": {"message": "Forbidden"}}], ids=["page", "document"])
+def test_what_a_server_in_between_says_is_waited_out_and_not_taken_for_globus(
+        status, page, site, emulator):
+    emulator.add({"a": b"1"})
+    site.config("import helper, itertools", "helper.pauses = lambda *_: itertools.repeat(0.1)")
+    emulator.fault("/stat", times=9, status=status, **page)
+    emulator.fault("GET /v0.10/task/", times=9, status=status, **page)
+    done = run_single(site, "a")
+    assert done.returncode == 0, done.err
+    assert "only from a server in between: " in done.err and "(HTTP %d)" % status in done.err
+    assert len(emulator.tasks()) == 1
+
+
+BANNERS = {
+    "a line": "print('Loading python/3.11')",
+    "a path of another file": "print('/etc/passwd')",
+    "several lines": "print('\\n*** maintenance on Monday ***\\n/scratch/\\n')",
+    "at the end": "import atexit; atexit.register(print, 'bye')",
+    "no line feed at the end": "import atexit; atexit.register(print, '/bye', end='')",
+}
+
+
+@pytest.mark.parametrize("banner", BANNERS)
+def test_what_else_is_printed_on_stdout_is_not_taken_for_the_path(
+        banner, site, emulator, tmp_path):
+    emulator.add({"it's a": b"data"})
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "sitecustomize.py").write_text(BANNERS[banner] + "\n")
+    site.env["PYTHONPATH"] = str(tmp_path / "patch")
+    done = run_wrapper(site, "it's a")
+    assert done.returncode == 0, done.stderr
+    assert site.downloaded() == {} and len(contents(site.results)) == 1
+
+
+def test_a_path_that_cannot_be_told_from_a_banner_fails_and_deletes_nothing(
+        site, emulator, tmp_path):
+    emulator.add({"a": b"data"})
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "sitecustomize.py").write_text("print('Welcome! ', end='')\n")
+    site.env["PYTHONPATH"] = str(tmp_path / "patch")
+    done = run_wrapper(site, "a")
+    assert done.returncode == 1
+    assert b"wrapper.sh: the path of the download did not come, but: Welcome! /" in done.stderr
+    assert site.downloaded() == {"a": b"data"} and not site.results.exists()
+
+
+def test_wrapper_finds_its_folder_though_cdpath_is_set(site, emulator):
+    emulator.add({"a": b"1"})
+    env = dict(site.env, PYTHON=sys.executable, CDPATH=str(site.home))
+    (site.home / site.folder.name).mkdir()
+    done = subprocess.run(["bash", "%s/wrapper.sh" % site.folder.name, PATH, "a"], env=env,
+                          cwd=str(site.folder.parent), stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_error_that_ends_the_wait_leaves_no_task_behind(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(slots=0)

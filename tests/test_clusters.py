@@ -1,0 +1,165 @@
+"""Jobs of Slurm in another cluster than this one, and of PBS and Torque at another server.
+
+The stand-ins know one cluster; two lines on PATH before them make it a far one."""
+import subprocess
+
+import pytest
+from conftest import BATCH, KEEP, last_line, load, processed, put_before, wait_until, with_stand_in
+
+DRIVER = load("globus-batch-download")
+HEADING = "JOBID|NAME|STATE|REASON"
+
+# sbatch goes where SBATCH_CLUSTERS or -M says; squeue and scancel where SLURM_CLUSTERS or
+# --clusters does.
+SBATCH = ['options=() far=${SBATCH_CLUSTERS:-$SLURM_CLUSTERS}',
+          'while [ $# -gt 0 ]; do case $1 in -M) far=$2; shift ;; -M*) far=${1#-M} ;;',
+          '--clusters=*) far=${1#*=} ;;',
+          '*) options+=("$1") ;; esac; shift; done',
+          'id=$("$real" "${options[@]}") && echo "$id${far:+;far}"']
+SQUEUE = ['for name in ${SLURM_CLUSTERS//,/ }; do [ $name = dead ] || echo "CLUSTER: $name"',
+          'case $name in far) "$real" "$@" ;; near) echo "%s"; echo ;; esac; done' % HEADING,
+          '[ -n "$SLURM_CLUSTERS" ] || echo "%s"' % HEADING]
+SCANCEL = ['if [[ $1 = --clusters=far ]]; then shift; exec "$real" "$@"; fi',
+           'echo "scancel: error: Kill job error: Invalid job id" >&2; exit 1']
+
+
+@pytest.fixture
+def far(stand_in, tmp_path):
+    """A site whose only jobs are in the cluster far."""
+    put_before(stand_in, tmp_path, "sbatch", *SBATCH)
+    put_before(stand_in, tmp_path, "squeue", *SQUEUE)
+    put_before(stand_in, tmp_path, "scancel", *SCANCEL)
+    stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    return stand_in
+
+
+NAMED = {
+    "SBATCH_CLUSTERS": ({"SBATCH_CLUSTERS": "far"}, ""),
+    "-M": ({}, "-M far"),
+    "-Mfar": ({}, "-Mfar"),
+    "--clusters": ({"SLURM_CLUSTERS": "near"}, "--clusters=far"),
+    "two clusters": ({"SLURM_CLUSTERS": "near,far"}, ""),
+}
+
+
+@pytest.mark.parametrize("how", NAMED)
+def test_jobs_in_another_cluster_are_not_lost(how, far, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    env, resources = NAMED[how]
+    far.env.update(env)
+    far.config("RESOURCES = %r" % resources)
+    far.process("sleep 2", *KEEP)
+    done = far.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
+    assert processed(far) == {"a": 1, "b": 1}
+
+
+def test_they_are_taken_up_by_a_driver_that_knows_the_cluster_from_their_ids(far, emulator):
+    emulator.add({"a": b"1"})
+    far.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
+    far.env["SBATCH_CLUSTERS"] = "far"
+    driver = far.start(BATCH)
+    wait_until((far.folder / "begun").exists)
+    driver.kill()
+    driver.communicate()
+    driver = far.start(BATCH)
+    wait_until(lambda: b"Going on" in driver.stderr.readline())
+    subprocess.run(["sleep", "1.5"], check=True)  # some polls
+    (far.folder / "go").touch()
+    assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
+    assert processed(far) == {"a": 1}
+
+
+def test_a_lost_one_is_cancelled_in_its_cluster(far, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    far.config("RESOURCES = '-M far'")
+    put_before(far, tmp_path, "squeue", 'echo "CLUSTER: far"; echo "%s"' % HEADING)
+    far.process("sleep 100")
+    done = far.run(BATCH)
+    assert last_line(done) == "0 processed, 1 failed, 0 not needed"
+    assert "CANCELLED" in next((tmp_path / "stand-in").glob("*/state")).read_text()
+
+
+def test_the_command_to_cancel_names_the_cluster(far, emulator):
+    emulator.add({"a": b"1"})
+    far.config("RESOURCES = '-M far'")
+    far.process("touch begun; sleep 3")
+    driver = far.start(BATCH)
+    wait_until((far.folder / "begun").exists)
+    driver.terminate()
+    assert b"To cancel them: scancel --clusters=far 1000\n" in driver.communicate()[1]
+
+
+def test_the_silence_of_one_of_two_clusters_is_no_answer(far, emulator):
+    emulator.add({"a": b"1"})
+    far.env["SLURM_CLUSTERS"] = "near,dead"
+    far.process("sleep 2", *KEEP)
+    done = far.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+    assert done.err.count("The scheduler gives no answer") == 1
+
+
+def test_a_variable_that_filters_what_scancel_cancels_is_not_obeyed(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    stand_in.env["SCANCEL_NAME"] = "of_theirs"
+    put_before(stand_in, tmp_path, "squeue", 'echo "%s"' % HEADING)
+    put_before(stand_in, tmp_path, "scancel", '[ -n "$SCANCEL_NAME" ] || exec "$real" "$@"')
+    stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    stand_in.process("sleep 100")
+    assert last_line(stand_in.run(BATCH)) == "0 processed, 1 failed, 0 not needed"
+    assert "CANCELLED" in next((tmp_path / "stand-in").glob("*/state")).read_text()
+
+
+def test_a_job_that_is_revoked_here_is_at_work_in_its_federation(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | sed "s/RUNNING/REVOKED/"')
+    stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    stand_in.process("sleep 2", *KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+@pytest.mark.parametrize("kind", ["pbs", "torque"])
+@pytest.mark.parametrize("option", ["-q workq@far", "-qworkq@far", "-q @far"])
+def test_the_queue_of_another_server_is_asked_there(option, kind, site, emulator, tmp_path):
+    with_stand_in(site, tmp_path, kind)
+    emulator.add({"a": b"1"})
+    put_before(site, tmp_path, "qsub", 'options=(); while [ $# -gt 0 ]; do case $1 in',
+               '-q) shift ;; -q*) ;; *) options+=("$1") ;; esac; shift; done',
+               'exec "$real" "${options[@]}"')
+    put_before(site, tmp_path, "qstat", '[[ "$*" == *"-u"* ]] || exec "$real" "$@"',
+               '[[ "${*: -1}" == @far ]] && exec "$real" "${@:1:$#-1}"')
+    site.config("RESOURCES = %r" % option, "GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    site.process("sleep 2", *KEEP)
+    done = site.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+    assert "gives no answer" not in done.err
+
+
+def test_jobs_at_another_pbs_server_are_not_looked_for_at_this_one(site, emulator, tmp_path):
+    with_stand_in(site, tmp_path, "pbs")
+    emulator.add({"a": b"1"})
+    site.process("touch begun; sleep 2", *KEEP)
+    site.env["PBS_SERVER"] = "far"
+    driver = site.start(BATCH)
+    wait_until((site.folder / "begun").exists)
+    driver.kill()
+    driver.communicate()
+    site.env["PBS_SERVER"] = "near"
+    done = site.run(BATCH)
+    assert done.returncode == 2
+    assert "in the queue of pbs PBS_SERVER=far, but this is pbs PBS_SERVER=near" in done.err
+
+
+TWO = ("CLUSTER: near\n%s\n1|g1-1|RUNNING|None\n\nCLUSTER: far\n%s\n7|g1-2|PENDING|Priority\n"
+       % (HEADING, HEADING))
+
+
+def test_the_answers_of_two_clusters_are_read():
+    assert {name: (entry.id, entry.state) for name, entry in DRIVER.read_slurm_queue(TWO).items()
+            } == {"g1-1": ("1;near", "running"), "g1-2": ("7;far", "waiting")}
+
+
+@pytest.mark.parametrize("text", [TWO[:-1], TWO.replace(HEADING, "", 1), "CLUSTER: near\n", ""])
+def test_half_an_answer_of_them_is_none(text):
+    with pytest.raises(ValueError):
+        DRIVER.read_slurm_queue(text)
