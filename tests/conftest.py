@@ -19,7 +19,14 @@ from pathlib import Path
 import pyte
 import pytest
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+# What is ignored here, such as SIGHUP under nohup and SIGINT in the background, would be ignored by
+# all that the tests start; for a signal that has a handler here they begin with the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+os.umask(0o022)
 
 TESTS = Path(__file__).parent
 COLLECTION = TESTS.parent
@@ -43,6 +50,15 @@ STRANGE_NAMES = [
 ]
 
 
+def clean_env(**more):
+    """The environment of what the tests start, from nothing: what this machine happens to export
+    would hide faults, or make some."""
+    kept = ("SLURM_CONF", "SGE_ROOT", "SGE_CELL",  # set by setup.sh
+            "COLLECTION", "COVERAGE_PROCESS_START", "COVERAGE_FILE", "TMPDIR")
+    return dict({name: os.environ[name] for name in kept if name in os.environ},
+                LANG="C.UTF-8", PATH=os.environ["PATH"], **more)
+
+
 class Emulator:
     """A running globus_emulator.py, and the ways to bend it."""
 
@@ -52,7 +68,7 @@ class Emulator:
         self.process = subprocess.Popen(
             [sys.executable, str(TESTS / "globus_emulator.py"), "--root", str(root)],
             stdout=subprocess.PIPE,
-            env=dict(os.environ, HOME=str(root), COVERAGE_PROCESS_START=""))
+            env=dict(clean_env(HOME=str(root)), COVERAGE_PROCESS_START=""))
         self.url = json.loads(self.process.stdout.readline())["url"]
 
     def add(self, files):
@@ -110,9 +126,9 @@ class Site:
         for file in COLLECTION.iterdir():
             if file.is_file() and not file.name.startswith("."):
                 shutil.copy(str(file), str(self.folder))
-        self.env = dict(
-            os.environ, HOME=str(self.home), PATH=path, GLOBUS_SDK_SERVICE_URL_AUTH=emulator.url,
-            GLOBUS_SDK_SERVICE_URL_TRANSFER=emulator.url)
+        self.env = dict(clean_env(
+            HOME=str(self.home), GLOBUS_SDK_SERVICE_URL_AUTH=emulator.url,
+            GLOBUS_SDK_SERVICE_URL_TRANSFER=emulator.url), PATH=path)
         self.config("POLL_SECONDS = 1")
 
     def config(self, *lines):

@@ -2,7 +2,20 @@
 # What run.sh and demo.sh share: a private virtual environment, and a private Slurm or its stand-in.
 # To be sourced. Everything lands in dot-folders of this collection and in one temporary folder.
 
-TESTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+# Begin again in an environment from nothing: what this machine exports would hide faults that every
+# newcomer meets, or make some. What passes leads to the network, or is a choice of run.sh's user.
+if [ -z "${IS_CLEAN:-}" ] && [ -f "$0" ]; then
+  kept=(IS_CLEAN=yes LANG=C.UTF-8)
+  for name in HOME PATH TERM TMPDIR PYTHON SOAK_SEED HYPOTHESIS_RANDOM http_proxy https_proxy \
+    no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE \
+    CURL_CA_BUNDLE PIP_CERT PIP_CONFIG_FILE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS; do
+    [ -z "${!name:-}" ] || kept+=("$name=${!name}")
+  done
+  exec env -i "${kept[@]}" bash "$0" "$@"
+fi
+umask 022 # the schedulers' daemons refuse folders that nobody else may enter
+
+TESTS=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 COLLECTION=$(dirname -- "$TESTS")
 SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/globus-download.XXXXXX")
 trap 'leave $?' EXIT

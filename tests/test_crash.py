@@ -20,7 +20,8 @@ FILES = ["a", "it's b", "sub/c"]
 def quick(stand_in, emulator, tmp_path):
     """A site whose jobs take a moment: a Python of their own stands in for the download."""
     emulator.add(dict.fromkeys(FILES, b"x"))
-    stand_in.env.pop("COVERAGE_PROCESS_START", None)  # it would add steps of its own
+    stand_in.env.pop("COVERAGE_PROCESS_START", None)  # it would add steps of its own,
+    stand_in.env["PYTHONDONTWRITEBYTECODE"] = "yes"  # and so would the first run
     stand_in.config("RECURSIVE = True", "NUM_JOBS = 2", "POLL_SECONDS = 0.1", "GRACE_SECONDS = 1")
     download = tmp_path / "download"
     download.write_text(f'#!/bin/bash\nmkdir -p -- "{stand_in.downloads}/$(dirname -- "$5")"\n'

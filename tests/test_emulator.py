@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import DESTINATION, SOURCE
+from conftest import DESTINATION, SOURCE, clean_env
 
 try:
     from globus_sdk.testing import get_response_set
@@ -26,10 +26,10 @@ def globus(emulator, tmp_path):
     command = os.environ.get("GLOBUS_CLI")
     if not command:
         pytest.skip("tests/run.sh installs globus-cli, in an environment of its own")
-    env = dict(os.environ, HOME=str(tmp_path), GLOBUS_CLI_CLIENT_SECRET="any",
-               GLOBUS_CLI_CLIENT_ID="4f0448d6-e7e2-4637-bc64-e8f682d1cc77",
-               GLOBUS_SDK_SERVICE_URL_AUTH=emulator.url,
-               GLOBUS_SDK_SERVICE_URL_TRANSFER=emulator.url)
+    env = clean_env(HOME=str(tmp_path), GLOBUS_CLI_CLIENT_SECRET="any",
+                    GLOBUS_CLI_CLIENT_ID="4f0448d6-e7e2-4637-bc64-e8f682d1cc77",
+                    GLOBUS_SDK_SERVICE_URL_AUTH=emulator.url,
+                    GLOBUS_SDK_SERVICE_URL_TRANSFER=emulator.url)
 
     def run(*arguments, status=0):
         done = subprocess.run([command, *arguments], env=env, stdout=subprocess.PIPE,

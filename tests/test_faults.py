@@ -306,7 +306,8 @@ def test_a_requeued_job_begins_again_and_is_not_lost(real_slurm, emulator):
     wait_until(lambda: (job + "|BeginTime").encode() in subprocess.check_output(
         ["squeue", "-h", "--format=%i|%r"], env=real_slurm.env))
     time.sleep(3)
-    subprocess.run(["scontrol", "update", "StartTime=now", "JobId=" + job], check=True)
+    subprocess.run(["scontrol", "update", "StartTime=now", "JobId=" + job], check=True,
+                   env=real_slurm.env)
     out = driver.communicate()[0]
     assert out.decode().splitlines()[-1] == "1 processed, 0 failed, 0 not needed"
     assert processed(real_slurm) == {"a": 1}

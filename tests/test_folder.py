@@ -1,6 +1,7 @@
 """DOWNLOAD_DIR has one user: what a batch marks as its own, nothing else downloads into."""
 import os
 import shutil
+import subprocess
 
 import pytest
 from conftest import BATCH, KEEP, Site, last_line, processed, wait_until
@@ -95,6 +96,7 @@ def test_removing_the_jobs_folder_forgets_the_mark_too(stand_in, other, emulator
     kill(start_batch(stand_in, emulator))
     let_go(stand_in)
     wait_until(lambda: len(processed(stand_in)) == 2)
+    wait_until(lambda: not subprocess.check_output(["squeue", "-h"], env=stand_in.env))
     shutil.rmtree(str(stand_in.jobs))
     assert last_line(other.run(BATCH)) == "2 processed, 0 failed, 0 not needed"
     assert MARK not in os.listdir(str(stand_in.downloads))
