@@ -168,6 +168,9 @@ AccountingStorageType=accounting_storage/none
 NodeName=$host NodeAddr=127.0.0.1 CPUs=16 RealMemory=16000
 PartitionName=all Nodes=ALL Default=YES State=UP
 CONF
+  # On its own, slurmd asks how cgroups are mounted and ends where they are not, or only in part, as
+  # in a chroot or a container; nothing here needs them.
+  echo CgroupPlugin=cgroup/v1 >"$folder/cgroup.conf"
   export SLURM_CONF=$folder/slurm.conf
   if ! munge -n </dev/null >/dev/null 2>&1; then
     mkdir -p /run/munge && chown munge: /run/munge
