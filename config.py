@@ -1,6 +1,11 @@
 """The settings. Edit or append lines; of two assignments to the same name the later one wins."""
 import os
 
+# ---- your login ----
+
+# Where it is stored; if jobs download, on a disk that the compute nodes see too.
+TOKEN_FILE = "~/.wehi-globus-tokens.json"
+
 # ---- what to download ----
 
 # Collection to download from, a UUID (here: Globus Tutorial Collection 1).
@@ -30,6 +35,16 @@ DESTINATION_PATH = None  # None = DOWNLOAD_DIR, as with most Globus Connect Pers
 
 # Jobs in the batch system at a time.
 NUM_JOBS = 3
+
+# Files that one job carries: one transfer task brings them, process.sh gets one after the other.
+FILES_PER_JOB = 1
+
+# 'job': each job downloads its files itself; 'driver': globus-batch-download.py does, for compute
+# nodes without internet, and submits a job when its files have arrived.
+DOWNLOAD_BY = "job"
+
+# Files that may fail one after the other before no more jobs are submitted; None = no limit.
+MAX_FAILURES_IN_A_ROW = 10
 
 # Bytes on disk at a time: downloads in flight and files that failures left; None = no limit.
 MAX_BYTES = None

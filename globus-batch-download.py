@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Download and process all needed files of PATH (see config.py), one job a file.
+"""Download and process all needed files of PATH (see config.py) in batch jobs.
 
 Run it on the login node. It keeps NUM_JOBS jobs in the scheduler until all
-files are done; each job runs wrapper.sh, which downloads its file, runs
-process.sh on it, and deletes it. It may be stopped, or killed, and started
+files are done; each job runs wrapper.sh, which downloads its files, runs
+process.sh on each, and deletes it. It may be stopped, or killed, and started
 again: it goes on where it was.
 
 Example, to try it with three files and then leave the rest to itself:
@@ -38,156 +38,10 @@ SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
 GIVEN_UP = "given up by the driver\n"
-# Exit statuses of a job that was told to stop: SIGHUP, SIGINT, SIGUSR2, SIGTERM, SIGXCPU.
-STOPPED = {129, 130, 140, 143, 152}
-
-
-# ---- the nouns ----
-
-
-class Job:
-    """A submitted file. It may be in the queue, or on its way there, or gone without a trace."""
-
-    def __init__(self, path, size):
-        self.path, self.size = path, size
-        self.id = None  # the scheduler's, None until it has told
-        self.is_from_before = False  # submitted by a driver that is no more
-        self.gone_since = None  # since when the queue does not list it
-        self.stopped = None  # the exit status that it left when it was told to stop
-
-
-class Run:
-    """What is known of a run. Each change is a line of the journal before it is acted upon, so
-    that a driver that was killed can be replayed from there."""
-
-    def __init__(self, config, scheduler, client):
-        self.config, self.scheduler, self.client = config, scheduler, client
-        self.folder = os.path.join(config.WORKING_DIR, "jobs")
-        self.todo = collections.deque()  # Files
-        self.forget()
-        self.not_needed = self.beyond_limit = 0
-        self.refused = []  # path and why, of what is listed but cannot be downloaded
-        self.left_behind = {}  # path: bytes in DOWNLOAD_DIR that no job of ours will delete
-        self.stopping = False
-        self.next_question = self.next_look = 0
-        self.most = config.NUM_JOBS  # what the scheduler takes; fewer after a refusal
-        self.waiting_since = None  # since when no job of the queue is at work
-        self.doubts_login, self.next_check = False, 0
-        self.told = {}  # what the person knows already, by topic
-        self.begun = time.monotonic()
-        self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
-        self.ended_at_begin = 0
-
-    def forget(self):
-        """Nothing has happened yet."""
-        self.name, self.source, self.queue, self.is_finished = None, None, None, True
-        self.jobs = {}  # job name: Job, as long as it is not known to have ended
-        self.lost = {}  # the same, of jobs that count as failed because they left no trace
-        self.processed, self.failed = set(), {}  # paths; path: why
-        self.coming = {}  # path: bytes, of failures whose file Globus may still be sending
-        self.kept = set()  # names of jobs whose files stay: failed, or given up
-        self.number = 0  # of submissions
-
-    def file_of(self, job_name, kind):
-        """Path of a job's file: 'log', 'status' (its exit status; 'new' while it is written) or
-        'claim' (see job_script())."""
-        return os.path.join(self.folder, f"{job_name}.{kind}")
-
-    def replay(self, path):
-        """Take up what the journal tells. A last line without its end was never acted upon."""
-        with open(path, "r+b") as file:
-            whole = 0
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                whole += len(line)
-                self.apply(json.loads(line.decode()))
-            file.truncate(whole)
-        for job in self.jobs.values():
-            job.is_from_before = True
-
-    def open_journal(self):
-        """Go on with the interrupted run, or begin a new one. Raises Problem if the interrupted
-        one was about something else."""
-        path = os.path.join(self.folder, "journal.jsonl")
-        source, queue = [self.config.SOURCE_ENDPOINT_ID, self.config.PATH], which_queue(self.config)
-        if os.path.exists(path):
-            try:
-                self.replay(path)
-            except (ValueError, KeyError, TypeError) as error:
-                raise helper.Problem(f"{path} is damaged ({error}).\nTo forget that run, cancel "
-                                     f"its jobs and remove the folder {self.folder}.", 2)
-        if self.is_finished or not self.number:  # over, or nothing came of it
-            self.forget()
-            with open(path + ".new", "wb"):
-                pass
-            os.replace(path + ".new", path)
-        else:
-            self.refuse_another(source, queue)
-        self.journal = open(path, "ab", buffering=0)
-        self.length = os.fstat(self.journal.fileno()).st_size
-        if self.is_finished:
-            # A letter and six more: with the number they fit the 15 characters of old servers.
-            self.record(event="run", run="g" + secrets.token_hex(3), source=source)
-        if self.queue != queue:
-            self.record(event="queue", queue=queue)
-
-    def refuse_another(self, source, queue):
-        """Raise Problem if the interrupted run is from another source, or has jobs in another
-        queue, where they would not be found."""
-        if self.source != source:
-            raise helper.Problem(
-                f"An interrupted run waits here: {self.source[1]} of collection {self.source[0]}.\n"
-                "Finish it with those settings first; or, to forget it, cancel its jobs and remove "
-                f"the folder {self.folder}.", 2)
-        if self.jobs and self.queue not in (None, queue):
-            raise helper.Problem(
-                f"The interrupted run has jobs in the queue of {' '.join(self.queue)}, but this is "
-                f"{' '.join(queue)}.\nStart it as before, or cancel its jobs and remove the folder "
-                f"{self.folder}.", 2)
-
-    def record(self, **event):
-        """Write an event to the journal, down to the disk; then it has happened."""
-        line = json.dumps(event).encode() + b"\n"
-        if os.fstat(self.journal.fileno()).st_size != self.length:  # a lock of this host only
-            raise helper.Problem(f"Another driver writes to {self.journal.name}. This one stops.")
-        if self.journal.write(line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.journal.name)
-        os.fsync(self.journal.fileno())
-        self.length += len(line)
-        self.apply(event)
-
-    def apply(self, event):
-        """Change the state by one event."""
-        kind, name = event["event"], event.get("job")
-        if kind == "run":
-            self.forget()
-            self.name, self.source, self.is_finished = event["run"], event["source"], False
-        elif kind == "queue":  # where jobs go from here on
-            self.queue = event["queue"]
-        elif kind == "submit":  # about to be submitted
-            self.number += 1
-            self.jobs[name] = Job(event["path"], event["size"])
-        elif kind == "queued":  # accepted by the scheduler
-            self.jobs[name].id = event["id"]
-        elif kind == "unsent":  # it is not, and never will be, at work
-            del self.jobs[name]
-            self.kept.add(name)
-        elif kind == "ended":
-            job = self.jobs.pop(name, None) or self.lost.pop(name)
-            if event["reason"] is None:
-                self.processed.add(job.path)
-                self.failed.pop(job.path, None)
-                self.coming.pop(job.path, None)
-            else:
-                self.failed[job.path] = event["reason"]
-                self.kept.add(name)
-                if event["status"] is None or event["status"] > 128:
-                    self.coming[job.path] = job.size
-            if event["status"] is None:
-                self.lost[name] = job
-        elif kind == "finished":
-            self.is_finished = True
+JOURNAL_VERSION = 2
+TASKS_AT_WORK = 3  # of a user, at a time (globus.org, "Transfer limits")
+# Of a job's names; a command line holds 2 MB (a quarter of the usual stack), a script of Slurm 4.
+LONGEST_COMMAND = 1000000  # bytes
 
 
 # ---- the schedulers ----
@@ -197,27 +51,27 @@ class Run:
 #   log         lines for the job's script, where the scheduler does not write the log itself
 #   read_id     (text): the job's id, from what submit printed
 #   queue       the command that asks for all jobs of the user
-#   read_queue  (text): {job name: Entry}, from what queue printed
-#   about_one   the command, to which an id is added, that tells of one job, where it is needed
+#   parse_queue  (text): {job name: QueueEntry}, from what queue printed
+#   job_info   the command, to which an id is added, that tells of one job, where it is needed
 #   cancel      the command, to which ids are added
-#   leaves      seconds that a job stays in the queue after it wrote its exit status
+#   linger_seconds      seconds that a job stays in the queue after it wrote its exit status
 # The two that read raise ValueError when the text is not what the scheduler prints.
 Scheduler = collections.namedtuple(
-    "Scheduler", "submit log read_id queue read_queue about_one cancel leaves")
+    "Scheduler", "submit log read_id queue parse_queue job_info cancel linger_seconds")
 
-# What the queue says of a job. state: "waiting", "running", "stuck" (it will not begin by itself)
-# or "gone"; words: the scheduler's own.
-Entry = collections.namedtuple("Entry", "id state words")
+# What the queue says of a job. state: "waiting", "running", "held" (it will not begin by itself)
+# or "ended"; words: the scheduler's own.
+QueueEntry = collections.namedtuple("QueueEntry", "id state reason")
 
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
 # Not REVOKED: of a federation's job the sibling in another cluster is at work.
-SLURM_GONE = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
+SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
               "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
-SLURM_STUCK = re.compile(
+SLURM_HELD = re.compile(
     "JobHeld|BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|launch failed|"
     "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
-PBS_STATES = {"Q": "waiting", "W": "waiting", "T": "waiting", "H": "stuck", "F": "gone",
-              "C": "gone", "X": "gone"}  # of PBS and Torque; any other letter: running
+PBS_STATES = {"Q": "waiting", "W": "waiting", "T": "waiting", "H": "held", "F": "ended",
+              "C": "ended", "X": "ended"}  # of PBS and Torque; any other letter: running
 GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
 
 # What qstat says of a job that has left the queue.
@@ -235,10 +89,10 @@ UNSURE = re.compile(
 
 def read_slurm_id(text):
     """'123', or '123;cluster' where the job went to another cluster than this one."""
-    return whole_match(r"(\d+(;\S+)?)", text.strip().split("\n")[-1])
+    return full_match(r"(\d+(;\S+)?)", text.strip().split("\n")[-1])
 
 
-def read_slurm_queue(text):
+def parse_slurm_queue(text):
     """The answer of squeue. Its heading tells no jobs from no answer; where clusters were named,
     each has a heading of its own, below its name."""
     if text.count(SLURM_HEADING + "\n") != max(1, text.count("CLUSTER: ")) or text[-1:] != "\n":
@@ -253,21 +107,21 @@ def read_slurm_queue(text):
         number += cluster
         name, state, reason = rest.rsplit("|", 2)
         if state == "PENDING":
-            ours = "stuck" if SLURM_STUCK.search(reason) else "waiting"
-            entries[name] = Entry(number, ours, reason)
-        elif state not in SLURM_GONE:
-            entries[name] = Entry(number, "running", state)
+            ours = "held" if SLURM_HELD.search(reason) else "waiting"
+            entries[name] = QueueEntry(number, ours, reason)
+        elif state not in SLURM_ENDED:
+            entries[name] = QueueEntry(number, "running", state)
         else:
-            entries.setdefault(name, Entry(number, "gone", state))
+            entries.setdefault(name, QueueEntry(number, "ended", state))
     return entries
 
 
 def read_pbs_id(text):
     """'123.server'."""
-    return whole_match(r"(\d+(\.\S+)?)", text.strip().split("\n")[-1])
+    return full_match(r"(\d+(\.\S+)?)", text.strip().split("\n")[-1])
 
 
-def read_pbs_queue(text):
+def parse_pbs_queue(text):
     """The answer of qstat -u, of PBS (with its comments below the jobs) or of Torque. No jobs:
     nothing is printed."""
     heading, dashes, rest = re.sub(r"(?m)^-[- ]+$", "---", text).partition("---\n")
@@ -279,22 +133,22 @@ def read_pbs_queue(text):
         if line.startswith(" "):
             number, state, words = entries[name]
             if "Can Never Run" in line:
-                state = "stuck"
-            entries[name] = Entry(number, state, line.strip(" -") or words)
+                state = "held"
+            entries[name] = QueueEntry(number, state, line.strip(" -") or words)
             continue
         number, _user, _queue, name, *_, letter, _elapsed = line.split()
-        whole_match(r"(\d+).*", number)  # or it is no line of a job
+        full_match(r"(\d+).*", number)  # or it is no line of a job
         words = "held" if letter == "H" else "state " + letter
-        entries[name] = Entry(number, PBS_STATES.get(letter, "running"), words)
+        entries[name] = QueueEntry(number, PBS_STATES.get(letter, "running"), words)
     return entries
 
 
 def read_sge_id(text):
     """'123'."""
-    return whole_match(r"(\d+)", text.strip().split("\n")[-1])
+    return full_match(r"(\d+)", text.strip().split("\n")[-1])
 
 
-def read_sge_queue(text):
+def parse_sge_queue(text):
     """The answer of qstat -xml."""
     try:
         answer = ElementTree.fromstring(text)
@@ -306,12 +160,12 @@ def read_sge_queue(text):
         raise ValueError("not an answer of qstat")
     entries = {}
     for number, name, state in found:
-        ours = "stuck" if "E" in state or "h" in state else "waiting" if "q" in state else "running"
-        entries[name] = Entry(number, ours, "state " + state)
+        ours = "held" if "E" in state or "h" in state else "waiting" if "q" in state else "running"
+        entries[name] = QueueEntry(number, ours, "state " + state)
     return entries
 
 
-def whole_match(pattern, text):
+def full_match(pattern, text):
     """The first group of a pattern that has to fit the whole text."""
     match = re.fullmatch(pattern, text)
     if not match:
@@ -333,19 +187,19 @@ SCHEDULERS = {
         read_slurm_id,
         # --all: also jobs in partitions that are hidden.
         ["squeue", "--user=" + USER, "--all", "--states=all", "--format=%i|%j|%T|%r"],
-        read_slurm_queue,
+        parse_slurm_queue,
         None, "scancel", 0.1),
     "pbs": Scheduler(
         QSUB + ["oe"], TO_LOG, read_pbs_id,
-        ["qstat", "-s", "-w", "-u", USER], read_pbs_queue, ["qstat"], "qdel", 1),
+        ["qstat", "-s", "-w", "-u", USER], parse_pbs_queue, ["qstat"], "qdel", 1),
     "torque": Scheduler(
         QSUB + ["oe"], TO_LOG, read_pbs_id,
-        ["qstat", "-u", USER], read_pbs_queue, ["qstat"], "qdel", 1),
+        ["qstat", "-u", USER], parse_pbs_queue, ["qstat"], "qdel", 1),
     "sge": Scheduler(
         # -notify: SIGUSR2 before the end, and SIGUSR1 before a mere suspension.
         # -s a: jobs in all states, whatever ~/.sge_qstat says.
         QSUB + ["y", "-terse", "-notify"], TO_LOG + "trap '' USR1\n", read_sge_id,
-        ["qstat", "-u", USER, "-s", "a", "-xml"], read_sge_queue, ["qstat", "-j"], "qdel", 1),
+        ["qstat", "-u", USER, "-s", "a", "-xml"], parse_sge_queue, ["qstat", "-j"], "qdel", 1),
 }
 
 # The variables that make a scheduler's commands ask another cluster. (Slurm's: named_clusters().)
@@ -355,11 +209,11 @@ WHICH_CLUSTER = {"slurm": (), "pbs": ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVE
 
 def find_scheduler(config):
     """The Scheduler of this machine; config.SCHEDULER becomes its name, if it was 'auto'. Raises
-    Problem (exit status 2) if there is none."""
+    UserError (exit status 2) if there is none."""
     name = guess_scheduler() if config.SCHEDULER == "auto" else config.SCHEDULER
     command = SCHEDULERS[name].submit[0] if name else "sbatch or qsub"
     if not shutil.which(command):
-        raise helper.Problem(f"config.py: SCHEDULER = {config.SCHEDULER!r}, but there is no "
+        raise helper.UserError(f"config.py: SCHEDULER = {config.SCHEDULER!r}, but there is no "
                              f"{command} here.\nRun this on a login node of the cluster.", 2)
     config.SCHEDULER = name
     return SCHEDULERS[name]
@@ -401,25 +255,25 @@ def option_value(config, letter, name="--"):
     return found
 
 
-def cancel_commands(run, ids):
+def cancel_commands(scheduler, ids):
     """The commands that cancel jobs, one for each cluster that they are in."""
     by_cluster = {}
     for job_id in ids:
         number, _, cluster = job_id.partition(";")
         by_cluster.setdefault(cluster, []).append(number)
-    return [[run.scheduler.cancel, *([f"--clusters={cluster}"] if cluster else []), *numbers]
+    return [[scheduler.cancel, *([f"--clusters={cluster}"] if cluster else []), *numbers]
             for cluster, numbers in by_cluster.items()]
 
 
-def cancel(run, ids):
+def cancel(scheduler, ids):
     """Cancel jobs."""
-    for command in cancel_commands(run, ids):
-        call(command, env=plain_env("SCANCEL_"))
+    for command in cancel_commands(scheduler, ids):
+        run_command(command, env=plain_env("SCANCEL_"))
 
 
-def shown_cancel(run, ids):
+def shown_cancel(scheduler, ids):
     """The same for a person, to copy."""
-    return "; ".join(" ".join(command) for command in cancel_commands(run, ids))
+    return "; ".join(" ".join(command) for command in cancel_commands(scheduler, ids))
 
 
 def plain_env(prefix):
@@ -432,20 +286,20 @@ def guess_scheduler():
     """Which one answers here, by name, or None. A qsub may be a wrapper around Slurm's sbatch."""
     if shutil.which("sbatch"):
         return "slurm"
-    if GRID_ENGINE.search(said_by(["qstat", "-help"])):
+    if GRID_ENGINE.search(output_of(["qstat", "-help"])):
         return "sge"
-    version = said_by(["qstat", "--version"])
+    version = output_of(["qstat", "--version"])
     if "pbs_version" in version:
         return "pbs"
     return "torque" if "ersion:" in version else None
 
 
-def said_by(command):
+def output_of(command):
     """All that a command of the scheduler says, on stdout and stderr."""
-    return "".join(call(command)[1:])
+    return "".join(run_command(command)[1:])
 
 
-def call(command, text="", seconds=QUEUE_SECONDS, env=None):
+def run_command(command, text="", seconds=QUEUE_SECONDS, env=None):
     """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
     status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it, and its
     input in a file, so that it gets all of it even if this driver is killed meanwhile."""
@@ -463,244 +317,1178 @@ def call(command, text="", seconds=QUEUE_SECONDS, env=None):
             done.stderr.decode(errors="replace"))
 
 
-# ---- submitting ----
+# ---- the job ----
 
-
-def job_script(run, job_name, file):
-    """The job: wrapper.sh in WORKING_DIR, its exit status in a file that is whole or not there.
-
-    Whoever makes the claim file first decides: the job, which writes its id into it and works
-    (again, if it is requeued), or the driver, which gave it up. So a job that a scheduler accepts
-    long after it said no, or lost and found again, does nothing. (An empty claim file comes of a
-    full disk: that job fails.)
-
-    A scheduler may begin a job again, also long after its end; Slurm and Grid Engine count that
-    (`restarts`, 00 at a first start), PBS and Torque do not. Then the journal tells whether the run
-    goes on and the job has not ended. A signal ends wrapper.sh; the job itself stays to write the
-    exit status down."""
-    def quoted(kind):
-        return shlex.quote(run.file_of(job_name, kind))
-
-    log = run.scheduler.log.format(log=quoted("log"))
-    wrapper = shlex.quote(os.path.join(HERE, "wrapper.sh"))
-    is_over = f'"(ended|unsent)", "job": "{job_name}"'
-    journal = shlex.quote(run.journal.name)
-    return f"""#!/bin/bash
-trap : HUP INT TERM XCPU USR1 USR2
-{log}id=${{SLURM_JOB_ID:-${{PBS_JOBID:-$JOB_ID}}}}
-restarts=${{SLURM_RESTART_COUNT:-0}}${{RESTARTED:-0}}${{PBS_JOBID:+?}}
-(set -o noclobber; echo "$id" >{quoted("claim")}) 2>/dev/null || restarts=1
-[ "$(cat {quoted("claim")})" = "$id" ] || {{ [ -s {quoted("claim")} ]; exit; }}
-for try in {{1..60}}; do # it is empty for a moment when a run begins
-  ! read -r first <{journal} || break
+# What a job does, after a head of assignments (see job_script()). Its results are a file with a
+# line for each file of the job, in order: the exit status. A job that a signal has ended leaves
+# fewer lines, and its exit status in the status file.
+JOB_SCRIPT = r"""
+count_results() { # whole lines
+  local n=0
+  while read -r _; do n=$((n + 1)); done <"$job.results"
+  echo $n
+} 2>/dev/null
+id=${SLURM_JOB_ID:-${PBS_JOBID:-$JOB_ID}}
+# Slurm and Grid Engine count restarts (00 = a first start), PBS and Torque do not.
+restarts=${SLURM_RESTART_COUNT:-0}${RESTARTED:-0}${PBS_JOBID:+?}
+# Exactly one of job and driver creates the claim file. (An empty one comes of a full disk.)
+(set -o noclobber; echo "$id" >"$job.claim") 2>/dev/null || restarts=1
+[ "$(cat "$job.claim")" = "$id" ] || { [ -s "$job.claim" ]; exit; } # it fails if that is empty
+for _ in {1..60}; do # the journal is empty for a moment when a run begins
+  ! read -r first <"$journal" || break
   sleep 1
 done
-[[ $first == *{shlex.quote(f'"run": "{run.name}"')}* ]] || {{ # of another run: ours is over
-  [ -z "$first" ] || rm -f {quoted("claim")} {quoted("log")}
+[[ $first == *"$run"* ]] || { # of another run: ours is over
+  [ -z "$first" ] || rm -f "$job.claim" "$log"
   exit
-}}
-if [ "$restarts" != 00 ]; then # perhaps requeued; had it come to its end?
-  ! grep -qsE {shlex.quote(is_over)} {journal} || exit 0
-  [ "$(cat {quoted("status")} 2>/dev/null)" != 0 ] || exit 0
-  rm -f {quoted("status")}
+}
+if [ "$restarts" != 00 ]; then # perhaps requeued, perhaps long after its end
+  ! grep -qsE "$is_over" "$journal" || exit 0
+  rm -f "$job.status" "$job.downloaded" "$job.working"
 fi
-export PYTHON={shlex.quote(sys.executable)} PYTHONUTF8=1 GLOBUS_SIZE={file.size}
-cd {shlex.quote(run.config.WORKING_DIR)} &&
-  bash {wrapper} {shlex.quote(run.config.PATH)} {shlex.quote(file.path)} </dev/null
+done=$(count_results)
+[ "$done" -lt ${#names[@]} ] || exit 0
+export GLOBUS_JOB=$job GLOBUS_SIZES="${sizes[*]:done}" PYTHONUTF8=1
+cd "$working_dir" && bash "$wrapper" "$dir" "${names[@]:done}" </dev/null
 status=$?
-for try in {{1..60}}; do # the disk may be full for a while
-  echo $status >{quoted("new")} && mv {quoted("new")} {quoted("status")} && break
-  sleep 5
-done
+case $status in
+  129 | 130 | 137 | 140 | 143 | 152) # a signal: the queue tells whether the job begins again
+    for _ in {1..60}; do # the disk may be full for a while
+      echo $status >"$job.new" && mv "$job.new" "$job.status" && break
+      sleep 5
+    done ;;
+  *) # a wrapper.sh that ended early, or one from before FILES_PER_JOB
+    missing=$((${#names[@]} - $(count_results)))
+    [ $missing = 0 ] || ! grep -qsE "$is_over" "$journal" || missing=0 # the driver has them
+    [ $status != 0 ] || [ ${#names[@]} = 1 ] || [ $missing = 0 ] || status=1
+    for ((; missing > 0; missing--)); do
+      until echo $status >>"$job.results"; do sleep 5; done
+    done ;;
+esac
 [ $status = 0 ] # not the status itself: to some schedulers 99 and 100 have a meaning
 """
 
 
-def submit_command(run, job_name):
+# ---- the journal and the state: what survives a kill ----
+
+
+class Journal:
+    """The events of a run, a JSON object a line. Write-ahead: each is durable before it takes
+    effect. Knows nothing of what they mean."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def read(self):
+        """The events. A last line without its end was never acted upon, and is cut off."""
+        events = []
+        with contextlib.suppress(FileNotFoundError), open(self.path, "r+b") as file:
+            whole = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                events.append(json.loads(line.decode()))
+            file.truncate(whole)
+        return events
+
+    def open(self, is_new):
+        """Append from here on, to an empty file if it is a new run."""
+        if is_new:
+            with open(self.path + ".new", "wb"):
+                pass
+            os.replace(self.path + ".new", self.path)
+        self.file = open(self.path, "ab", buffering=0)
+        self.length = os.fstat(self.file.fileno()).st_size
+
+    def append(self, events):
+        """Write events down to the disk. Raises UserError if somebody else writes there, too."""
+        if os.fstat(self.file.fileno()).st_size != self.length:  # a lock of this host only
+            raise helper.UserError(f"Another driver writes to {self.path}. This one stops.")
+        lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
+        if self.file.write(lines) != len(lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+        os.fsync(self.file.fileno())
+        self.length += len(lines)
+
+
+class Job:
+    """Files that travel together: first, where the driver downloads, in a transfer task, then in
+    the scheduler."""
+
+    def __init__(self, files):
+        self.files = files  # [path, bytes] each
+        self.done = 0  # so many of them have a result
+        self.step = "transfer"  # then "arrived", then "submitted"
+        self.submission_id = self.task_id = None  # of the driver's transfer task
+        self.is_downloaded = False  # by that one
+        self.id = None  # the scheduler's, None until it has told
+
+    def left(self):
+        """The files without a result."""
+        return self.files[self.done:]
+
+
+class State:
+    """What is known of a run; changed by apply() only, live and at a restart. A needed file is
+    processed, failed, in one open job, or pending."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        """Nothing has happened yet."""
+        self.run, self.source, self.queue, self.is_finished = None, None, None, True
+        self.number = 0  # of jobs so far
+        self.jobs = {}  # name: Job, while it is open
+        self.lost = {}  # name: Job, closed with files that failed with it; a result may come yet
+        self.processed, self.failed = set(), {}  # paths; path: why
+        self.kept = set()  # names of the closed jobs whose files in jobs/ stay
+        self.incoming = {}  # name: files of a job that was killed while Globus was sending them
+
+    def apply(self, event):
+        """Change the state by one event of the journal."""
+        kind, name = event["event"], event.get("job")
+        job = self.jobs.get(name) or self.lost.get(name)
+        if kind == "run":
+            self.reset()
+            self.run, self.source, self.is_finished = event["run"], event["source"], False
+        elif kind == "queue":  # where jobs go from here on
+            self.queue = event["queue"]
+        elif kind == "download":  # about to be asked of Globus
+            job = self.open(name, event["files"])
+            job.submission_id = event["submission_id"]
+        elif kind == "task":
+            job.task_id = event["task_id"]
+        elif kind == "arrived":
+            job.step, job.is_downloaded = "arrived", True
+            self.failed.update(event["failed"])
+            job.files = event["files"]  # what is neither among them nor failed is pending again
+            if not job.files:
+                del self.jobs[name]
+        elif kind == "submit":  # about to be submitted
+            job = job or self.open(name, event["files"])
+            job.step = "submitted"
+        elif kind == "queued":  # accepted by the scheduler
+            job.id = event["id"]
+        elif kind == "result":
+            self.add_result(name, job, event["i"], event["reason"])
+        elif kind == "closed":  # it will never work again
+            self.close(name, event)
+        elif kind == "finished":
+            self.is_finished = True
+
+    def open(self, name, files):
+        self.number += 1
+        self.jobs[name] = Job(files)
+        return self.jobs[name]
+
+    def add_result(self, name, job, i, reason):
+        """File i of a job is processed, or has failed for a reason."""
+        path = job.files[i][0]
+        if reason is None:
+            self.processed.add(path)
+            self.failed.pop(path, None)
+        else:
+            self.failed[path] = reason
+            self.kept.add(name)
+        job.done = max(job.done, i + 1)
+        if job.done == len(job.files):
+            self.jobs.pop(name, None)
+
+    def close(self, name, event):
+        """A job ends early: some of its files have failed, the rest is pending again; or, of a job
+        that never began and whose files have arrived, in its heir."""
+        job = self.jobs.pop(name)
+        self.kept.add(name)
+        self.failed.update(event["failed"])
+        if event["failed"]:
+            self.lost[name] = job
+        if event.get("in_transfer"):
+            self.incoming[name] = job.left()
+        if event.get("heir"):
+            heir = self.open(event["heir"], job.left())
+            heir.step, heir.is_downloaded = "arrived", True
+
+    def known(self):
+        """Paths of all files that are not pending."""
+        return {path for job in self.jobs.values() for path, _ in job.left()}.union(
+            self.processed, self.failed)
+
+
+# ---- the driver: what lives as long as the process ----
+
+
+class Driver:
+    """Keeps the jobs coming. The journal has what must survive; here are timers, what is pending,
+    and what the person knows already."""
+
+    def __init__(self, config, scheduler, client):
+        self.config, self.scheduler, self.client = config, scheduler, client
+        self.folder = os.path.join(config.WORKING_DIR, "jobs")
+        self.state = State()
+        self.journal = Journal(os.path.join(self.folder, "journal.jsonl"))
+        self.pending = collections.deque()  # Files
+        self.not_needed = self.beyond_limit = 0
+        self.refused = []  # path and why, of what is listed but cannot be downloaded
+        self.leftover_bytes = {}  # path: bytes in DOWNLOAD_DIR that no job of ours will delete
+        self.adopted = set()  # names of jobs from before a restart that the queue has not shown
+        self.lost_sizes = {}  # name of a lost job: bytes of its results when they were last read
+        self.missing_since = {}  # job name: since when the queue does not list it
+        self.submit_limit = config.NUM_JOBS  # what the scheduler takes; fewer after a refusal
+        self.is_accepted = False  # the scheduler has taken a job of this command
+        self.failures_in_a_row = []  # their reasons
+        self.is_halted = False  # so many that the next files would fail, too
+        self.has_succeeded = False  # a file, since this start
+        self.stopping = False
+        self.next_poll = self.next_look = 0
+        self.waiting_since = None  # since when no job of the queue is running
+        self.login_suspect, self.next_check = False, 0
+        self.told = {}  # what the person knows already, by topic
+        self.begun = time.monotonic()
+        self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
+        self.last_end, self.ended_at_begin = self.begun, 0
+        self.detectors, self.waits, self.fatal = {}, {}, {}  # of transfer tasks, by job name
+        self.ended_tasks = {}  # job name: what its task did not bring, and until when to look
+        self.next_ask, self.ask_pauses = 0, task_pauses()
+
+    def file_of(self, job_name, kind):
+        """Path of a job's file: 'log', 'claim', 'results', 'status' ('new' while it is written; see
+        JOB_SCRIPT), 'downloaded', 'working' or 'closed' (see wrapper.sh)."""
+        return os.path.join(self.folder, f"{job_name}.{kind}")
+
+    def append(self, *events):
+        """Write events to the journal; then they have happened."""
+        self.journal.append(events)
+        for event in events:
+            self.state.apply(event)
+
+    def submitted(self):
+        """{name: Job} of the jobs that are in the scheduler's hands."""
+        return {name: job for name, job in self.state.jobs.items() if job.step == "submitted"}
+
+    def new_name(self):
+        return f"{self.state.run}-{self.state.number + 1}"
+
+    def take_pack(self, free):
+        """The next files for a job, when so many places are free; [] if none fits for now. Guided
+        self-scheduling: packs get smaller as fewer files are left, so that no place idles while
+        another one has a long pack before it."""
+        index = first_that_fits(self, itertools.islice(self.pending, 1000))  # it is asked often
+        if index is None:
+            if self.state.jobs or time.monotonic() < self.next_look:
+                return []
+            measure_leftovers(self)
+            index = first_that_fits(self, self.pending)
+            if index is None:
+                tell_no_room(self)
+                return []
+        most = min(self.config.FILES_PER_JOB, -(-len(self.pending) // self.config.NUM_JOBS))
+        if not self.has_succeeded and self.config.MAX_FAILURES_IN_A_ROW:  # no more at stake
+            most = min(most, max(1, self.config.MAX_FAILURES_IN_A_ROW // self.config.NUM_JOBS))
+        share, names, pack = room(self) / free, 0, []
+        self.pending.rotate(-index)
+        while self.pending and len(pack) < most:
+            file = self.pending[0]
+            share -= bytes_of(self, file)
+            names += len(os.fsencode(file.path)) + 32  # two pointers, --file, quotes
+            if pack and (share < 0 or names > LONGEST_COMMAND):
+                break
+            pack.append(self.pending.popleft())
+        self.pending.rotate(index)
+        return pack
+
+    def fill_slots(self):
+        """Submit jobs while there are free places."""
+        while self.has_slot():
+            name = next((name for name, job in self.state.jobs.items() if job.step == "arrived"),
+                        None)
+            if name:
+                self.submit(name, None)
+                continue
+            if self.config.DOWNLOAD_BY == "driver" or not self.pending:
+                return
+            pack = self.take_pack(self.config.NUM_JOBS - len(self.submitted()))
+            if not pack:
+                return
+            self.submit(self.new_name(), [[file.path, file.size] for file in pack])
+
+    def has_slot(self):
+        """True if the scheduler may get one more job."""
+        if self.stopping or self.is_halted:
+            return False
+        now = time.monotonic()
+        leaving = sum(now - end < self.scheduler.linger_seconds for end in self.ends)
+        limit = min(self.config.NUM_JOBS, self.submit_limit)
+        return len(self.submitted()) + leaving < limit
+
+    def submit(self, name, files):
+        """Submit a job of these files; None: its files have arrived. Raises UserError, in the
+        scheduler's words, if that can never work."""
+        self.append({"event": "submit", "job": name, "files": files})
+        job = self.state.jobs[name]
+        forget_leftovers(self, job.files)
+        command = submit_command(self.scheduler, self.config, self.file_of(name, "log"), name)
+        status, output, errors = run_command(command, self.job_script(name, job), SUBMIT_SECONDS)
+        try:
+            job_id = self.scheduler.read_id(output) if status == 0 else None
+        except ValueError:
+            job_id = None
+        if job_id:
+            self.append({"event": "queued", "job": name, "id": job_id})
+            self.is_accepted = True
+            what = (job.files[0][0] if len(job.files) == 1 else
+                    helper.plural(len(job.files), "file"))
+            tell_event(f"submitted {what} (job {job_id})")
+            if len(self.submitted()) == self.config.NUM_JOBS:
+                self.told.pop("submit", None)
+        else:
+            self.handle_submit_failure(name, command, status, errors or output)
+            self.submit_limit = len(self.submitted())  # until the queue answers, or a job ends
+
+    def job_script(self, name, job):
+        """The job: a head of assignments, then JOB_SCRIPT."""
+        config, last = self.config, len(job.files) - 1
+        head = {
+            "job": os.path.join(self.folder, name), "log": self.file_of(name, "log"),
+            "journal": self.journal.path, "run": f'"run": "{self.state.run}"',
+            "is_over": f'"(closed", "job": "{name}"|result", "job": "{name}", "i": {last},)',
+            "working_dir": config.WORKING_DIR, "wrapper": os.path.join(HERE, "wrapper.sh"),
+            "dir": config.PATH}
+        exports = {
+            "PYTHON": sys.executable, "GLOBUS_DESTINATION": config.DESTINATION_ENDPOINT_ID,
+            "GLOBUS_DOWNLOAD_DIR": config.DOWNLOAD_DIR,
+            "GLOBUS_DOWNLOAD_BY": "driver" if job.is_downloaded else "job"}
+        lines = [f"{key}={shlex.quote(value)}" for key, value in head.items()]
+        lines += [f"export {key}={shlex.quote(value)}" for key, value in exports.items()]
+        lines.append(f"names=({' '.join(shlex.quote(path) for path, _ in job.files)})")
+        lines.append(f"sizes=({' '.join(str(size) for _, size in job.files)})")
+        log = self.scheduler.log.format(log=shlex.quote(self.file_of(name, "log")))
+        # Before the scheduler's own lines: Grid Engine's mere suspensions are to be ignored.
+        traps = "#!/bin/bash\ntrap : HUP INT TERM XCPU USR1 USR2\n"
+        return traps + log + "\n".join(lines) + JOB_SCRIPT
+
+    def handle_submit_failure(self, name, command, status, said):
+        """What follows from a submission that gave no id: look for the job, wait, or give up."""
+        said = "; ".join(filter(None, said.splitlines()))
+        words = helper.first_line(said)
+        for word in re.split("[ =,]+", self.config.RESOURCES):
+            # A partition called timeout, say, is not the scheduler's word.
+            said = said.replace(word, "") if UNSURE.search(word) else said
+        # No exit status: it was not over in time; 0: without an id; below 0: it was killed.
+        is_unsure = status is None or status <= 0 or UNSURE.search(said)
+        if is_unsure or not self.give_up(name):
+            # It may have been accepted all the same: the next answer of the queue tells.
+            self.tell_once("submit", "It is not clear whether the scheduler took a job: "
+                           f"{words}\nLooking for it in the queue.")
+            return
+        self.take_back(name, words)
+        is_limit = LIMIT.search(said)
+        if is_limit:
+            self.remove_job_files(name)  # for sure not accepted; else the claim keeps it out
+        if is_limit or ("limit" in said and self.submitted()):
+            self.tell_once("submit", f"The scheduler takes no more jobs for now: {words}\n"
+                           "Trying again when a job has ended, or it has answered.")
+        elif self.is_accepted:
+            self.tell_once("submit", f"The scheduler refuses a job, though it took others: {words}"
+                           f"\nTrying again every {self.config.POLL_SECONDS:g} s.")
+        else:
+            raise helper.UserError(
+                f"The scheduler refuses the job: {words}\n"
+                f"The command was: {' '.join(map(shlex.quote, command))}\n"
+                "Mend RESOURCES in config.py and start again; nothing is lost.")
+
+    def give_up(self, name):
+        """True if the job had not begun, and now never will: exactly one of job and driver creates
+        the claim file."""
+        try:
+            with open(self.file_of(name, "claim"), "x") as file:
+                file.write(GIVEN_UP)
+            return True
+        except FileExistsError:
+            return read(self.file_of(name, "claim")) == GIVEN_UP
+
+    def take_back(self, name, why):
+        """A job that never began, and never will: its files are the next ones."""
+        job = self.state.jobs[name]
+        heir = self.new_name() if job.is_downloaded else None
+        self.append({"event": "closed", "job": name, "why": why, "failed": {}, "heir": heir})
+        if not heir:
+            self.put_back(job.left())
+
+    def put_back(self, files):
+        """Files that are pending again."""
+        self.pending.extendleft(helper.File(path, size, None, None)
+                                for path, size in reversed(files))
+        if self.config.MAX_BYTES is not None:
+            for path, _ in files:
+                note_leftover(self, path)
+
+    def collect_results(self):
+        """Take in what jobs have reported; how many jobs have ended."""
+        before, there = len(self.state.jobs), set(os.listdir(self.folder))
+        for name in self.submitted():
+            if name + ".results" in there:
+                self.read_results(name)
+        for name in self.state.lost:
+            size = helper.size_of(self.file_of(name, "results"))
+            if size != self.lost_sizes.get(name):
+                self.lost_sizes[name] = size
+                self.read_results(name)
+        return before - len(self.state.jobs)
+
+    def read_results(self, name):
+        """Take in the results of one job that are new. Only whole lines count."""
+        job = self.state.jobs.get(name) or self.state.lost[name]
+        lines = (read(self.file_of(name, "results")) or "").split("\n")[:-1]
+        events = []
+        for i, line in list(enumerate(lines[:len(job.files)]))[job.done:]:
+            status = int(line) if line.strip().isdigit() else 255
+            path = job.files[i][0]
+            reason = f"exit status {status}" + self.words_on(name, path) if status else None
+            events.append({"event": "result", "job": name, "i": i, "status": status,
+                           "reason": reason})
+        if name in self.state.lost:  # it has failed already, unless it went well after all
+            events = [event for event in events if not event["status"]
+                      and job.files[event["i"]][0] in self.state.failed]
+        if not events:
+            return
+        self.append(*events)
+        self.last_end = time.monotonic()
+        self.login_suspect |= any(event["status"] == 1 for event in events)
+        for event in events:
+            path, reason = job.files[event["i"]][0], event["reason"]
+            if reason:
+                self.tell_failures({path: reason})
+            else:
+                self.has_succeeded = True
+                if not self.is_halted:
+                    self.failures_in_a_row.clear()
+                tell_event("processed " + path)
+        if job.done == len(job.files):
+            self.job_ended(name)
+
+    def job_ended(self, name):
+        """A place is free."""
+        self.ends.append(time.monotonic())
+        self.missing_since.pop(name, None)
+        self.waiting_since = None
+        if name not in self.state.kept:
+            self.remove_job_files(name)
+
+    def tell_failures(self, failed):
+        """Tell of files that have just failed, {path: why}, and count them; those with a common
+        cause, such as the end of their job, as one."""
+        causes = set()
+        for path, reason in failed.items():
+            helper.log(timed(f"FAILED {path}: {reason}"))
+            causes.add(re.sub(r" \(/.*\)$", "", reason).replace(path, "FILE"))
+            note_leftover(self, path)
+        self.failures_in_a_row += causes
+        most = self.config.MAX_FAILURES_IN_A_ROW
+        if most is not None and len(self.failures_in_a_row) >= most and not self.is_halted:
+            self.is_halted = True
+            with open(os.path.join(self.folder, "halted"), "w"):
+                pass  # for wrapper.sh: the jobs end after the files that they are at work on
+
+    def words_on(self, name, path):
+        """': the last words of a job's log on a file (the log's path)'."""
+        job = self.state.jobs.get(name) or self.state.lost[name]
+        words = last_words(self.file_of(name, "log"), path if len(job.files) > 1 else None)
+        return (": " + words if words else "") + f" ({self.file_of(name, 'log')})"
+
+    def remove_job_files(self, name):
+        """Remove the files of a job that went well."""
+        for kind in ("log", "results", "status", "new", "downloaded", "working", "closed", "claim"):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.file_of(name, kind))
+
+    def poll(self):
+        """Find out which jobs are in the queue, and which are gone."""
+        entries, now = query_queue(self), time.monotonic()
+        self.collect_results()  # what ended meanwhile
+        if entries is None:
+            return
+        for name, job in self.submitted().items():
+            entry = entries.get(name)
+            if name in self.adopted and read(self.file_of(name, "claim")) == GIVEN_UP:
+                self.take_back(name, "given up")  # by a driver that was killed at that
+                continue
+            if entry and job.id is None:
+                self.append({"event": "queued", "job": name, "id": entry.id})
+            if entry and entry.state != "ended":
+                self.missing_since.pop(name, None)
+                self.adopted.discard(name)
+                continue
+            status = read(self.file_of(name, "status"))
+            if status:  # a signal has ended it, and the scheduler does not begin it again
+                self.close(name, f"exit status {status.strip()}")
+            elif job.id is None and self.give_up(name):
+                self.take_back(name, "it never came to the queue")
+            elif now - self.missing_since.setdefault(name, now) >= self.config.GRACE_SECONDS:
+                words = f"the scheduler says {entry.reason}" if entry else (
+                    "it is not in the queue any more")
+                if job.id:  # the queue may be wrong
+                    cancel(self.scheduler, [job.id])
+                self.close(name, "the job was lost: no exit status, and " + words)
+        self.submit_limit = self.config.NUM_JOBS
+        self.cancel_given_up(entries)
+        ours = [entries[name] for name in self.submitted() if name in entries]
+        report_held(self, ours)
+        report_waiting(self, ours)
+
+    def close(self, name, why):
+        """A job has ended, or is gone, without a result for each file. What was at work has failed,
+        the rest is pending again:
+
+        it has not begun              all, or it might be submitted for ever; but none if it comes
+                                      from before a restart: it may have been cancelled with care
+        it has begun to download      all, because Globus may still be sending them
+        it has downloaded             the file that wrapper.sh has named in `working`, if any
+
+        Its wrapper.sh, if it lives after all, begins no other file."""
+        job = self.state.jobs[name]
+        with open(self.file_of(name, "closed"), "w"):
+            pass
+        # An empty claim: its writer was killed, or had a full disk, and does nothing.
+        has_begun = not self.give_up(name) and read(self.file_of(name, "claim")) != ""
+        self.read_results(name)
+        if name not in self.state.jobs:
+            return
+        if not has_begun:
+            why += f"; it did not begin: can the compute nodes see {self.config.WORKING_DIR}?"
+        is_downloaded = job.is_downloaded or os.path.exists(self.file_of(name, "downloaded"))
+        at_work = job.left()
+        if not has_begun and name in self.adopted:
+            at_work = []
+        elif has_begun and is_downloaded:
+            working = read(self.file_of(name, "working")) or ""
+            at_work = [file for file in at_work[:1] if working == file[0] + "\n"]
+        rest = job.left()[len(at_work):]
+        failed = {path: why + self.words_on(name, path) for path, _ in at_work}
+        self.append({"event": "closed", "job": name, "why": why, "failed": failed,
+                     "in_transfer": has_begun and not is_downloaded})
+        self.job_ended(name)
+        self.tell_failures(failed)
+        self.put_back(rest)
+        if has_begun and not is_downloaded:
+            for path, size in at_work:
+                note_leftover(self, path, size)
+
+    def cancel_given_up(self, entries):
+        """Cancel what the scheduler accepted after all, long after it said no; it would do nothing,
+        but it has a place in the queue."""
+        ids = [entry.id for name, entry in entries.items() if entry.state != "ended"
+               and name in self.state.kept and read(self.file_of(name, "claim")) == GIVEN_UP]
+        if ids:
+            cancel(self.scheduler, ids)
+
+    def tell_once(self, topic, text, gist=None):
+        """Say it, unless its gist (the text, as a rule) is what was said last on this topic."""
+        if self.told.get(topic) != (gist or text):
+            self.told[topic] = gist or text
+            helper.log(text)
+
+    def count_failed(self):
+        """How many of the files that were listed failed, or were refused."""
+        return len(self.state.failed) + len(self.refused)
+
+    def main_loop(self):
+        """Keep the jobs coming until all files are done, or until stopped."""
+        state = self.state
+        self.begun = time.monotonic()
+        self.ended_at_begin = len(state.processed) + self.count_failed()
+        pauses = helper.backoff(0.05, 0.5, 1.05)  # an end is seen at most a twentieth too late
+        while not self.stopping and (self.submitted() if self.is_halted else
+                                     self.pending or state.jobs):
+            if self.collect_results():
+                pauses = helper.backoff(0.05, 0.5, 1.05)
+            if time.monotonic() >= self.next_poll:
+                self.poll()
+                report_stall(self)
+            if self.login_suspect and time.monotonic() >= self.next_check:
+                self.check_login()
+            keep_downloading(self)
+            self.fill_slots()
+            show_progress(self)
+            time.sleep(next(pauses))
+
+    def check_login(self):
+        """After a failure: was it the login? Then all further jobs would fail as well. Raises
+        UserError if a login is what helps."""
+        config = self.config
+        self.login_suspect, self.next_check = False, time.monotonic() + config.POLL_SECONDS
+        for is_sure in (False, True):  # a first error may be the old access token's
+            try:
+                self.client.operation_stat(config.SOURCE_ENDPOINT_ID, path=config.PATH)
+                self.client.operation_stat(config.DESTINATION_ENDPOINT_ID,
+                                           path=config.DESTINATION_PATH)
+                return
+            except helper.GlobusAPIError as error:
+                if not helper.reauth_reason(error):
+                    return
+                if is_sure:
+                    raise helper.UserError(
+                        f"{helper.describe_error(error)}\nThen start this script again; it "
+                        "goes on with its jobs and the files that are left.")
+            except (helper.NetworkError, *helper.MALFORMED, OSError):
+                return
+
+
+# ---- begin, or go on ----
+
+
+def open_journal(driver):
+    """Go on with the interrupted run, or begin a new one. Raises UserError if the interrupted
+    one was about something else."""
+    config, state = driver.config, driver.state
+    source, queue = [config.SOURCE_ENDPOINT_ID, config.PATH], which_queue(config)
+    forget = f"cancel its jobs and remove the folder {driver.folder}."
+    try:
+        events = driver.journal.read()
+        is_over = not events or events[-1]["event"] == "finished" or not any(
+            event["event"] in ("submit", "download") for event in events)
+        version = events[0].get("version", 1) if events else JOURNAL_VERSION
+        if version != JOURNAL_VERSION and not is_over:
+            raise helper.UserError(f"{driver.journal.path} is of another version of these scripts"
+                                   f".\nFinish that run with them; or, to forget it, {forget}",
+                                   2)
+        for event in events if not is_over else []:
+            state.apply(event)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n"
+                               f"To forget that run, {forget}", 2)
+    if not is_over:
+        refuse_another(driver, source, queue, forget)
+    driver.journal.open(is_over)
+    if is_over:
+        # A letter and six more: with the number they fit the 15 characters of old servers.
+        driver.append({"event": "run", "run": "g" + secrets.token_hex(3), "source": source,
+                     "version": JOURNAL_VERSION})
+    if state.queue != queue:
+        driver.append({"event": "queue", "queue": queue})
+    driver.adopted = set(state.jobs)
+
+
+def refuse_another(driver, source, queue, forget):
+    """Raise UserError if the interrupted run is from another source, or has jobs in another
+    queue, where they would not be found."""
+    state = driver.state
+    if state.source != source:
+        raise helper.UserError(
+            f"An interrupted run waits here: {state.source[1]} of collection {state.source[0]}."
+            f"\nFinish it with those settings first; or, to forget it, {forget}", 2)
+    if driver.submitted() and state.queue not in (None, queue):
+        raise helper.UserError(
+            f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
+            f" {' '.join(queue)}.\nStart it as before, or {forget}", 2)
+
+
+def resume(driver):
+    """After a restart: say so, and clear away what the last driver did not come to."""
+    state = driver.state
+    ended = len(state.processed) + len(state.failed)
+    if not state.jobs and not ended:
+        return
+    helper.log("Going on with the interrupted run: "
+               f"{helper.plural(ended, 'file')} done, "
+               f"{helper.plural(len(state.jobs), 'job')} on the way.")
+    for entry in os.listdir(driver.folder):
+        name = entry.partition(".")[0]
+        if (name.startswith(state.run + "-") and name not in state.jobs
+                and name not in state.kept):
+            driver.remove_job_files(name)
+
+
+def take_folder(driver):
+    """Mark DOWNLOAD_DIR as this batch's. Raises UserError if something else uses it."""
+    helper.mark_folder(driver.config)
+    if driver.state.number:  # it has been ours
+        return
+    task_id = helper.find_simple_download(driver.client, driver.config)
+    if task_id:
+        helper.unmark_folder(driver.config)
+        raise helper.UserError(
+            "A task of globus-simple-download.py still downloads into DOWNLOAD_DIR = "
+            f"{driver.config.DOWNLOAD_DIR},\nwhere a batch deletes the files. Wait for its end, "
+            f"or cancel it: https://app.globus.org/activity/{task_id}", 2)
+
+
+# ---- MAX_BYTES ----
+
+
+def room(driver):
+    """Bytes that MAX_BYTES leaves, beside what is in flight and what was left behind."""
+    if driver.config.MAX_BYTES is None:
+        return float("inf")
+    return driver.config.MAX_BYTES - sum(driver.leftover_bytes.values()) - sum(
+        size for job in driver.state.jobs.values() for _, size in job.left())
+
+
+def bytes_of(driver, file):
+    """What a file takes beside what is there of it already."""
+    return file.size - driver.leftover_bytes.get(file.path, 0)
+
+
+def first_that_fits(driver, files):
+    """Index of the first of the files that fits into MAX_BYTES; None if there is none."""
+    left = room(driver)
+    return next((index for index, file in enumerate(files) if bytes_of(driver, file) <= left),
+                None)
+
+
+def tell_no_room(driver):
+    """Nothing is in flight, and still no file fits. Raises UserError if nothing will change
+    that."""
+    if not driver.state.incoming:
+        raise helper.UserError(
+            f"What is in {driver.config.DOWNLOAD_DIR} leaves no room for another file within "
+            "MAX_BYTES.\nRemove what failures left there, or raise MAX_BYTES, and start "
+            "again; nothing is lost.")
+    files = sum(map(len, driver.state.incoming.values()))
+    driver.tell_once("coming", "Waiting: transfer tasks of jobs that were killed still bring "
+                   f"{helper.plural(files, 'file')}, and MAX_BYTES leaves no room for "
+                   "more.\nThey can be cancelled on https://app.globus.org/activity")
+    driver.next_look = time.monotonic() + driver.config.POLL_SECONDS
+
+
+def measure_leftovers(driver):
+    """Count what failures, and earlier runs, left in DOWNLOAD_DIR, if there is a limit; and
+    what the tasks of jobs that were killed still bring."""
+    if driver.config.MAX_BYTES is None:
+        return
+    driver.leftover_bytes.clear()
+    incoming = driver.state.incoming
+    if incoming:
+        labels = {helper.get_text(task, "label")
+                  for task in helper.unfinished_tasks(driver.client)}
+        for name in [name for name, files in incoming.items()
+                     if label_of(driver, files) not in labels]:
+            del incoming[name]
+    in_flight = {path for job in driver.state.jobs.values() for path, _ in job.left()}
+    for folder, _, names in os.walk(driver.config.DOWNLOAD_DIR):
+        for name in names:
+            path = os.path.relpath(os.path.join(folder, name), driver.config.DOWNLOAD_DIR)
+            if path not in in_flight:
+                note_leftover(driver, path)
+    for path, size in itertools.chain.from_iterable(incoming.values()):
+        if path not in in_flight:
+            note_leftover(driver, path, size)
+
+
+def note_leftover(driver, path, coming=0):
+    """Count what a failure left in DOWNLOAD_DIR, or the bytes that may still be coming."""
+    size = helper.size_of(os.path.join(driver.config.DOWNLOAD_DIR, path))
+    driver.leftover_bytes[path] = max(size or 0, coming)
+
+
+def label_of(driver, files):
+    """The label of the transfer task of a job that downloads these files."""
+    sources = [helper.join(driver.config.PATH, path) for path, _ in files]
+    return helper.task_label(helper.job_label(sources), driver.config.DESTINATION_PATH)
+
+
+def forget_leftovers(driver, files):
+    """What is there of files that are on their way counts with their job."""
+    for path, _ in files:
+        driver.leftover_bytes.pop(path, None)
+
+
+# ---- the driver downloads ----
+
+
+def task_pauses():
+    """Seconds between two questions for the transfer tasks: an end is seen a tenth too late."""
+    return helper.backoff(0.25, 10, 1.1)
+
+
+def keep_downloading(driver):
+    """Ask Globus for packs, and look at what has arrived; never waits. An outage is told, and
+    tried again. Raises what a login helps against."""
+    in_transfer = {name: job for name, job in driver.state.jobs.items() if job.step == "transfer"}
+    if time.monotonic() < driver.next_ask or not in_transfer and (
+            driver.config.DOWNLOAD_BY == "job" or not driver.pending):
+        return
+    before, troubles = driver.state.number, []
+
+    def tried(function, *arguments):  # one trouble must not hold up the other packs
+        try:
+            return function(driver, *arguments)
+        except helper.Transient as trouble:
+            troubles.append(trouble)
+            return False
+        except helper.GlobusAPIError as error:
+            if not helper.reauth_reason(error):
+                raise
+            raise helper.UserError(f"{helper.describe_error(error)}\nThen start this script again; "
+                                   "it goes on with its jobs and the files that are left.")
+
+    names = {job.task_id: name for name, job in in_transfer.items() if job.task_id}
+    for name, task in (tried(poll_transfers, names) or {}).items():
+        tried(look_at_transfer, name, task)
+    for name, job in in_transfer.items():
+        if not job.task_id:
+            tried(submit_transfer, name, job)
+    while may_download(driver) and tried(start_download):
+        pass
+    for trouble in troubles[-1:]:
+        driver.tell_once("globus", f"Waiting: {trouble}. Trying again until it works.",
+                         re.sub(r"\(.*\)", "", str(trouble)))
+    if not troubles:
+        driver.told.pop("globus", None)
+    if driver.state.number > before:
+        driver.ask_pauses = task_pauses()
+    seconds = max([next(driver.ask_pauses), *(trouble.seconds for trouble in troubles)])
+    driver.next_ask = time.monotonic() + seconds
+
+
+def may_download(driver):
+    """True if one more pack may be asked for."""
+    steps = [job.step for job in driver.state.jobs.values()]
+    return (driver.config.DOWNLOAD_BY == "driver" and not driver.stopping and not driver.is_halted
+            and steps.count("transfer") < TASKS_AT_WORK
+            and len(steps) - steps.count("submitted") < 2 * driver.config.NUM_JOBS)
+
+
+def start_download(driver):
+    """Ask Globus for the next pack; False if there is none for now."""
+    submission_id = helper.submission_id(driver.client, helper.attempt) if driver.pending else None
+    ahead = sum(job.step != "submitted" for job in driver.state.jobs.values())
+    taken = driver.pending and driver.take_pack(2 * driver.config.NUM_JOBS - ahead)
+    if not taken:
+        return False
+    pack = [file for file in taken if not has_grown(driver, file, taken)]
+    if not pack:
+        return True
+    name, files = driver.new_name(), [[file.path, file.size] for file in pack]
+    driver.append({"event": "download", "job": name, "files": files,
+                 "submission_id": submission_id})
+    forget_leftovers(driver, files)
+    submit_transfer(driver, name, driver.state.jobs[name])
+    return True
+
+
+def has_grown(driver, file, pack):
+    """True if a file is larger than it was listed, which may break MAX_BYTES: it counts as failed.
+    Raises Transient, and puts the pack back, if Globus does not answer."""
+    if driver.config.MAX_BYTES is None:
+        return False
+    source = helper.join(driver.config.PATH, file.path)
+    try:
+        now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
+        reason = now.size > file.size and (
+            f"it has grown from {file.size} to {now.size} bytes since it was listed, which may "
+            "break MAX_BYTES. The next run takes it.")
+    except helper.Transient:
+        refused = {path for path, _ in driver.refused}
+        driver.put_back([[file.path, file.size] for file in pack if file.path not in refused])
+        raise
+    except helper.UserError as problem:
+        reason = str(problem)
+    if reason:
+        driver.refused.append((file.path, reason))
+        helper.log(timed(f"FAILED {file.path}: {reason}"))
+    return bool(reason)
+
+
+def submit_transfer(driver, name, job):
+    """Ask Globus for a pack. With its submission id from the journal it may be asked again."""
+    sources = [helper.join(driver.config.PATH, path) for path, _ in job.files]
+    targets = [helper.join(driver.config.DESTINATION_PATH, path) for path, _ in job.files]
+    request = helper.build_transfer(
+        driver.config, job.submission_id, helper.job_label(sources), zip(sources, targets),
+        skip_source_errors=True,
+        notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
+    try:
+        task_id = helper.attempt(driver.client.submit_transfer, request,
+                                 required={"task_id": helper.UUID})["task_id"]
+    except helper.GlobusAPIError as error:
+        if helper.reauth_reason(error):
+            raise
+        if helper.error_code(error) != "Conflict":
+            arrived(driver, name, [], dict.fromkeys((path for path, _ in job.files),
+                                                 helper.describe_error(error)))
+            return
+        task_id = helper.find_duplicate_task(driver.client, request, helper.attempt)
+        if not task_id:
+            raise helper.Transient("another transfer task of yours has the same paths")
+    driver.append({"event": "task", "job": name, "task_id": task_id})
+    tell_event(f"asked Globus for {helper.plural(len(job.files), 'file')} (task {task_id})")
+
+
+def poll_transfers(driver, names):
+    """{job name: task document}, by one question for all transfer tasks, {task id: job name}."""
+    if not names:
+        return {}
+    answer = helper.attempt(driver.client.task_list, limit=len(names),
+                            filter="task_id:" + ",".join(names), required={"DATA": list})
+    tasks = {task.get("task_id"): task for task in answer["DATA"]
+             if isinstance(task.get("status"), str)}
+    return {name: tasks.get(task_id) for task_id, name in names.items()}
+
+
+def look_at_transfer(driver, name, task):
+    """What follows from a task's document; None: it was not listed."""
+    job = driver.state.jobs[name]
+    try:
+        task = task or helper.attempt(driver.client.get_task, job.task_id, required=helper.TASK)
+    except helper.GlobusAPIError as error:
+        if error.http_status != 404:
+            raise
+        files = job.files  # forgotten, after months: it begins anew
+        arrived(driver, name, [], {})
+        driver.put_back(files)
+        return
+    if task["status"] in helper.ENDED:
+        look_at_arrivals(driver, name, task)
+        return
+    driver.waits[name] = helper.waiting_reason(task)
+    is_fatal = driver.detectors.setdefault(name, helper.stall_detector())
+    if name not in driver.fatal and is_fatal(task):
+        reason = helper.failure_reason(driver.client, job.task_id, task)
+        try:
+            helper.attempt(driver.client.cancel_task, job.task_id)
+        except helper.GlobusAPIError as error:  # it has ended meanwhile, perhaps
+            if helper.reauth_reason(error):
+                raise
+        driver.fatal[name] = reason
+
+
+def look_at_arrivals(driver, name, task):
+    """What a transfer task that has ended has brought; a shared file system may show a file
+    late."""
+    job = driver.state.jobs[name]
+    files = [helper.File(path, size, None, None) for path, size in job.files]
+    if name not in driver.ended_tasks:
+        failure = helper.failure_reason(driver.client, task["task_id"], task)
+        if name in driver.fatal and failure:
+            failure = "cancelled, because it cannot succeed: " + driver.fatal[name]
+        missing = helper.outcomes(driver.client, driver.config, driver.config.PATH, files, task,
+                                  helper.attempt)
+        rest = helper.not_come_to(driver.client, driver.config, driver.config.PATH, files, task,
+                                  missing)
+        for file in rest:
+            del missing[file.path]
+        driver.ended_tasks[name] = ({path: why or failure for path, why in missing.items()},
+                                  rest, time.monotonic() + helper.ARRIVAL_SECONDS)
+    failed, rest, deadline = driver.ended_tasks[name]
+    sent = [file for file in files if file.path not in failed and file not in rest]
+    late = helper.missing_files(sent, driver.config.DOWNLOAD_DIR)
+    if late and time.monotonic() < deadline:
+        return
+    failed.update((file.path, helper.missing_reason(driver.config, file)) for file in late
+                  if not has_changed(driver, file))
+    arrived(driver, name, [[file.path, file.size] for file in sent if file.path not in failed],
+                 failed)
+    driver.put_back([[file.path, file.size] for file in rest])
+
+
+def has_changed(driver, file):
+    """True if the file is there at the size that it has by now on the source collection, and
+    no limit was reckoned with the other one."""
+    if driver.config.MAX_BYTES is not None:
+        return False
+    source = helper.join(driver.config.PATH, file.path)
+    with contextlib.suppress(helper.UserError, helper.GlobusAPIError):
+        now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
+        return not helper.missing_files([now], driver.config.DOWNLOAD_DIR)
+    return False
+
+
+def arrived(driver, name, files, failed):
+    """These files of a pack are there, others have failed, {path: why}."""
+    driver.append({"event": "arrived", "job": name, "files": files, "failed": failed})
+    driver.ask_pauses = task_pauses()
+    for known in (driver.waits, driver.fatal, driver.detectors, driver.ended_tasks):
+        known.pop(name, None)
+    driver.tell_failures(failed)
+
+
+# ---- the queue ----
+
+
+def query_queue(driver):
+    """{job name: QueueEntry}, or None if the scheduler gave no answer that can be
+    understood."""
+    driver.next_poll = time.monotonic() + driver.config.POLL_SECONDS
+    names = clusters_of(driver)
+    command = driver.scheduler.queue + [named_server(driver.config)] * (
+        driver.config.SCHEDULER in ("pbs", "torque"))
+    # SQUEUE_PARTITION and the like would hide some of the jobs.
+    env = plain_env("SQUEUE_")
+    if names:
+        env["SLURM_CLUSTERS"] = ",".join(names)
+    status, output, errors = run_command(list(filter(None, command)), env=env)
+    entries = None
+    if status == 0:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entries = driver.scheduler.parse_queue(output)
+    if len(names) > 1 and not all(f"CLUSTER: {name}\n" in output for name in names):
+        entries = None  # one of them is silent
+    if entries is None or not entries and not confirm_empty(driver):
+        words = helper.first_line(errors or output)
+        driver.tell_once("queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"
+                       f"Asking again every {driver.config.POLL_SECONDS:g} s.",
+                       errors or "nonsense")
+        return None
+    driver.told.pop("queue", None)
+    return entries
+
+
+def clusters_of(driver):
+    """The clusters of Slurm in which jobs may be, by name; none where it has but one."""
+    if driver.config.SCHEDULER != "slurm":
+        return []
+    names = named_clusters(driver.config).split(",")
+    names += [(job.id or "").partition(";")[2] for job in driver.state.jobs.values()]
+    return sorted({name.strip() for name in names} - {""})
+
+
+def confirm_empty(driver):
+    """True if the scheduler means it when it lists nothing: silence is PBS's way to say that
+    there are no jobs, so it is asked about one of them."""
+    ids = [job.id for job in driver.state.jobs.values() if job.id]
+    if not ids or not driver.scheduler.job_info:
+        return True
+    return GONE.search(output_of(driver.scheduler.job_info + ids[:1])) is not None
+
+
+# ---- telling ----
+
+
+def report_held(driver, entries):
+    """Say which jobs are held, or cannot start, when they change."""
+    held = [entry for entry in entries if entry.state == "held"]
+    ids = shown_cancel(driver.scheduler, [entry.id for entry in held])
+    if not held:
+        driver.told.pop("held", None)
+    elif driver.told.get("held") != ids:
+        driver.told["held"] = ids
+        words = why_held(driver.scheduler, held)
+        helper.log(f"{helper.plural(len(held), 'job')} cannot begin: {words}\n"
+                   "Mend the cause, or cancel (they count as failed then): " + ids)
+
+
+def report_waiting(driver, entries):
+    """Say why jobs wait, when for a while none of them is running."""
+    waiting = [entry for entry in entries if entry.state == "waiting"]
+    if not waiting or len(waiting) < len(entries):
+        driver.waiting_since = None
+        driver.told.pop("waiting", None)
+        return
+    driver.waiting_since = driver.waiting_since or time.monotonic()
+    if time.monotonic() - driver.waiting_since >= helper.QUIET_SECONDS:
+        words = ", ".join(sorted({entry.reason for entry in waiting}))
+        driver.tell_once("waiting", "No job is at work; the scheduler says of "
+                       f"{helper.plural(len(waiting), 'job')}: {words}", words)
+
+
+def report_stall(driver):
+    """When all that is at work waits for Globus, say why: in the words of the jobs' logs, or of
+    the driver's own transfer tasks."""
+    lines = [last_words(driver.file_of(name, "log")) for name in driver.submitted()]
+    own = [driver.waits.get(name) for name, job in driver.state.jobs.items()
+           if job.step == "transfer"]
+    if any(lines) and all(line.startswith("Waiting: ") for line in lines if line):
+        reasons = {line[len("Waiting: "):].split("  (task ")[0] for line in lines if line}
+        driver.tell_once("stall", "All jobs wait: " + "; ".join(sorted(reasons)))
+    elif own and all(own):
+        driver.tell_once("stall", "Waiting: " + "; ".join(sorted(set(own))))
+    else:
+        driver.told.pop("stall", None)
+
+
+def show_progress(driver):
+    """How far the run is: a bar with its clock on a terminal, a line now and then in a log."""
+    now, ended = time.monotonic(), len(driver.state.processed) + driver.count_failed()
+    jobs = driver.submitted()
+    total = ended + len(driver.pending) + sum(
+        len(job.left()) for job in driver.state.jobs.values())
+    text = (f"{ended:,} of {helper.plural(total, 'file')}, "
+            f"{helper.plural(len(jobs), 'job')} in the queue")
+    if len(driver.state.jobs) > len(jobs):
+        text += f", {helper.plural(len(driver.state.jobs) - len(jobs), 'pack')} on the way"
+    if driver.count_failed():
+        text += f", {driver.count_failed():,} failed"
+    text += time_left(driver, ended, total, now)
+    if not helper.is_terminal():
+        helper.show_progress(timed(text))
+        return
+    full = BAR * ended // total if total else BAR
+    helper.show_progress(f"{clock(now - driver.begun)} [{'#' * full:.<{BAR}}] {text}")
+
+
+def time_left(driver, ended, total, now):
+    """', ~12 min left' at the pace so far; nothing before each place had two files, or at the
+    end."""
+    fresh = ended - driver.ended_at_begin
+    if fresh < 2 * driver.config.NUM_JOBS or ended == total:
+        return ""
+    last = driver.last_end  # up to then the pace is known
+    seconds = (last - driver.begun) / fresh * (total - ended) - (now - last)
+    return f", ~{helper.format_duration(max(seconds, 1))} left"
+
+
+def print_summary(driver):
+    """The failures with their logs, and the numbers."""
+    helper.show_progress("")
+    escaped = helper.escape_control_chars
+    for path, reason in [*driver.refused, *driver.state.failed.items()]:
+        print(f"FAILED {escaped(path)}: {escaped(reason)}")
+    if driver.beyond_limit:
+        print(f"{helper.plural(driver.beyond_limit, 'more file')} needed, beyond --limit")
+    print(f"{len(driver.state.processed)} processed, {driver.count_failed()} failed, "
+          f"{driver.not_needed} not needed", flush=True)
+
+
+def print_how_to_go_on(driver):
+    """What to do after a stop."""
+    ids = [job.id for job in driver.submitted().values() if job.id]
+    tasks = [job.task_id for job in driver.state.jobs.values()
+             if job.step == "transfer" and job.task_id]
+    helper.log(f"Stopped. {helper.plural(len(ids), 'job')} left in the queue; "
+               "to go on with them and the rest, start this script again.")
+    if ids:
+        helper.log("To cancel them: " + shown_cancel(driver.scheduler, ids))
+    if tasks:
+        helper.log(f"{helper.plural(len(tasks), 'transfer task')} of this script go on, too; "
+                   "but the jobs for what they bring are submitted only after the next start.\n"
+                   "To cancel them: https://app.globus.org/activity")
+
+
+def print_halt(driver):
+    """Why no more jobs are submitted."""
+    row = driver.failures_in_a_row
+    reason, times = collections.Counter(row).most_common(1)[0]
+    left = len(driver.pending) + sum(len(job.left()) for job in driver.state.jobs.values())
+    helper.log(f"Stopped, because {len(row)} files failed in a row, {times} of them with: "
+               f"{reason}\nFix the cause, and start this script again; it goes on with the "
+               f"{helper.plural(left, 'file')} left.")
+
+
+# ---- commands, logs and clocks ----
+
+
+def submit_command(scheduler, config, log, job_name):
     """The command that submits a job of this name."""
     # In the log's name a % would be one of Slurm's patterns, unless there is a \\ to mark it.
-    log = run.file_of(job_name, "log")
     log = log.replace("\\", "\\\\") if "\\" in log else log.replace("%", "%%")
     command = []
-    for word in run.scheduler.submit:
-        command += (shlex.split(run.config.RESOURCES) if word == "RESOURCES" else
+    for word in scheduler.submit:
+        command += (shlex.split(config.RESOURCES) if word == "RESOURCES" else
                     [word.format(log=log, name=job_name)])
     return command
 
 
-def submit(run, file):
-    """Submit one file. Raises Problem, in the scheduler's words, if that can never work."""
-    job_name = f"{run.name}-{run.number + 1}"
-    run.record(event="submit", job=job_name, path=file.path, size=file.size)
-    run.left_behind.pop(file.path, None)
-    command = submit_command(run, job_name)
-    status, output, errors = call(command, job_script(run, job_name, file), SUBMIT_SECONDS)
-    try:
-        job_id = run.scheduler.read_id(output) if status == 0 else None
-    except ValueError:
-        job_id = None
-    if job_id:
-        run.record(event="queued", job=job_name, id=job_id)
-        tell_event(f"submitted {file.path} (job {job_id})")
-        if len(run.jobs) == run.config.NUM_JOBS:
-            run.told.pop("submit", None)
-    else:
-        understand_refusal(run, job_name, command, status, errors or output)
-        run.most = len(run.jobs)  # until the queue answers; an end of a job makes room
-
-
-def understand_refusal(run, job_name, command, status, said):
-    """What follows from a submission that gave no id: look for the job, wait, or give up."""
-    said = "; ".join(filter(None, said.splitlines()))
-    words = helper.first_line(said)
-    for word in re.split("[ =,]+", run.config.RESOURCES):
-        said = said.replace(word, "") if UNSURE.search(word) else said  # not the scheduler's own
-    if status is None or status <= 0 or UNSURE.search(said) or not give_up(run, job_name):
-        # It may have been accepted all the same: the next answer of the queue tells.
-        tell_once(run, "submit", f"It is not clear whether the scheduler took a job: {words}\n"
-                  "Looking for it in the queue.")
-        return
-    send_again(run, job_name)
-    if LIMIT.search(said):
-        remove_traces(run, job_name)  # for sure not accepted; else the claim keeps it out
-    if LIMIT.search(said) or "limit" in said and run.jobs:
-        tell_once(run, "submit", f"The scheduler takes no more jobs for now: {words}\n"
-                  "Trying again when a job has ended, or it has answered.")
-        return
-    command = " ".join(map(shlex.quote, command))
-    raise helper.Problem(f"The scheduler refuses the job: {words}\nThe command was: {command}\n"
-                         "Mend RESOURCES in config.py and start again; nothing is lost.")
-
-
-def give_up(run, job_name):
-    """True if the job had not begun, and now never will."""
-    try:
-        with open(run.file_of(job_name, "claim"), "x") as file:
-            file.write(GIVEN_UP)
-        return True
-    except FileExistsError:
-        return read(run.file_of(job_name, "claim")) == GIVEN_UP
-
-
-def find_fitting(run, files):
-    """The place of the first of the files that fits into MAX_BYTES, beside what is in flight and
-    what was left behind; None if there is none."""
-    room = run.config.MAX_BYTES
-    if room is None:
-        return 0
-    room -= sum(run.left_behind.values()) + sum(job.size for job in run.jobs.values())
-    return next((place for place, file in enumerate(files)
-                 if file.size - run.left_behind.get(file.path, 0) <= room), None)
-
-
-def has_room(run):
-    """True if the scheduler may get one more job."""
-    now = time.monotonic()
-    leaving = sum(now - end < run.scheduler.leaves for end in run.ends)
-    return len(run.jobs) + leaving < min(run.config.NUM_JOBS, run.most)
-
-
-def fill(run):
-    """Submit files while there are free places."""
-    while run.todo and has_room(run) and not run.stopping:
-        place = find_fitting(run, itertools.islice(run.todo, 1000))
-        if place is None and (run.jobs or time.monotonic() < run.next_look):
-            return
-        if place is None:
-            measure_left_behind(run)
-            place = find_fitting(run, run.todo)
-        if place is None and run.coming:
-            tell_once(run, "coming", "Waiting: transfer tasks of jobs that were killed still bring "
-                      f"{helper.count(len(run.coming), 'file')}, and MAX_BYTES leaves no room for "
-                      "more.\nThey can be cancelled on https://app.globus.org/activity")
-            run.next_look = time.monotonic() + run.config.POLL_SECONDS
-            return
-        if place is None:
-            raise helper.Problem(
-                f"What is in {run.config.DOWNLOAD_DIR} leaves no room for another file within "
-                "MAX_BYTES.\nRemove what failures left there, or raise MAX_BYTES, and start "
-                "again; nothing is lost.")
-        file = run.todo[place]
-        del run.todo[place]
-        submit(run, file)
-
-
-# ---- the end of jobs ----
-
-
-def collect(run):
-    """Take in the exit statuses that jobs have written; how many jobs have ended."""
-    before = len(run.jobs)
-    files = set(os.listdir(run.folder))  # one look for all jobs
-    for name in [name for name in [*run.jobs, *run.lost] if f"{name}.status" in files]:
-        text = read(run.file_of(name, "status"))
-        if text is None:
-            continue  # it began again just now
-        status = int(text) if text.strip().isdigit() else 255
-        if status in STOPPED and name in run.jobs:
-            run.jobs[name].stopped = status  # cancelled, or requeued: the queue knows
-        else:
-            end(run, name, status)
-    return before - len(run.jobs)
-
-
-def end(run, job_name, status, reason=None):
-    """A job has ended: with an exit status, or (None) lost for a reason."""
-    job = run.jobs.get(job_name) or run.lost[job_name]
-    if status:
-        reason = f"exit status {status}"
-    if reason:
-        words = last_line(run.file_of(job_name, "log"))
-        reason += (": " + words if words else "") + f" ({run.file_of(job_name, 'log')})"
-    run.record(event="ended", job=job_name, status=status, reason=reason)
-    run.ends.append(time.monotonic())
-    run.waiting_since = None
-    run.doubts_login |= status == 1  # what a download that Globus refuses ends with
-    if reason:
-        note_left_behind(run, job.path, run.coming.get(job.path, 0))
-        helper.tell(timed(f"FAILED {job.path}: {reason}"))
-    else:
-        tell_event("processed " + job.path)
-        remove_traces(run, job_name)
-
-
-def remove_traces(run, job_name):
-    """Remove the files of a job that went well."""
-    for kind in ("log", "status", "new", "claim"):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(run.file_of(job_name, kind))
-
-
-def note_left_behind(run, path, coming=0):
-    """Count what a failure left in DOWNLOAD_DIR, or the bytes that may still be coming."""
-    size = helper.size_of(os.path.join(run.config.DOWNLOAD_DIR, path))
-    run.left_behind[path] = max(size or 0, coming)
-
-
-def measure_left_behind(run):
-    """Count what failures, and earlier runs, left in DOWNLOAD_DIR, if there is a limit; and what
-    the tasks of jobs that were killed still bring."""
-    if run.config.MAX_BYTES is None:
-        return
-    run.left_behind.clear()
-    if run.coming:
-        labels = {helper.words(task, "label") for task in helper.unfinished_tasks(run.client)}
-        run.coming = {path: size for path, size in run.coming.items()
-                      if label_of(run, path) in labels}
-    in_flight = {job.path for job in run.jobs.values()}
-    for folder, _, names in os.walk(run.config.DOWNLOAD_DIR):
-        for name in names:
-            path = os.path.relpath(os.path.join(folder, name), run.config.DOWNLOAD_DIR)
-            if path not in in_flight:
-                note_left_behind(run, path)
-    for path, size in run.coming.items():
-        note_left_behind(run, path, size)
-
-
-def label_of(run, path):
-    """The label of the transfer task of a file's job."""
-    source = helper.join(run.config.PATH, path)
-    return helper.task_label(helper.job_label(source), run.config.DESTINATION_PATH)
+def why_held(scheduler, held):
+    """The scheduler's words on jobs that are held; of Grid Engine also what it says of the first
+    of them alone."""
+    words = ", ".join(sorted({entry.reason for entry in held}))
+    if scheduler.job_info:
+        text = output_of(scheduler.job_info + [held[0].id])
+        errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
+        words += ": " + errors[0] if errors else ""
+    return words
 
 
 def read(path):
@@ -712,214 +1500,42 @@ def read(path):
         return None
 
 
-def last_line(path):
-    """The last words of a log."""
+def last_words(path, name=None):
+    """The last words of a log; of a job with several files, on the file of that name."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, os.path.getsize(path) - 2000))
+            file.seek(max(0, os.path.getsize(path) - (2000 if name is None else 200000)))
             lines = [line for line in file.read().decode(errors="replace").splitlines()
                      if line.strip()]
     except OSError:
         return ""
+    if name is not None:
+        lines = lines_on(name, lines)
     return helper.first_line(lines[-1]) if lines else ""
 
 
-# ---- the queue ----
-
-
-def ask_queue(run):
-    """{job name: Entry}, or None if the scheduler gave no answer that can be understood."""
-    run.next_question = time.monotonic() + run.config.POLL_SECONDS
-    clusters = clusters_of(run)
-    command = run.scheduler.queue + [named_server(run.config)] * (
-        run.config.SCHEDULER in ("pbs", "torque"))
-    # SQUEUE_PARTITION and the like would hide some of the jobs.
-    env = plain_env("SQUEUE_")
-    if clusters:
-        env["SLURM_CLUSTERS"] = ",".join(clusters)
-    status, output, errors = call(list(filter(None, command)), env=env)
-    entries = None
-    if status == 0:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            entries = run.scheduler.read_queue(output)
-    if len(clusters) > 1 and not all(f"CLUSTER: {name}\n" in output for name in clusters):
-        entries = None  # one of them is silent
-    if entries is None or not entries and not is_empty(run):
-        words = helper.first_line(errors or output)
-        tell_once(run, "queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"
-                  f"Asking again every {run.config.POLL_SECONDS:g} s.", errors or "nonsense")
-        return None
-    run.told.pop("queue", None)
-    return entries
-
-
-def clusters_of(run):
-    """The clusters of Slurm in which jobs may be, by name; none of them where it has but one."""
-    if run.config.SCHEDULER != "slurm":
-        return []
-    names = named_clusters(run.config).split(",")
-    names += [(job.id or "").partition(";")[2] for job in run.jobs.values()]
-    return sorted({name.strip() for name in names} - {""})
-
-
-def is_empty(run):
-    """True if the scheduler means it when it lists nothing: silence is PBS's way to say that
-    there are no jobs, so it is asked about one of them."""
-    ids = [job.id for job in run.jobs.values() if job.id]
-    if not ids or not run.scheduler.about_one:
-        return True
-    return GONE.search(said_by(run.scheduler.about_one + ids[:1])) is not None
-
-
-def look_at_queue(run):
-    """Find out which jobs are in the queue, and which are gone."""
-    entries, now = ask_queue(run), time.monotonic()
-    collect(run)  # what ended meanwhile
-    if entries is None:
-        return
-    for name, job in list(run.jobs.items()):
-        entry = entries.get(name)
-        if entry and job.id is None:
-            run.record(event="queued", job=name, id=entry.id)
-        if entry and entry.state != "gone":
-            job.gone_since, job.is_from_before, job.stopped = None, False, None
-        elif job.stopped:
-            end(run, name, job.stopped)
-        elif job.id is None and give_up(run, name):
-            send_again(run, name)
-        elif job.gone_since is None:
-            job.gone_since = now
-        elif now - job.gone_since >= run.config.GRACE_SECONDS:
-            lose(run, name, entry)
-    run.most = run.config.NUM_JOBS
-    cancel_given_up(run, entries)
-    ours = [entries[name] for name in run.jobs if name in entries]
-    tell_stuck(run, ours)
-    tell_waiting(run, ours)
-
-
-def send_again(run, job_name):
-    """Put a job's file back to the front."""
-    job = run.jobs[job_name]
-    run.record(event="unsent", job=job_name)
-    run.todo.appendleft(helper.File(job.path, job.size, None, None))
-
-
-def lose(run, job_name, entry):
-    """A job is gone and left no exit status."""
-    give_up(run, job_name)  # should it come back after all
-    if run.jobs[job_name].id:  # ... or should the queue be wrong
-        cancel(run, [run.jobs[job_name].id])
-    if run.jobs[job_name].is_from_before:
-        send_again(run, job_name)
-        return
-    words = f"the scheduler says {entry.words}" if entry else "it is not in the queue any more"
-    end(run, job_name, None, "the job was lost: no exit status, and " + words)
-
-
-def cancel_given_up(run, entries):
-    """Cancel what the scheduler accepted after all, long after it said no; it would do nothing,
-    but it has a place in the queue."""
-    ids = [entry.id for name, entry in entries.items() if entry.state != "gone"
-           and name in run.kept and read(run.file_of(name, "claim")) == GIVEN_UP]
-    if ids:
-        cancel(run, ids)
-
-
-def tell_stuck(run, entries):
-    """Say which jobs are stuck, when they change."""
-    stuck = [entry for entry in entries if entry.state == "stuck"]
-    ids = shown_cancel(run, [entry.id for entry in stuck])
-    if not stuck:
-        run.told.pop("stuck", None)
-    elif run.told.get("stuck") != ids:
-        run.told["stuck"] = ids
-        helper.tell(f"{helper.count(len(stuck), 'job')} cannot begin: {why_stuck(run, stuck)}\n"
-                    "Mend the cause, or cancel (they count as failed then): "
-                    + ids)
-
-
-def why_stuck(run, stuck):
-    """The scheduler's words on jobs that are stuck; of Grid Engine also what it says of the first
-    of them alone."""
-    words = ", ".join(sorted({entry.words for entry in stuck}))
-    if run.scheduler.about_one:
-        text = said_by(run.scheduler.about_one + [stuck[0].id])
-        errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
-        words += ": " + errors[0] if errors else ""
-    return words
-
-
-def tell_waiting(run, entries):
-    """Say why jobs wait, when for a while none of them is at work."""
-    waiting = [entry for entry in entries if entry.state == "waiting"]
-    if not waiting or len(waiting) < len(entries):
-        run.waiting_since = None
-        run.told.pop("waiting", None)
-        return
-    run.waiting_since = run.waiting_since or time.monotonic()
-    if time.monotonic() - run.waiting_since >= helper.QUIET_SECONDS:
-        words = ", ".join(sorted({entry.words for entry in waiting}))
-        tell_once(run, "waiting", "No job is at work; the scheduler says of "
-                  f"{helper.count(len(waiting), 'job')}: {words}", words)
-
-
-def tell_stall(run):
-    """When all jobs at work wait for Globus, say why, in the words of their logs."""
-    lines = [last_line(run.file_of(name, "log")) for name in run.jobs]
-    if any(lines) and all(line.startswith("Waiting: ") for line in lines if line):
-        reasons = sorted({line[len("Waiting: "):].split("  (task ")[0] for line in lines if line})
-        tell_once(run, "stall", "All jobs wait: " + "; ".join(reasons))
-    else:
-        run.told.pop("stall", None)
-
-
-# ---- telling ----
-
-
-def tell_once(run, topic, text, gist=None):
-    """Say it, unless its gist (the text, as a rule) is what was said last on this topic."""
-    if run.told.get(topic) != (gist or text):
-        run.told[topic] = gist or text
-        helper.tell(text)
+def lines_on(name, lines):
+    """The lines of a log that are about one of several files: below its heading, from wrapper.sh;
+    or what the download says of it, or last."""
+    heading = "== " + name
+    if heading in lines:
+        rest = lines[len(lines) - lines[::-1].index(heading):]
+        own = list(itertools.takewhile(lambda line: not line.startswith("== "), rest))
+        if own:
+            return own
+    before = list(itertools.takewhile(lambda line: not line.startswith("== "), lines))
+    return [line for line in lines if line.startswith(name + ": ")] or before
 
 
 def tell_event(text):
     """A line an event, where there is no bar."""
-    if not helper.is_screen():
-        helper.tell(timed(text))
+    if not helper.is_terminal():
+        helper.log(timed(text))
 
 
 def timed(text):
     """The text, after the time of day."""
     return f"{time.strftime('%H:%M:%S')}  {text}"
-
-
-def show_progress(run):
-    """How far the run is: a bar with its clock on a terminal, a line now and then in a log."""
-    now, ended = time.monotonic(), len(run.processed) + count_failed(run)
-    total = ended + len(run.jobs) + len(run.todo)
-    text = (f"{ended:,} of {helper.count(total, 'file')}, "
-            f"{helper.count(len(run.jobs), 'job')} in the queue")
-    if count_failed(run):
-        text += f", {count_failed(run):,} failed"
-    text += time_left(run, ended, total, now)
-    if not helper.is_screen():
-        helper.show(timed(text))
-        return
-    full = BAR * ended // total if total else BAR
-    helper.show(f"{clock(now - run.begun)} [{'#' * full:.<{BAR}}] {text}")
-
-
-def time_left(run, ended, total, now):
-    """', ~12 min left' at the pace so far; nothing before each place had two files, or at the
-    end."""
-    fresh = ended - run.ended_at_begin
-    if fresh < 2 * run.config.NUM_JOBS or ended == total:
-        return ""
-    last = run.ends[-1]  # up to then the pace is known
-    seconds = (last - run.begun) / fresh * (total - ended) - (now - last)
-    return f", ~{helper.duration(max(seconds, 1))} left"
 
 
 def clock(seconds):
@@ -929,54 +1545,29 @@ def clock(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def print_summary(run):
-    """The failures with their logs, and the numbers."""
-    helper.show("")
-    for path, reason in [*run.refused, *run.failed.items()]:
-        print(f"FAILED {helper.printable(path)}: {helper.printable(reason)}")
-    if run.beyond_limit:
-        print(f"{helper.count(run.beyond_limit, 'more file')} needed, beyond --limit")
-    print(f"{len(run.processed)} processed, {count_failed(run)} failed, "
-          f"{run.not_needed} not needed", flush=True)
-
-
-def count_failed(run):
-    """How many of the files that were listed failed, or were refused."""
-    return len(run.failed) + len(run.refused)
-
-
-def print_how_to_go_on(run):
-    """What to do after a stop."""
-    ids = [job.id for job in run.jobs.values() if job.id]
-    helper.tell(f"Stopped. {helper.count(len(ids), 'job')} left in the queue; "
-                "to go on with them and the rest, start this script again.")
-    if ids:
-        helper.tell("To cancel them: " + shown_cancel(run, ids))
-
-
 # ---- what is to be done ----
 
 
 def is_needed(config, file):
-    """The user's filter. Raises Problem if it stumbles."""
+    """The user's filter. Raises UserError if it stumbles."""
     try:
         return bool(config.is_file_needed(file))
     except Exception as error:  # the user's own code: anything can happen
-        raise helper.Problem(f"config.py: is_file_needed stumbles over {file.path!r}: "
+        raise helper.UserError(f"config.py: is_file_needed stumbles over {file.path!r}: "
                              f"{type(error).__name__}: {error}", 2)
 
 
-def sorted_out(config, files):
+def classify(config, files):
     """Yield each File with what becomes of it: True (needed), False, or why it cannot be."""
     for number, file in enumerate(files):
         if number % 1000 == 0:
-            helper.show("Listing: " + helper.count(number, "file"))
+            helper.show_progress("Listing: " + helper.plural(number, "file"))
         if file.refused:
             yield file, file.refused
         elif not is_needed(config, file):
             yield file, False
         elif config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
-            yield file, f"is larger ({helper.size_text(file.size)}) than MAX_BYTES"
+            yield file, f"is larger ({helper.format_bytes(file.size)}) than MAX_BYTES"
         else:
             yield file, True
 
@@ -984,36 +1575,36 @@ def sorted_out(config, files):
 def dry_run(config, files, limit):
     """Print what a run would do; the exit status."""
     counts = collections.Counter()
-    for file, fate in sorted_out(config, files):
+    for file, fate in classify(config, files):
         counts[fate if isinstance(fate, bool) else None] += 1
         if fate is True and (limit is None or counts[True] <= limit):
-            print(f"{file.size:14,}  {helper.printable(file.path)}")
+            print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
         elif fate and fate is not True:
-            helper.tell(f"Refused: {file.path!r} {fate}.")
-    helper.show("")
+            helper.log(f"Refused: {file.path!r} {fate}.")
+    helper.show_progress("")
     needed = counts[True] if limit is None else min(limit, counts[True])
     print(f"{needed} to process, {counts[None]} refused, {counts[False]} not needed")
     return 1 if counts[None] else 0
 
 
-def plan(run, files, limit):
+def plan(driver, files, limit):
     """Fill the list of what is to be done, from all files but those of the journal."""
-    known = {job.path for job in run.jobs.values()} | run.processed | set(run.failed)
+    known = driver.state.known()
     room = float("inf") if limit is None else max(0, limit - len(known))
-    for file, fate in sorted_out(run.config, files):
+    for file, fate in classify(driver.config, files):
         if file.path in known:
             continue
         if fate is False:
-            run.not_needed += 1
+            driver.not_needed += 1
         elif fate is True:
-            if len(run.todo) < room:
-                run.todo.append(file)
+            if len(driver.pending) < room:
+                driver.pending.append(file)
             else:
-                run.beyond_limit += 1
+                driver.beyond_limit += 1
         else:
-            run.refused.append((file.path, fate))
-            helper.tell(timed(f"FAILED {file.path}: {fate}"))
-    helper.show("")
+            driver.refused.append((file.path, fate))
+            helper.log(timed(f"FAILED {file.path}: {fate}"))
+    helper.show_progress("")
 
 
 # ---- one driver at a time ----
@@ -1021,19 +1612,19 @@ def plan(run, files, limit):
 
 @contextlib.contextmanager
 def lock(folder):
-    """Keep a second driver out. Raises Problem if there is one already."""
+    """Keep a second driver out. Raises UserError if there is one already."""
     owner = None
     with open(os.path.join(folder, "driver.lock"), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise helper.Problem("Another globus-batch-download.py is at work in "
+            raise helper.UserError("Another globus-batch-download.py is at work in "
                                  + os.path.dirname(folder))
         except OSError as error:
-            helper.tell(f"No flock in {folder} ({error.strerror}); the file driver.owner there "
+            helper.log(f"No flock in {folder} ({error.strerror}); the file driver.owner there "
                         "keeps a second driver out instead.")
             owner = os.path.join(folder, "driver.owner")
-            own(owner)
+            write_owner(owner)
         try:
             yield
         finally:
@@ -1041,25 +1632,25 @@ def lock(folder):
                 os.remove(owner)
 
 
-def own(path):
-    """Put this process's name into a file, where flock is not supported. Raises Problem if
+def write_owner(path):
+    """Put this process's name into a file, where flock is not supported. Raises UserError if
     another process, which may be alive, has its name there."""
     other = read(path)
     if other:
         host, _boot, pid, _start = other.split()
-        if host != os.uname().nodename or identity(pid) == other:
-            raise helper.Problem(f"Another globus-batch-download.py is at work here, on {host} as "
-                                 f"process {pid}.\nIf it is no more, remove {path}")
-    me = identity(os.getpid())
+        if host != os.uname().nodename or process_identity(pid) == other:
+            raise helper.UserError("Another globus-batch-download.py is at work here, on "
+                                   f"{host} as process {pid}.\nIf it is no more, remove {path}")
+    me = process_identity(os.getpid())
     with open(f"{path}.{os.getpid()}", "w") as file:
         file.write(me)
     os.replace(f"{path}.{os.getpid()}", path)
     time.sleep(1)  # of two that came at once, the later one's name is there
     if read(path) != me:
-        raise helper.Problem("Another globus-batch-download.py has just begun here.")
+        raise helper.UserError("Another globus-batch-download.py has just begun here.")
 
 
-def identity(pid):
+def process_identity(pid):
     """What no other process has, now or later: host, boot, number and start; None without one."""
     stat = read(f"/proc/{pid}/stat")
     if stat is None:
@@ -1072,87 +1663,21 @@ def identity(pid):
 # ---- the whole ----
 
 
-def take_up(run):
-    """After a restart: say so, and clear away what the last driver did not come to."""
-    ended = len(run.processed) + len(run.failed)
-    if not run.jobs and not ended:
-        return
-    helper.tell("Going on with the interrupted run: "
-                f"{helper.count(ended, 'file')} done, "
-                f"{helper.count(len(run.jobs), 'job')} on the way.")
-    for entry in os.listdir(run.folder):
-        name = entry.partition(".")[0]
-        if name.startswith(run.name + "-") and name not in run.jobs and name not in run.kept:
-            remove_traces(run, name)
-
-
-def take_folder(run):
-    """Mark DOWNLOAD_DIR as this batch's. Raises Problem if something else uses it."""
-    helper.mark_folder(run.config)
-    if run.number:  # it has been ours
-        return
-    task_id = helper.find_simple_download(run.client, run.config)
-    if task_id:
-        helper.unmark_folder(run.config)
-        raise helper.Problem(
-            "A task of globus-simple-download.py still downloads into DOWNLOAD_DIR = "
-            f"{run.config.DOWNLOAD_DIR},\nwhere a batch deletes the files. Wait for its end, or "
-            f"cancel it: https://app.globus.org/activity/{task_id}", 2)
-
-
-def remove_empty_folders(run):
+def remove_empty_folders(config, paths):
     """Remove the folders that processed files left empty in DOWNLOAD_DIR."""
-    parents = {os.path.dirname(path) for path in run.processed} - {""}
-    for parent in parents:
+    for parent in {os.path.dirname(path) for path in paths} - {""}:
         while parent:
             try:
-                os.rmdir(os.path.join(run.config.DOWNLOAD_DIR, parent))
+                os.rmdir(os.path.join(config.DOWNLOAD_DIR, parent))
             except OSError:
                 break  # not empty, or gone
             parent = os.path.dirname(parent)
 
 
-def drive(run):
-    """Keep the jobs coming until all files are done, or until stopped."""
-    run.begun, run.ended_at_begin = time.monotonic(), len(run.processed) + count_failed(run)
-    pauses = helper.pauses(0.05, 0.5, 1.05)  # an end is seen at most a twentieth too late
-    while (run.todo or run.jobs) and not run.stopping:
-        if collect(run):
-            pauses = helper.pauses(0.05, 0.5, 1.05)
-        if time.monotonic() >= run.next_question:
-            look_at_queue(run)
-            tell_stall(run)
-        if run.doubts_login and time.monotonic() >= run.next_check:
-            check_login(run)
-        fill(run)
-        show_progress(run)
-        time.sleep(next(pauses))
-
-
-def check_login(run):
-    """After a failure: was it the login? Then all further jobs would fail as well. Raises Problem
-    if a login is what helps."""
-    run.doubts_login, run.next_check = False, time.monotonic() + run.config.POLL_SECONDS
-    for is_sure in (False, True):  # a first error may be the old access token's
-        try:
-            run.client.operation_stat(run.config.SOURCE_ENDPOINT_ID, path=run.config.PATH)
-            run.client.operation_stat(run.config.DESTINATION_ENDPOINT_ID,
-                                      path=run.config.DESTINATION_PATH)
-            return
-        except helper.GlobusAPIError as error:
-            if not helper.why_log_in(error):
-                return
-            if is_sure:
-                raise helper.Problem(f"{helper.explain(error)}\nThen start this script again; it "
-                                     "goes on with its jobs and the files that are left.")
-        except (helper.NetworkError, *helper.NONSENSE, OSError):
-            return
-
-
-def stop_gently(run):
+def install_signal_handlers(driver):
     """At the first signal finish what is in hand; a second one is obeyed at once."""
     def stop(number, frame):
-        run.stopping = True
+        driver.stopping = True
         signal.signal(number, signal.default_int_handler)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -1160,28 +1685,59 @@ def stop_gently(run):
             signal.signal(number, stop)
 
 
+def check_scripts(config):
+    """Raise UserError (exit status 2) for what would make every job fail."""
+    for name in ("wrapper.sh", "process.sh"):
+        path = os.path.join(HERE, name)
+        try:
+            with open(path, "rb") as file:
+                script = file.read()
+        except OSError as error:
+            raise helper.UserError(f"{path}: {error.strerror}. Each job runs it.", 2)
+        if b"\r\n" in script:
+            raise helper.UserError(f"{path} has line ends of Windows, which bash does not "
+                                   f"understand. Convert it: sed -i 's/\\r$//' {path}", 2)
+        first = script.partition(b"\n")[0].decode(errors="replace")
+        words = first[2:].split() if first.startswith("#!") else []
+        if words and not shutil.which(words[1] if words[0].endswith("/env") and words[1:]
+                                      else words[0]):
+            helper.log(f"{path} begins with {first}, which is not on this machine; is it on the "
+                       "compute nodes?")
+        if name == "wrapper.sh" and b"GLOBUS_JOB" not in script and (
+                config.FILES_PER_JOB > 1 or config.DOWNLOAD_BY == "driver"):
+            raise helper.UserError(f"{path} is an older one, which downloads one file. Copy your "
+                                   "environment lines into the new one, or leave FILES_PER_JOB = 1 "
+                                   "and DOWNLOAD_BY = 'job'.", 2)
+
+
 def batch(config, scheduler, client, files, limit):
     """Run the batch, or go on with it; the exit status."""
-    run = Run(config, scheduler, client)
-    os.makedirs(run.folder, exist_ok=True)
+    driver = Driver(config, scheduler, client)
+    os.makedirs(driver.folder, exist_ok=True)
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
-    with lock(run.folder):
-        run.open_journal()
-        take_up(run)
-        plan(run, files, limit)
-        take_folder(run)
-        measure_left_behind(run)
-        helper.tune(client, 20, 1)  # from here on waiting would hold up the jobs
-        stop_gently(run)
-        drive(run)
-        if run.stopping:
-            print_how_to_go_on(run)
+    with lock(driver.folder):
+        open_journal(driver)
+        resume(driver)
+        plan(driver, files, limit)
+        take_folder(driver)
+        measure_leftovers(driver)
+        helper.set_retry_limits(client, 20, 1)  # from here on waiting would hold up the jobs
+        install_signal_handlers(driver)
+        helper.remove_if_there(os.path.join(driver.folder, "halted"))
+        driver.main_loop()
+        if driver.stopping:
+            print_how_to_go_on(driver)
             return 130
-        remove_empty_folders(run)
-        run.record(event="finished")
+        if driver.pending or driver.state.jobs:
+            print_halt(driver)
+            print_summary(driver)
+            return 1
+        remove_empty_folders(config, driver.state.processed)
+        helper.remove_if_there(os.path.join(driver.folder, "halted"))
+        driver.append({"event": "finished"})
         helper.unmark_folder(config)
-        print_summary(run)
-    return 1 if count_failed(run) else 0
+        print_summary(driver)
+    return 1 if driver.count_failed() else 0
 
 
 def parse(argv):
@@ -1202,12 +1758,13 @@ def parse(argv):
 def main(argv=None):
     """Check that all is fit to run, list, and run the batch; the exit status."""
     options = parse(argv)
-    config = helper.settings()
+    config = helper.load_config()
     client = helper.transfer_client()
     scheduler = find_scheduler(config)
     helper.check_collections(client, config)
     helper.check_destination(client, config)
     if not options.dry_run:
+        check_scripts(config)
         helper.refuse_batches(config, helper.jobs_folder(config))
     files = helper.list_files(client, config)
     if options.dry_run:
@@ -1216,4 +1773,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(helper.run(main))
+    sys.exit(helper.run_main(main))

@@ -2,7 +2,7 @@
 """Log in to Globus, once, by hand; it lasts 6 months after the last use.
 
 Prints the URL of a login page, asks for the code that the page shows, and
-stores the tokens in ~/.wehi-globus-tokens.json, for you alone. Then looks at
+stores the tokens in TOKEN_FILE (see config.py), for you alone. Then looks at
 both collections of config.py.
 
 Example:
@@ -22,14 +22,14 @@ def look_at_source(client, config):
     """Print what PATH holds."""
     counts, size = collections.Counter(), 0
     try:
-        for entry in helper.list_folder(client, config, config.PATH):
+        for entry in helper.list_directory(client, config, config.PATH):
             kind, bytes_here = str(entry.get("type")), entry.get("size")
             counts[kind] += 1
             size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0
     except helper.GlobusAPIError as error:
-        raise helper.listing_problem(error, config.PATH)
-    print(f"Source: {config.PATH} holds {helper.count(counts['file'], 'file')} "
-          f"({helper.size_text(size)}) and {helper.count(counts['dir'], 'folder')}.")
+        raise helper.listing_error(error, config.PATH)
+    print(f"Source: {config.PATH} holds {helper.plural(counts['file'], 'file')} "
+          f"({helper.format_bytes(size)}) and {helper.plural(counts['dir'], 'folder')}.")
 
 
 def look_at_destination(client, config):
@@ -43,7 +43,7 @@ def look(config):
     """Use both collections as the other scripts will."""
     client = helper.transfer_client()
     for document in helper.check_collections(client, config):
-        print("Found: " + helper.printable(helper.words(document, "display_name")))
+        print("Found: " + helper.escape_control_chars(helper.get_text(document, "display_name")))
     look_at_source(client, config)
     look_at_destination(client, config)
 
@@ -52,16 +52,16 @@ def log_in(config):
     """Log in, and again while a collection wants a further consent or a fresh login."""
     scopes, session = [helper.TRANSFER_SCOPE], {}
     helper.log_in(scopes)
-    print(f"You are logged in; the tokens are in {helper.TOKEN_FILE}.")
+    print(f"You are logged in; the tokens are in {helper.token_file()}.")
     for times in range(5):  # two collections may want a consent and a session each
         try:
             look(config)
             return
         except helper.GlobusAPIError as error:
-            more_scopes, more_session = helper.wanted_login(error)
+            more_scopes, more_session = helper.required_login(error)
             if times == 4 or not more_scopes and not more_session:
                 raise
-            print(f"\nOnce more: {helper.printable(helper.explain(error))}\n")
+            print(f"\nOnce more: {helper.escape_control_chars(helper.describe_error(error))}\n")
         scopes += [scope for scope in more_scopes if scope not in scopes]
         session.update(more_session)
         helper.log_in(scopes, session)
@@ -84,15 +84,17 @@ def log_out():
     """Revoke the tokens and remove their file."""
     client, errors = helper.auth_client(), []
     unfinished = helper.unfinished_token_files()  # of scripts that were killed
-    for path in [helper.TOKEN_FILE, *unfinished]:
-        with contextlib.suppress(*[helper.Problem] if path in unfinished else []):
+    token_file = helper.token_file()
+    for path in [token_file, *unfinished]:
+        with contextlib.suppress(*[helper.UserError] if path in unfinished else []):
             errors += revoke(client, helper.read_tokens(path))
-    for path in [os.path.realpath(helper.TOKEN_FILE), helper.TOKEN_FILE, *unfinished]:
+    for path in [os.path.realpath(token_file), token_file, *unfinished]:
         helper.remove_if_there(path)  # it may be a link
     print("You are logged out; no tokens are left on this machine.")
     if errors:
-        raise helper.Problem("Globus did not revoke all of them; do it on "
-                             f"app.globus.org/settings/consents. {helper.explain(errors[0])}")
+        raise helper.UserError("Globus did not revoke all of them; do it on "
+                               "app.globus.org/settings/consents. "
+                               + helper.describe_error(errors[0]))
 
 
 def main(argv=None):
@@ -103,9 +105,9 @@ def main(argv=None):
     if parser.parse_args(argv).logout:
         log_out()
     else:
-        log_in(helper.settings())
+        log_in(helper.load_config())
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(helper.run(main))
+    sys.exit(helper.run_main(main))

@@ -21,16 +21,16 @@ def find_files(client, config):
     for file in helper.list_files(client, config):
         (refused if file.refused else files).append(file)
         if len(files) % 1000 == 0:
-            helper.show("Listing: " + helper.count(len(files), "file"))
-    helper.show("")
+            helper.show_progress("Listing: " + helper.plural(len(files), "file"))
+    helper.show_progress("")
     return files, refused
 
 
 def build(client, config, files):
     """One transfer request for all files."""
     source, target = helper.join(config.PATH, ""), helper.join(config.DESTINATION_PATH, "")
-    return helper.transfer_request(
-        client, config, "download " + config.PATH,
+    return helper.build_transfer(
+        config, helper.submission_id(client), "download " + config.PATH,
         ((source + file.path, target + file.path) for file in files),
         skip_source_errors=True)  # one unreadable file must not hold up the others
 
@@ -42,19 +42,19 @@ def submit(client, config, files):
     return task_id
 
 
-def progress_teller(files):
+def make_progress(files):
     """A function for wait_for_task that shows how far the task is."""
     total = sum(file.size for file in files)
 
     def progress(task, reason):
-        sent, rate = (helper.number(task, name)
+        sent, rate = (helper.get_number(task, name)
                       for name in ("bytes_transferred", "effective_bytes_per_second"))
-        text = (f"{helper.files_done(task):,} of {helper.count(len(files), 'file')}, "
-                f"{helper.size_text(sent)} of {helper.size_text(total)}, "
-                f"{helper.size_text(rate)}/s")
-        if rate and sent < total and not helper.number(task, "files_skipped"):
-            text += f", ~{helper.duration((total - sent) / rate)} left"
-        helper.show(text + (". " + reason if reason else ""))
+        text = (f"{helper.files_done(task):,} of {helper.plural(len(files), 'file')}, "
+                f"{helper.format_bytes(sent)} of {helper.format_bytes(total)}, "
+                f"{helper.format_bytes(rate)}/s")
+        if rate and sent < total and not helper.get_number(task, "files_skipped"):
+            text += f", ~{helper.format_duration((total - sent) / rate)} left"
+        helper.show_progress(text + (". " + reason if reason else ""))
 
     return progress
 
@@ -66,81 +66,50 @@ def transfer(client, config, files):
         task_id = submit(client, config, files)
         try:
             helper.refuse_batches(config)
-        except helper.Problem:  # a batch has begun meanwhile
-            helper.patiently(client.cancel_task, task_id)
+        except helper.UserError:  # a batch has begun meanwhile
+            helper.retry(client.cancel_task, task_id)
             may_run = False
             raise
-        return helper.wait_for_task(client, task_id, progress_teller(files))
+        return helper.wait_for_task(client, task_id, make_progress(files))
     except BaseException as error:  # Ctrl-C, or whatever else ends the wait
-        is_refused = not task_id and isinstance(error, (helper.GlobusAPIError, helper.Problem))
+        is_refused = not task_id and isinstance(error, (helper.GlobusAPIError, helper.UserError))
         if may_run and not is_refused:
             page = f"https://app.globus.org/activity/{task_id}".rstrip("/")
-            helper.tell(f"A task that was submitted goes on without this script: {page}\n"
+            helper.log(f"A task that was submitted goes on without this script: {page}\n"
                         "Cancel it on its page there, or run this script again to see how it "
                         "ended.")
         raise
 
 
-def told_of(ask, config, task):
-    """Yield path below PATH and document of each file that a list of the task, ask, tells of."""
-    start, marker = len(helper.join(config.PATH, "")), None
-    while True:
-        page = helper.patiently(ask, task["task_id"],
-                                query_params={"marker": marker} if marker else {},
-                                wanted={"DATA": list})
-        for document in page["DATA"]:
-            yield str(document.get("source_path"))[start:], document
-        marker = page.get("next_marker")
-        if not marker:
-            return
-
-
-def skipped(client, config, task):
-    """{path below PATH: why} of the files that the task left out because of an error."""
-    found = {}
-    for path, error in told_of(client.task_skipped_errors, config, task):
-        code = helper.words(error, "error_code")
-        found[path] = helper.REASONS.get(code, code)
-    return found
-
-
-def unproven(client, config, files, task):
-    """{path: why} of the Files that a task that failed has not brought, or perhaps not whole."""
-    try:
-        whole = {path for path, _ in told_of(client.task_successful_transfers, config, task)}
-    except helper.GlobusAPIError:
-        whole = set()
-    missing = {file.path: "" for file in helper.not_here(files, config.DOWNLOAD_DIR)}
-    return {file.path: missing.get(file.path, "it is there, but perhaps not whole")
-            for file in files if file.path in missing or file.path not in whole}
-
-
 def summary(config, files, missing, refused, task):
     """Print how it ended: each file that did not arrive and why, then the numbers."""
     for path, reason in missing.items():
-        print(helper.printable(f"Did not arrive: {path}" + (f" ({reason})" if reason else "")))
+        words = f"Did not arrive: {path}" + (f" ({reason})" if reason else "")
+        print(helper.escape_control_chars(words))
     print(f"Downloads are in {config.DOWNLOAD_DIR}")
-    print(f"{helper.count(len(files) + len(refused), 'file')}: "
-          f"{helper.number(task, 'files_transferred'):,} sent, "
-          f"{helper.number(task, 'files_skipped'):,} already there, "
+    print(f"{helper.plural(len(files) + len(refused), 'file')}: "
+          f"{helper.get_number(task, 'files_transferred'):,} sent, "
+          f"{helper.get_number(task, 'files_skipped'):,} already there, "
           f"{len(missing) + len(refused):,} did not arrive.")
 
 
-def look_for(client, config, files, task):
+def check_result(client, config, files, task):
     """{path: why} of the Files that are not there. Where Globus says that none is missing, but
     none is there, says so."""
-    missing = skipped(client, config, task) if task.get("subtasks_skipped_errors") else {}
+    missing = helper.outcomes(client, config, config.PATH, files, task)
     if task["status"] != "SUCCEEDED":
-        return {path: missing.get(path) or why
-                for path, why in unproven(client, config, files, task).items()}
-    helper.show("Looking at what arrived")
-    late = helper.await_arrival([f for f in files if f.path not in missing], config.DOWNLOAD_DIR)
-    helper.show("")
+        absent = {file.path for file in helper.missing_files(files, config.DOWNLOAD_DIR)}
+        return {file.path: missing[file.path] or ("" if file.path in absent else
+                                                  "it is there, but perhaps not whole")
+                for file in files if file.path in missing}
+    helper.show_progress("Looking at what arrived")
+    late = helper.wait_for_files([f for f in files if f.path not in missing], config.DOWNLOAD_DIR)
+    helper.show_progress("")
     if len(late) == len(files) and helper.size_of(
             os.path.join(config.DOWNLOAD_DIR, files[0].path)) is None:
-        helper.tell(helper.why_missing(config, late[0]))
+        helper.log(helper.missing_reason(config, late[0]))
         return dict.fromkeys((file.path for file in late), "")
-    missing.update((file.path, helper.why_missing(config, file)) for file in late)
+    missing.update((file.path, helper.missing_reason(config, file)) for file in late)
     return missing
 
 
@@ -148,8 +117,8 @@ def download(client, config, files, refused):
     """Transfer the files, and see that they arrived; the exit status."""
     task, failure = transfer(client, config, files)
     if failure:
-        helper.tell(f"The transfer failed: {failure}")
-    missing = look_for(client, config, files, task)
+        helper.log(f"The transfer failed: {failure}")
+    missing = check_result(client, config, files, task)
     summary(config, files, missing, refused, task)
     return 1 if missing or refused or failure else 0
 
@@ -160,7 +129,7 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="only list what would be sent")
     options = parser.parse_args(argv)
-    config = helper.settings()
+    config = helper.load_config()
     client = helper.transfer_client()
     helper.check_collections(client, config)
     helper.check_destination(client, config)
@@ -168,16 +137,16 @@ def main(argv=None):
         helper.refuse_batches(config)
     files, refused = find_files(client, config)
     for file in refused:
-        helper.tell(f"Refused: {file.path!r} {file.refused}.")
+        helper.log(f"Refused: {file.path!r} {file.refused}.")
     if options.dry_run:
         for file in files:
-            print(f"{file.size:14,}  {helper.printable(file.path)}")
-    size = helper.size_text(sum(file.size for file in files))
-    helper.tell(f"{helper.count(len(files), 'file')}, {size}, in {config.PATH}")
+            print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
+    size = helper.format_bytes(sum(file.size for file in files))
+    helper.log(f"{helper.plural(len(files), 'file')}, {size}, in {config.PATH}")
     if options.dry_run or not files:
         return 1 if refused else 0
     return download(client, config, files, refused)
 
 
 if __name__ == "__main__":
-    sys.exit(helper.run(main))
+    sys.exit(helper.run_main(main))

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-r"""Download one file, inside a job: DIR/NAME of the source to DOWNLOAD_DIR/NAME.
+r"""Download files, inside a job: DIR/NAME of the source to DOWNLOAD_DIR/NAME.
 
-Prints the local path on stdout when the file is there, whole; messages go to
+Prints the local path on stdout when the file is there, whole (of several files
+a line each, in order, empty for one that did not arrive); messages go to
 stderr. wrapper.sh calls it; by hand it shows what a job would meet.
 
 Example:
@@ -17,46 +18,76 @@ import time
 
 import helper
 
+MOST_EMPTY_ROUNDS = 3  # transfer tasks that were given up, and brought nothing
 STOP_SECONDS = 60  # how long a cancel may take; Slurm kills a job 30 s after its first signal
 
 
-def find(client, config, path, name):
-    """The File on the source collection. Raises Problem if there is none."""
-    try:
-        entry = helper.patiently(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=path,
-                                 wanted={"type": str})
-    except helper.GlobusAPIError as error:
-        if error.http_status != 404:
-            raise
-        raise helper.Problem(f"{path} is not on the source collection. {helper.explain(error)}")
-    if entry["type"] != "file" or not isinstance(entry.get("size"), int):
-        raise helper.Problem(f"{path} is not a file ({helper.words(entry, 'type')}).")
-    return helper.File(name, entry["size"], entry.get("last_modified"), None)
+def find_files(client, config, directory, names):
+    """The Files, and {name: why} of those that cannot be downloaded. The sizes that the batch
+    driver has listed will do, unless there is a limit, or only one file to ask for."""
+    sizes = dict(zip(names, os.environ.get("GLOBUS_SIZES", "").split()))
+    files, failed = [], {}
+    for name in dict.fromkeys(names):
+        try:
+            problem = helper.name_problem(name)
+            if problem:
+                raise helper.UserError(f"The name {name!r} {problem}.", 2)
+            if name in sizes and len(names) > 1 and config.MAX_BYTES is None:
+                files.append(helper.File(name, int(sizes[name]), None, None))
+                continue
+            path = helper.join(directory, name)
+            file = helper.stat_source(client, config, path, name)
+            check_size_budget(config, path, file.size, int(sizes.get(name, file.size)))
+            files.append(file)
+        except (helper.UserError, helper.GlobusAPIError) as error:
+            if len(names) == 1 or isinstance(
+                    error, helper.GlobusAPIError) and helper.reauth_reason(error):
+                raise
+            failed[name] = helper.describe_error(error)
+    return files, failed
 
 
-def transfer(client, request, local):
-    """Submit the request and wait; why it failed, or None. Whatever ends it, no task is left
-    behind, and no part of the file, unless a task may still write to it."""
-    before, task_id = state(local), None
+def check_size_budget(config, path, size, listed):
+    """Raise UserError if the file is larger than the driver reckoned with, under a limit."""
+    if config.MAX_BYTES is not None and size > listed:
+        raise helper.UserError(f"{path} has grown from {listed} to {size} bytes since it was "
+                               "listed, which may break MAX_BYTES. The next run takes it.")
+
+
+def transfer(client, config, directory, files):
+    """Submit one task for all Files and wait; {name: why} of those that it did not bring, and the
+    Files among them that it has not come to. Whatever ends it, no task is left behind, and no part
+    of a file, unless a task may still write to it."""
+    sources = [helper.join(directory, file.path) for file in files]
+    request = helper.build_transfer(
+        config, helper.submission_id(client), helper.job_label(sources),
+        [(source, helper.join(config.DESTINATION_PATH, file.path))
+         for source, file in zip(sources, files)],
+        skip_source_errors=len(files) > 1,  # one unreadable file must not hold up the others
+        notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
+    local = [os.path.join(config.DOWNLOAD_DIR, file.path) for file in files]
+    before, task_id = [helper.file_signature(path) for path in local], None
     try:
         task_id = helper.submit(client, request)
-        failure = helper.wait_for_task(client, task_id, lambda task, reason: None)[1]
+        task, failure = helper.wait_for_task(client, task_id, lambda task, reason: None)
+        missing = helper.outcomes(client, config, directory, files, task)
+        rest = helper.not_come_to(client, config, directory, files, task, missing)
     except BaseException as error:
         is_refused = task_id is None and isinstance(error, helper.GlobusAPIError)
         if is_refused or stop(client, request, task_id):
             remove_partial(local, before)
         raise
-    if failure:
-        remove_partial(local, before)
-    return failure
+    remove_partial([path for path, file in zip(local, files) if file.path in missing],
+                   [was for was, file in zip(before, files) if file.path in missing])
+    return {name: why or failure for name, why in missing.items()}, rest
 
 
 def stop(client, request, task_id):
     """Cancel the task; True once it is over. Outages are waited out, but not for longer than
     STOP_SECONDS: the scheduler soon kills this script."""
     deadline, is_accepted, told = time.monotonic() + STOP_SECONDS, False, None
-    helper.tune(client, 10, helper.HTTP_RETRIES)
-    for pause in helper.pauses(0.25, 5):
+    helper.set_retry_limits(client, 10, helper.HTTP_RETRIES)
+    for pause in helper.backoff(0.25, 5):
         try:
             # Stopped in the middle of submitting: the same request again tells the task's id.
             task_id = task_id or client.submit_transfer(request)["task_id"]
@@ -65,66 +96,65 @@ def stop(client, request, task_id):
             if status in helper.ENDED:
                 break
             reason, may_wait = "Globus has accepted that, but the task is not over", True
-        except (helper.GlobusError, helper.Problem, *helper.NONSENSE, OSError) as error:
-            reason, may_wait = helper.explain(error), task_id or not isinstance(
+        except (helper.GlobusError, helper.UserError, *helper.MALFORMED, OSError) as error:
+            reason, may_wait = helper.describe_error(error), task_id or not isinstance(
                 error, helper.GlobusAPIError) or not helper.is_from_globus(error)
         if not may_wait or time.monotonic() > deadline:
             task = f"the transfer task {task_id}" if task_id else "a task, if there is one,"
-            helper.tell(f"Stopped, but {task} could not be cancelled: {reason}\n"
-                        "See https://app.globus.org/activity")
+            helper.log(f"Stopped, but {task} could not be cancelled: {reason}\n"
+                       "See https://app.globus.org/activity")
             return False
         if reason != told and time.monotonic() > deadline - STOP_SECONDS + helper.CANCEL_SECONDS:
-            helper.tell(f"Cancelling the transfer task {task_id}: {reason}.")
+            helper.log(f"Cancelling the transfer task {task_id}: {reason}.")
             told = reason
         time.sleep(pause)
-    helper.tell(f"Stopped; the transfer task {task_id} "
-                + ("had succeeded." if status == "SUCCEEDED" else "is cancelled."))
+    helper.log(f"Stopped; the transfer task {task_id} "
+               + ("had succeeded." if status == "SUCCEEDED" else "is cancelled."))
     return True
 
 
-def state(path):
-    """What changes when a file is written to; None if there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def remove_partial(path, before):
+def remove_partial(paths, before):
     """Remove what a transfer that did not succeed has written; what was there before stays."""
-    if state(path) != before:
-        with contextlib.suppress(OSError):
-            os.remove(path)
+    for path, signature in zip(paths, before):
+        if helper.file_signature(path) != signature:
+            with contextlib.suppress(OSError):
+                os.remove(path)
 
 
-def refuse_growth(config, source, size):
-    """Raise Problem if the file is larger than the driver reckoned with, under a limit."""
-    listed = int(os.environ.get("GLOBUS_SIZE") or size)
-    if config.MAX_BYTES is not None and size > listed:
-        raise helper.Problem(f"{source} has grown from {listed} to {size} bytes since it was "
-                             "listed, which may break MAX_BYTES. The next run takes it.")
+def late_files(client, config, directory, files):
+    """{name: why} of those Files that Globus has sent, but that are not there. A size that the
+    driver listed may have changed since."""
+    late = {}
+    for file in helper.wait_for_files(files, config.DOWNLOAD_DIR):
+        if len(files) > 1:
+            with contextlib.suppress(helper.UserError, helper.GlobusAPIError):
+                file = helper.stat_source(client, config, helper.join(directory, file.path),
+                                          file.path)
+        if helper.missing_files([file], config.DOWNLOAD_DIR):
+            late[file.path] = helper.missing_reason(config, file)
+    return late
 
 
-def download(client, config, directory, name):
-    """The absolute local path of the file, which has arrived whole. Raises Problem if not."""
-    refused = helper.why_refused(name)
-    if refused:
-        raise helper.Problem(f"The name {name!r} {refused}.", 2)
-    source = helper.join(directory, name)
-    file = find(client, config, source, name)
-    refuse_growth(config, source, file.size)
-    request = helper.transfer_request(
-        client, config, helper.job_label(source),
-        [(source, helper.join(config.DESTINATION_PATH, name))],
-        notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
-    local = os.path.join(config.DOWNLOAD_DIR, name)
-    failure = transfer(client, request, local)
-    if failure:
-        raise helper.Problem(f"The transfer of {source} failed: {failure}")
-    if helper.await_arrival([file], config.DOWNLOAD_DIR):
-        raise helper.Problem(helper.why_missing(config, file))
-    return local
+def download(client, config, directory, names):
+    """{name: why} of the files that have not arrived whole in DOWNLOAD_DIR. Raises UserError if
+    there was only one to download."""
+    files, failed = find_files(client, config, directory, names)
+    empty_rounds = 0
+    while files:
+        missing, rest = transfer(client, config, directory, files)
+        if len(names) == 1 and missing:
+            raise helper.UserError(f"The transfer of {helper.join(directory, names[0])} failed: "
+                                   + missing[names[0]])
+        failed.update(late_files(client, config, directory,
+                                 [file for file in files if file.path not in missing]))
+        # One that cannot arrive does not hold up the others; but all may have the same trouble.
+        empty_rounds = empty_rounds + 1 if len(missing) == len(files) else 0
+        files = rest if empty_rounds < MOST_EMPTY_ROUNDS else []
+        left = {file.path for file in files}
+        failed.update((name, why) for name, why in missing.items() if name not in left)
+    if len(names) == 1 and failed:
+        raise helper.UserError(failed[names[0]])
+    return failed
 
 
 def parse(argv):
@@ -133,7 +163,8 @@ def parse(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--globus-path", metavar="DIR", required=True,
                         help="directory on the source collection")
-    parser.add_argument("--file", metavar="NAME", required=True, help="file in that directory")
+    parser.add_argument("--file", metavar="NAME", required=True, action="append",
+                        help="file in that directory; may be given several times")
     words = []
     for word in sys.argv[1:] if argv is None else argv:
         if words and words[-1] in ("--globus-path", "--file"):
@@ -144,12 +175,16 @@ def parse(argv):
 
 
 def main(argv=None):
-    """Download one file; the exit status."""
+    """Download the files; the exit status."""
     options = parse(argv)
-    config = helper.settings()
-    print(download(helper.transfer_client(), config, options.globus_path, options.file))
-    return 0
+    config = helper.load_config()
+    failed = download(helper.transfer_client(), config, options.globus_path, options.file)
+    for name in options.file:
+        if name in failed:
+            helper.log(f"{name}: {failed[name]}")
+        print("" if name in failed else os.path.join(config.DOWNLOAD_DIR, name))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(helper.run(main))
+    sys.exit(helper.run_main(main))

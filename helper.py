@@ -40,11 +40,13 @@ gc.freeze()  # what is imported stays: no look for garbage at the end either
 
 # The native app that asks for the login; README.md says how to register one of your own.
 CLIENT_ID = "4f0448d6-e7e2-4637-bc64-e8f682d1cc77"
-TOKEN_FILE = os.path.expanduser("~/.wehi-globus-tokens.json")
-NO_TOKENS = f"{TOKEN_FILE} does not hold tokens. Remove it and log in again: globus-login.py"
 TRANSFER = "transfer.api.globus.org"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 APP_NAME = "globus-download"
+
+# The settings that came later; an older config.py does without them.
+LATER_SETTINGS = {"FILES_PER_JOB": 1, "DOWNLOAD_BY": "job", "MAX_FAILURES_IN_A_ROW": 10,
+                  "TOKEN_FILE": "~/.wehi-globus-tokens.json"}
 
 # What a collection may want of a login (globus_sdk, NativeAppAuthClient).
 SESSION = ("session_required_identities", "session_required_single_domain",
@@ -58,7 +60,7 @@ FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
 # Or a part is "", "." or "..", or the mark.
-HARMFUL = re.compile(CONTROL.pattern + rf"|(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
+UNSAFE_NAME = re.compile(CONTROL.pattern + rf"|(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
 LONGEST_NAME = 255  # bytes, of a file system
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -77,55 +79,49 @@ MOST_REFUSALS = 3  # of access tokens, one after the other
 SILENCE = 60  # seconds without an answer that are worth a word
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
 
-# Globus's codes for why a task does not move, or a file did not arrive, in plain words (globus.org,
-# "Event Document error codes").
-REASONS = {
-    "INACTIVE": "suspended until you log in again and resume it on its page in the web app",
-    "Queued": "waiting for one of the three transfer tasks that Globus works on for you",
-    "GC_NOT_CONNECTED": "Globus Connect Personal is not running; start it: "
-                        "globusconnectpersonal -start &",
-    "GC_PAUSED": "Globus Connect Personal is paused; go on: globusconnectpersonal -unpause",
-    "PAUSED": "paused by an administrator of the collection",
-    "PAUSED_BY_ADMIN": "paused by an administrator of the collection",
-    "CONNECT_FAILED": "the collection's server cannot be reached, Globus keeps trying",
-    "ENDPOINT_TOO_BUSY": "the collection's server is too busy, Globus keeps trying",
-    "VERIFY_CHECKSUM": "a checksum did not match, Globus sends the file again",
-    "FILE_SIZE_CHANGED": "a file changes while it is sent, Globus sends it again",
-    "CONNECTION_RESET": "the connection broke off, Globus keeps trying",
-    "TIMEOUT": "the collection's server takes too long, Globus keeps trying",
-    "PERMISSION_DENIED": "permission denied",
-    "FILE_NOT_FOUND": "file not found",
-    "NO_SPACE_LEFT": "no space left at the destination",
-    "QUOTA_EXCEEDED": "over quota at the destination",
+# Globus's codes for why a task does not move, or a file did not arrive (globus.org, "Event Document
+# error codes"): what it means, "" = Globus's own words, and after how many seconds without progress
+# the task is given up, None = never. Globus itself would go on trying for a day or more.
+ERRORS = {
+    "INACTIVE": ("suspended until you log in again and resume it on its page in the web app", None),
+    "Queued": ("waiting for one of the three transfer tasks that Globus works on for you", None),
+    "GC_NOT_CONNECTED": ("Globus Connect Personal is not running; start it: "
+                         "globusconnectpersonal -start &", None),
+    "GC_PAUSED": ("Globus Connect Personal is paused; go on: globusconnectpersonal -unpause", None),
+    "PAUSED": ("paused by an administrator of the collection", None),
+    "PAUSED_BY_ADMIN": ("paused by an administrator of the collection", None),
+    "CONNECT_FAILED": ("the collection's server cannot be reached, Globus keeps trying", None),
+    "ENDPOINT_TOO_BUSY": ("the collection's server is too busy, Globus keeps trying", None),
+    "VERIFY_CHECKSUM": ("a checksum did not match, Globus sends the file again", None),
+    "FILE_SIZE_CHANGED": ("a file changes while it is sent, Globus sends it again", None),
+    "CONNECTION_RESET": ("the connection broke off, Globus keeps trying", None),
+    "TIMEOUT": ("the collection's server takes too long, Globus keeps trying", None),
+    "PERMISSION_DENIED": ("permission denied", 60),
+    "FILE_NOT_FOUND": ("file not found", 10),
+    "NO_SPACE_LEFT": ("no space left at the destination", 60),
+    "QUOTA_EXCEEDED": ("over quota at the destination", 60),
+    "IS_A_DIRECTORY": ("", 10),
+    "IS_A_FILE": ("", 10),
+    "NOT_A_DIRECTORY": ("", 10),
+    "NOT_A_FILE": ("", 10),
+    "INVALID_PATH_NAME": ("", 10),
+    "INVALID_SYMLINK": ("", 10),
+    "AMBIGUOUS_PATH": ("", 10),
 }
-# What does not get better, and for how many seconds it is given the chance all the same. Globus
-# itself would go on trying until the task's deadline, a day or more.
-HOPELESS = {
-    "FILE_NOT_FOUND": 10,
-    "PERMISSION_DENIED": 60,
-    "NO_SPACE_LEFT": 60,
-    "QUOTA_EXCEEDED": 60,
-    "IS_A_DIRECTORY": 10,
-    "IS_A_FILE": 10,
-    "NOT_A_DIRECTORY": 10,
-    "NOT_A_FILE": 10,
-    "INVALID_PATH_NAME": 10,
-    "INVALID_SYMLINK": 10,
-    "AMBIGUOUS_PATH": 10,
-}
-STALE_SECONDS = 900  # so long Globus shows a trouble without having tried again
-HOPELESS_CHECKSUMS = 5  # so often a checksum may fail while no file gets through
+UNKNOWN = ("", None)
+STALE_STATUS_SECONDS = 900  # so long Globus shows a trouble without having tried again
+FATAL_CHECKSUMS = 5  # so often a checksum may fail while no file gets through
 # With these the same bytes are sent again and again: more of them are no progress.
-SENDS_AGAIN = {"VERIFY_CHECKSUM", "NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
+RETRANSMITTING = {"VERIFY_CHECKSUM", "NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
 # What a collection's server answers for good (by the code or the message of the error).
-FINAL = re.compile(
+PERMANENT = re.compile(
     "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound|"
     "File name too long|Input/output error")
 # What the scripts rely on in a task document.
 TASK = {"status": str, "task_id": str}
 
 # What globus-sdk and the scripts raise over an answer that is not what it should be.
-NONSENSE = (AttributeError, KeyError, TypeError, ValueError)
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 
 # One entry of a listing. path: below the PATH listed; size: bytes; refused: why it must not or
 # cannot be downloaded, None as a rule.
@@ -135,7 +131,7 @@ File = namedtuple("File", "path size last_modified refused")
 # ---- telling ----
 
 
-class Problem(Exception):
+class UserError(Exception):
     """A foreseeable problem: what is wrong and what to do, in a line or two."""
 
     def __init__(self, text, status=1):
@@ -143,11 +139,11 @@ class Problem(Exception):
         self.status = status
 
 
-def run(main):
+def run_main(main):
     """Run a script's main(); every way it can end is made an exit status here."""
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, interrupt)
+            signal.signal(number, raise_interrupt)
     if sys.getfilesystemencoding() != "utf-8":  # file names are UTF-8, whatever the locale
         os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ, PYTHONUTF8="1"))
     if sys.stdout:  # whatever PYTHONIOENCODING says; wrapper.sh reads a file name there
@@ -158,14 +154,14 @@ def run(main):
         if sys.stdout:
             sys.stdout.flush()
         return status
-    except Problem as problem:
-        tell(str(problem))
+    except UserError as problem:
+        log(str(problem))
         return problem.status
     except GlobusError as error:
-        tell(explain(error))
+        log(describe_error(error))
         return 1
     except KeyboardInterrupt:
-        tell("Interrupted.")
+        log("Interrupted.")
         return 130
     except BrokenPipeError:  # such as: ... --dry-run | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -173,11 +169,11 @@ def run(main):
     except OSError as error:  # disk full, no permission, ...
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        tell(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        log(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 1
 
 
-def interrupt(number, frame):
+def raise_interrupt(number, frame):
     """The handler of a signal that is to end the script. Further ones, which schedulers send, are
     ignored: they would break off what the first one has begun, such as cancelling a task."""
     for other in ENDING_SIGNALS:
@@ -185,44 +181,44 @@ def interrupt(number, frame):
     raise KeyboardInterrupt
 
 
-def tell(text):
+def log(text):
     """Say something to the person: a line of its own on stderr. Where that is closed, or on a
     disk that is full, nothing is said, and the work goes on."""
-    show("")
-    tell.when = time.monotonic()
+    show_progress("")
+    log.when = time.monotonic()
     with contextlib.suppress(OSError):
-        print(printable(text), file=sys.stderr or open(os.devnull, "w"), flush=True)
+        print(escape_control_chars(text), file=sys.stderr or open(os.devnull, "w"), flush=True)
 
 
-tell.when = time.monotonic()
+log.when = time.monotonic()
 
 
-def show(text):
+def show_progress(text):
     """Say how far it is: on a terminal on the last line, until the next one takes its place;
     in a log as a line, when nothing else was said for a minute."""
-    if not is_screen():
-        if text and time.monotonic() - tell.when >= QUIET_SECONDS:
-            tell(text)
-    elif text != show.last:
+    if not is_terminal():
+        if text and time.monotonic() - log.when >= QUIET_SECONDS:
+            log(text)
+    elif text != show_progress.last:
         width = (shutil.get_terminal_size().columns or 80) - 1  # some terminals say 0
         with contextlib.suppress(OSError):
             # Spaces over what is left of the last text: a dumb terminal knows no code for that.
-            line = printable(text)[:width]
-            sys.stderr.write("\r" + line.ljust(show.width) + "\r" + line)
+            line = escape_control_chars(text)[:width]
+            sys.stderr.write("\r" + line.ljust(show_progress.width) + "\r" + line)
             sys.stderr.flush()
-            show.width = len(line)
-        show.last = text
+            show_progress.width = len(line)
+        show_progress.last = text
 
 
-show.last, show.width = "", 0  # so that nothing is written twice
+show_progress.last, show_progress.width = "", 0  # so that nothing is written twice
 
 
-def is_screen():
+def is_terminal():
     """True if a person looks on, at a terminal."""
     return bool(sys.stderr) and sys.stderr.isatty()
 
 
-def printable(text):
+def escape_control_chars(text):
     """The text, with what could drive a terminal written as escapes (line feeds excepted)."""
     if text.isprintable():
         return text
@@ -230,12 +226,12 @@ def printable(text):
                    else c.encode("unicode_escape").decode() for c in text)
 
 
-def count(number, noun):
+def plural(number, noun):
     """'1 file', '12,345 files'."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def size_text(size):
+def format_bytes(size):
     """Bytes as a person reads them: '14 B', '1.2 GB' (powers of 1000, as Globus shows them)."""
     units = ["B", "kB", "MB", "GB", "TB", "PB"]
     while size >= 999.5 and len(units) > 1:
@@ -244,29 +240,29 @@ def size_text(size):
     return f"{size} B" if units[0] == "B" else f"{size:.3g} {units[0]}"
 
 
-def duration(seconds):
+def format_duration(seconds):
     """'40 s', '12 min', '3.5 h'."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def explain(error):
+def describe_error(error):
     """An error of globus-sdk in plain words, with Globus's code and request id."""
     if isinstance(error, NetworkError):
         cause = error.underlying_exception
         if "Header" in type(cause).__name__:  # that one would tell the token
             cause = error
-        return f"Globus cannot be reached: {innermost(cause)}"
+        return f"Globus cannot be reached: {root_cause(cause)}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
     if not is_from_globus(error):
         text = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
         return ("no answer from Globus itself, only from a server in between: "
                 f"{first_line(text)} (HTTP {error.http_status})")
-    details = [error_code(error), words(error_document(error), "request_id")]
+    details = [error_code(error), get_text(error_document(error), "request_id")]
     details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
-    login = why_log_in(error)
+    login = reauth_reason(error)
     if login:
         return f"{login} Log in again: globus-login.py  {details}"
     return f"Globus says: {error_message(error)} {details}"
@@ -286,18 +282,18 @@ def is_from_globus(error):
     """True for an error document of Transfer or (without a code) of Auth. A page, or the document
     of a proxy or a portal between here and there, tells nothing of what Globus knows."""
     document = error_document(error)
-    return bool(words(document, "code") or words(document, "error"))
+    return bool(get_text(document, "code") or get_text(document, "error"))
 
 
 def error_code(error):
     """Globus's code for an error; empty if there is none."""
-    return words(error_document(error), "code")
+    return get_text(error_document(error), "code")
 
 
 def error_message(error):
     """Globus's words on an error, in one line."""
     document = error_document(error)
-    said = (words(document, name) for name in ("message", "error_description", "error"))
+    said = (get_text(document, name) for name in ("message", "error_description", "error"))
     return next(filter(None, said), first_line(error.text))
 
 
@@ -306,11 +302,11 @@ def all_of_message(error):
     return f"{error_code(error)} {error_document(error).get('message')}"
 
 
-def innermost(error):
+def root_cause(error):
     """What the exception at the bottom of one of requests says; above it stand long URLs."""
     inner = [e for e in (getattr(error, "reason", None), *error.args) if isinstance(e, Exception)]
     if inner:
-        return innermost(inner[0])
+        return root_cause(inner[0])
     # Without the connection that it is about, such as HTTPSConnection(host='...', port=443)
     text = re.sub(r"^(<[^>]*>|\w+\([^)]*\)): ", "", first_line(str(error)))
     if "CERTIFICATE_VERIFY_FAILED" in text:
@@ -318,7 +314,7 @@ def innermost(error):
     return text
 
 
-def why_log_in(error):
+def reauth_reason(error):
     """Why a new login is what helps, for an error of Globus; None if it would not help."""
     document = error_document(error)
     if not is_from_globus(error):
@@ -329,7 +325,7 @@ def why_log_in(error):
         return "The collection wants a consent of yours."
     session = document.get("authorization_parameters")
     if isinstance(session, dict) and session:
-        message = words(session, "session_message")
+        message = get_text(session, "session_message")
         return ("The collection wants a fresh login (your session has timed out, or its policy "
                 f"asks for another one{': ' + message if message else ''}).")
     return None
@@ -344,33 +340,70 @@ def first_line(text):
 # ---- settings ----
 
 
-def settings():
+def load_config():
     """The module config, checked, with None replaced by what it stands for.
 
-    Raises Problem (exit status 2), which names the setting that makes no sense."""
-    try:
-        import config
-    except Exception as error:  # the user's own code: anything can happen
-        raise Problem(f"config.py, line {line_of(error)}: {error}", 2)
+    Raises UserError (exit status 2), which names the setting that makes no sense."""
+    config = import_config()
     for name in ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID",
                  "DOWNLOAD_DIR", "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES",
                  "SCHEDULER", "RESOURCES", "POLL_SECONDS", "GRACE_SECONDS", "is_file_needed"):
         require(config, name, hasattr(config, name), "is missing; see config.py as it came")
     check_paths(config)
-    check_numbers(config)
-    require(config, "RECURSIVE", isinstance(config.RECURSIVE, bool), "must be True or False")
-    require(config, "SCHEDULER", config.SCHEDULER in ("auto", "slurm", "pbs", "torque", "sge"),
-            "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'")
+    for name, is_fit, what in CHECKS:
+        require(config, name, is_fit(getattr(config, name)), what)
     check_resources(config)
-    require(config, "is_file_needed", callable(config.is_file_needed), "must be a function")
     check_collection_ids(config)
     return config
+
+
+def import_config():
+    """The module config, with what an older one does not have yet. Raises UserError."""
+    try:
+        import config
+    except Exception as error:  # the user's own code: anything can happen
+        raise UserError(f"config.py, line {config_line(error)}: {error}", 2)
+    for name, value in LATER_SETTINGS.items():
+        if not hasattr(config, name):
+            setattr(config, name, value)
+    require(config, "TOKEN_FILE", isinstance(config.TOKEN_FILE, str) and os.path.isabs(
+        os.path.expanduser(config.TOKEN_FILE)), "must be an absolute path, in quotes; it may begin "
+        "with ~")
+    return config
+
+
+def token_file():
+    """The path of the token file."""
+    return os.path.expanduser(import_config().TOKEN_FILE)
 
 
 def require(config, name, is_fit, what):
     if not is_fit:
         value = f" = {getattr(config, name)!r:.100}" if hasattr(config, name) else ""
-        raise Problem(f"config.py: {name}{value} {what}", 2)
+        raise UserError(f"config.py: {name}{value} {what}", 2)
+
+
+def is_number(value, least, types=(int, float)):
+    return isinstance(value, types) and not isinstance(value, bool) and value >= least
+
+
+# The setting, what it has to be, and the words for one that is not.
+CHECKS = [
+    ("NUM_JOBS", lambda value: is_number(value, 1, int), "must be a number from 1 up"),
+    ("FILES_PER_JOB", lambda value: is_number(value, 1, int) and value <= 5000,
+     "must be a number from 1 to 5000"),
+    ("MAX_FAILURES_IN_A_ROW", lambda value: value is None or is_number(value, 1, int),
+     "must be a number from 1 up, or None"),
+    ("MAX_BYTES", lambda value: value is None or is_number(value, 1),
+     "must be a number of bytes, or None"),
+    ("POLL_SECONDS", lambda value: is_number(value, 0.1), "must be a number of seconds"),
+    ("GRACE_SECONDS", lambda value: is_number(value, 0), "must be a number of seconds"),
+    ("RECURSIVE", lambda value: isinstance(value, bool), "must be True or False"),
+    ("DOWNLOAD_BY", lambda value: value in ("job", "driver"), "must be 'job' or 'driver'"),
+    ("SCHEDULER", lambda value: value in ("auto", "slurm", "pbs", "torque", "sge"),
+     "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'"),
+    ("is_file_needed", callable, "must be a function"),
+]
 
 
 def check_paths(config):
@@ -385,25 +418,11 @@ def check_paths(config):
         require(config, name, not CONTROL.search(value), "holds a control character")
     here, work, downloads = (os.path.realpath(folder) for folder in (
         os.path.dirname(__file__), config.WORKING_DIR, config.DOWNLOAD_DIR))
-    login = os.path.dirname(os.path.realpath(TOKEN_FILE))
+    login = os.path.dirname(os.path.realpath(token_file()))
     is_apart = not (downloads + "/").startswith(os.path.join(work, "jobs/")) and not any(
         (folder + "/").startswith(downloads.rstrip("/") + "/") for folder in (here, work, login))
     require(config, "DOWNLOAD_DIR", is_apart, "is where the scripts, their state or your login "
             "are, which a download could overwrite; it must be a folder of its own")
-
-
-def check_numbers(config):
-    def is_number(value, types, least):
-        return isinstance(value, types) and not isinstance(value, bool) and value >= least
-
-    both = (int, float)
-    require(config, "NUM_JOBS", is_number(config.NUM_JOBS, int, 1), "must be a number from 1 up")
-    require(config, "MAX_BYTES", config.MAX_BYTES is None or is_number(config.MAX_BYTES, both, 1),
-            "must be a number of bytes, or None")
-    require(config, "POLL_SECONDS", is_number(config.POLL_SECONDS, both, 0.1),
-            "must be a number of seconds")
-    require(config, "GRACE_SECONDS", is_number(config.GRACE_SECONDS, both, 0),
-            "must be a number of seconds")
 
 
 def check_resources(config):
@@ -418,7 +437,9 @@ def check_resources(config):
 
 def check_collection_ids(config):
     if config.DESTINATION_ENDPOINT_ID is None:
-        config.DESTINATION_ENDPOINT_ID = LocalGlobusConnectPersonal().endpoint_id
+        # The batch driver has looked it up for its jobs, which may not see the home folder.
+        config.DESTINATION_ENDPOINT_ID = (os.environ.get("GLOBUS_DESTINATION")
+                                          or LocalGlobusConnectPersonal().endpoint_id)
         require(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID is not None,
                 "means the Globus Connect Personal of this machine, but none is set up here.\n"
                 "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
@@ -427,7 +448,7 @@ def check_collection_ids(config):
                 "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")
 
 
-def line_of(error):
+def config_line(error):
     """The line of config.py that an error comes from."""
     if isinstance(error, SyntaxError):
         return error.lineno
@@ -439,7 +460,7 @@ def line_of(error):
 # ---- names ----
 
 
-def why_refused(path):
+def name_problem(path):
     """Why a path below PATH must not be downloaded; None for a good one."""
     if not isinstance(path, str):
         return "is not a name"
@@ -447,7 +468,7 @@ def why_refused(path):
             len(os.fsencode(part)) > LONGEST_NAME for part in path.split("/")
             if not CONTROL.search(part)):
         return f"is longer than the {LONGEST_NAME} bytes that a file's name may have"
-    if not HARMFUL.search(path):
+    if not UNSAFE_NAME.search(path):
         return None
     if CONTROL.search(path):
         return "holds a control character"
@@ -464,14 +485,15 @@ def join(directory, path):
 # ---- tokens ----
 
 
-def read_tokens(path=TOKEN_FILE):
+def read_tokens(path=None):
     """The token file: a dict by resource server, empty if there is no file.
 
-    Raises Problem if the file is not what globus-login.py writes."""
+    Raises UserError if the file is not what globus-login.py writes."""
+    path = path or token_file()
     try:
         with open(path, encoding="utf-8") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                tell(f"{path} could be read by others; it is yours alone now.")
+                log(f"{path} could be read by others; it is yours alone now.")
                 os.fchmod(file.fileno(), 0o600)
             tokens = json.load(file)
         if not isinstance(tokens, dict) or not all(isinstance(t, dict) for t in tokens.values()):
@@ -479,8 +501,12 @@ def read_tokens(path=TOKEN_FILE):
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise Problem(NO_TOKENS)
+        raise no_tokens(path)
     return tokens
+
+
+def no_tokens(path):
+    return UserError(f"{path} does not hold tokens. Remove it and log in again: globus-login.py")
 
 
 def store_tokens(by_resource_server):
@@ -497,7 +523,7 @@ def store_tokens(by_resource_server):
             json.dump(tokens, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(new, os.path.realpath(TOKEN_FILE))
+        os.replace(new, os.path.realpath(token_file()))
 
 
 @contextlib.contextmanager
@@ -505,7 +531,7 @@ def token_lock():
     """One writer at a time, so that a merge loses nobody's tokens. Gives the name for the new
     token file, of which there is one at the most: what a killed writer left is removed."""
     new = unfinished_token_file()
-    with open(os.open(TOKEN_FILE + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
+    with open(os.open(token_file() + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:  # no locks on this file system: then each writer has a file of its own
@@ -519,7 +545,7 @@ def token_lock():
 
 def unfinished_token_file():
     """The name under which a new token file is written."""
-    return os.path.realpath(TOKEN_FILE) + ".new"
+    return os.path.realpath(token_file()) + ".new"
 
 
 def remove_if_there(path):
@@ -530,7 +556,7 @@ def remove_if_there(path):
 def unfinished_token_files():
     """What writers that were killed have left beside the token file, also those of older scripts,
     which had eight random characters."""
-    path = os.path.realpath(TOKEN_FILE)
+    path = os.path.realpath(token_file())
     pattern = re.compile(re.escape(os.path.basename(path)) + r"(\.new.*|[a-z0-9_]{8})")
     return [os.path.join(os.path.dirname(path), name) for name in os.listdir(os.path.dirname(path))
             if pattern.fullmatch(name)]
@@ -538,19 +564,20 @@ def unfinished_token_files():
 
 def auth_client():
     """The client for Globus Auth."""
-    return tune(build(globus_sdk.NativeAppAuthClient, client_id=CLIENT_ID), 60, HTTP_RETRIES)
+    client = make_client(globus_sdk.NativeAppAuthClient, client_id=CLIENT_ID)
+    return set_retry_limits(client, 60, HTTP_RETRIES)
 
 
-def build(kind, **options):
-    """A client of globus-sdk. Raises Problem (exit status 2) if a variable in the environment that
-    globus-sdk reads makes no sense."""
+def make_client(kind, **options):
+    """A client of globus-sdk. Raises UserError (exit status 2) if a variable in the environment
+    that globus-sdk reads makes no sense."""
     try:
         return kind(app_name=APP_NAME, **options)
     except ValueError as error:
-        raise Problem(f"A GLOBUS_SDK_ variable in the environment makes no sense: {error}", 2)
+        raise UserError(f"A GLOBUS_SDK_ variable in the environment makes no sense: {error}", 2)
 
 
-def wanted_login(error):
+def required_login(error):
     """What an error of Globus wants of the next login: scopes, and the options of a session."""
     document = error_document(error)
     wanted = document.get("authorization_parameters")
@@ -573,7 +600,7 @@ def texts(value):
 
 def log_in(scopes, session=()):
     """Show the login page's URL, ask for the code, store the tokens (refresh tokens, which last
-    6 months after their last use). Raises Problem if there is nobody to ask."""
+    6 months after their last use). Raises UserError if there is nobody to ask."""
     client = auth_client()
     client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
     print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
@@ -581,38 +608,41 @@ def log_in(scopes, session=()):
     try:
         code = input("Code: ").strip()
     except (EOFError, RuntimeError):  # no more input, or none at all
-        raise Problem("No code came. Run globus-login.py by hand, in a terminal.")
+        raise UserError("No code came. Run globus-login.py by hand, in a terminal.")
     try:
         tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
-    except NONSENSE as error:
-        raise Problem(f"Globus's answer makes no sense ({type(error).__name__}). Try again.")
+    except MALFORMED as error:
+        raise UserError(f"Globus's answer makes no sense ({type(error).__name__}). Try again.")
     except GlobusAPIError as error:
         if error.http_status not in (400, 401, 403) or not is_from_globus(error):
             raise
-        raise Problem("Globus did not accept this code. A code works once, for a few minutes; "
+        raise UserError("Globus did not accept this code. A code works once, for a few minutes; "
                       "run globus-login.py again for a new one.")
     store_tokens(tokens)
 
 
 def transfer_tokens():
-    """The stored tokens for Globus Transfer. Raises Problem if there are none."""
+    """The stored tokens for Globus Transfer. Raises UserError if there are none."""
     if os.path.lexists(unfinished_token_file()):
         with contextlib.suppress(OSError), token_lock():
             pass  # which removes it, unless its writer is still at work
     tokens = read_tokens().get(TRANSFER, {})
     if not tokens.get("refresh_token"):
-        raise Problem("You are not logged in to Globus. Run globus-login.py first.")
+        host = os.uname().nodename
+        raise UserError("You are not logged in to Globus. Run globus-login.py first; or, if you "
+                        f"have, let TOKEN_FILE in config.py be on a disk that {host} "
+                        f"sees: here is no login in {token_file()}.")
     # An expired token keeps RefreshTokenAuthorizer from asking for one before it is used.
     tokens = dict(tokens, access_token=tokens.get("access_token") or "none",
                   expires_at_seconds=tokens.get("expires_at_seconds") or 1)
     if not all(re.fullmatch("[!-~]*", str(tokens[name]))
                for name in ("access_token", "refresh_token")) or not isinstance(
                    tokens["expires_at_seconds"], (int, float)):
-        raise Problem(NO_TOKENS)
+        raise no_tokens(token_file())
     return tokens
 
 
-class StoredLogin(GlobusAuthorizer):
+class StoredTokenAuthorizer(GlobusAuthorizer):
     """Shows Globus the stored access token, and renews it when it has expired or was refused; but
     first it looks at what is stored by then. RefreshTokenAuthorizer would cling to the login that
     it began with, and brings in so much code that a job would spend a third of its start on it."""
@@ -621,7 +651,7 @@ class StoredLogin(GlobusAuthorizer):
         self.tokens = transfer_tokens()
 
     def get_authorization_header(self):
-        if not is_fresh(self.tokens):
+        if not is_valid(self.tokens):
             self.renew()
         return "Bearer " + self.tokens["access_token"]
 
@@ -632,39 +662,40 @@ class StoredLogin(GlobusAuthorizer):
     def renew(self):
         """Take the token of another process, or of a login since; if there is none, a new one."""
         old = self.tokens["access_token"]
-        with contextlib.suppress(OSError, Problem):  # a home folder out of reach for a moment
+        with contextlib.suppress(OSError, UserError):  # a home folder out of reach for a moment
             self.tokens = transfer_tokens()
-        if is_fresh(self.tokens) and self.tokens["access_token"] != old:
+        if is_valid(self.tokens) and self.tokens["access_token"] != old:
             return
         login = self.tokens["refresh_token"]
         new = auth_client().oauth2_refresh_token(login).by_resource_server[TRANSFER]
-        keep_tokens(new, login)
+        save_refreshed_tokens(new, login)
         self.tokens = dict(new, refresh_token=new.get("refresh_token") or login)
 
 
-def is_fresh(tokens):
+def is_valid(tokens):
     """True if the access token is good for a minute yet."""
     return time.time() < tokens["expires_at_seconds"] - 60
 
 
-def keep_tokens(new, login):
+def save_refreshed_tokens(new, login):
     """Store renewed tokens, unless the user has logged out, or in again, since: login is the
     refresh token that renewed them. This process has them in any case."""
     try:
         if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
             store_tokens({TRANSFER: new})
-    except (OSError, Problem) as error:
-        tell(f"The renewed tokens cannot be stored in {TOKEN_FILE}: {error}")
+    except (OSError, UserError) as error:
+        log(f"The renewed tokens cannot be stored in {token_file()}: {error}")
 
 
 def transfer_client():
     """A TransferClient with the stored tokens, which are renewed, and stored, when they expire.
 
-    Raises Problem if there are none."""
-    return tune(build(TransferClient, authorizer=StoredLogin()), HTTP_TIMEOUT, HTTP_RETRIES)
+    Raises UserError if there are none."""
+    client = make_client(TransferClient, authorizer=StoredTokenAuthorizer())
+    return set_retry_limits(client, HTTP_TIMEOUT, HTTP_RETRIES)
 
 
-def tune(client, timeout, retries):
+def set_retry_limits(client, timeout, retries):
     """Set a client's patience: seconds for an answer, and how often globus-sdk tries again."""
     client.transport.http_timeout = timeout
     # Version 4 has a retry_config beside the transport.
@@ -675,55 +706,70 @@ def tune(client, timeout, retries):
 # ---- asking Globus ----
 
 
-def patiently(call, *arguments, wanted=None, **options):
-    """The answer of a call to Globus; while Globus or the network is out of order, say so and
-    try again, for as long as it takes. So is an answer without the fields in wanted, {name: type}.
-    Raises what trying again cannot mend."""
-    told, refusals = None, 0
-    for pause in pauses(2, 60):
+class Transient(Exception):
+    """Globus, or the network, is out of order; asked again in some seconds, it may not be."""
+
+    def __init__(self, reason, seconds=0):
+        super().__init__(reason)
+        self.seconds = seconds  # that Globus asks for before the next try
+
+
+def attempt(call, *arguments, required=None, **options):
+    """The answer of a call to Globus, which has the required fields, {name: type}. Raises Transient
+    where asking again later may help, and otherwise the error."""
+    for refusals in range(MOST_REFUSALS + 1):
         try:
             with telling_of_silence():
                 answer = call(*arguments, **options)
-            check_fields(answer, wanted or {})
-            if told:
-                tell("Going on.")
+            validate(answer, required or {})
             return answer
         except (GlobusAPIError, NetworkError) as error:
             # With a tried error before it, a 401 keeps globus-sdk from renewing the access token;
             # and the one that another process has stored may be refused as well.
             if getattr(error, "http_status", None) == 401 and refusals < MOST_REFUSALS:
-                refusals += 1
                 continue
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
-            reason, refusals = explain(error), 0
-            if options.get("path"):
-                reason += f", at {options['path']}"
-            pause = max(pause, wanted_pause(error))
-        except NONSENSE as error:
-            reason = f"Globus's answer makes no sense ({type(error).__name__})"
-        gist = re.sub(r"\(.*\)", "", reason)  # the request id is always another
-        if gist != told:
-            tell(f"Waiting: {reason}. Trying again until it works.")
-            told = gist
-        time.sleep(pause)
+            at = f", at {options['path']}" if options.get("path") else ""
+            raise Transient(describe_error(error) + at, retry_after(error)) from None
+        except MALFORMED as error:
+            raise Transient(f"Globus's answer makes no sense ({type(error).__name__})") from None
 
 
-def at_best(call, *arguments, wanted=None, **options):
+def retry(call, *arguments, **options):
+    """The same, tried again for as long as it takes; says so. Raises what trying again cannot
+    mend."""
+    told = None
+    for pause in backoff(2, 60):
+        try:
+            answer = attempt(call, *arguments, **options)
+        except Transient as trouble:
+            gist = re.sub(r"\(.*\)", "", str(trouble))  # the request id is always another
+            if gist != told:
+                log(f"Waiting: {trouble}. Trying again until it works.")
+                told = gist
+            time.sleep(max(pause, trouble.seconds))
+        else:
+            if told:
+                log("Going on.")
+            return answer
+
+
+def try_once(call, *arguments, required=None, **options):
     """The answer of a call that only brings words for the person: asked once; {} if there is
     none."""
     try:
         answer = call(*arguments, **options)
-        check_fields(answer, wanted or {})
+        validate(answer, required or {})
         return answer
-    except (GlobusError, *NONSENSE):
+    except (GlobusError, *MALFORMED):
         return {}
 
 
-def check_fields(document, wanted):
+def validate(document, required):
     """Raise ValueError unless the document has these fields, {name: type}, or UUID instead of a
     type; a list is one of documents."""
-    for name, kind in wanted.items():
+    for name, kind in required.items():
         value = document.get(name)
         if not (UUID.fullmatch(str(value)) if kind is UUID else isinstance(value, kind)):
             raise ValueError(f"{name} is {value!r:.50}")
@@ -731,13 +777,13 @@ def check_fields(document, wanted):
             raise ValueError(f"{name} does not hold documents")
 
 
-def number(document, name):
+def get_number(document, name):
     """A number in one of Globus's documents; 0 if there is none."""
     value = document.get(name)
     return value if isinstance(value, (int, float)) else 0
 
 
-def words(document, name):
+def get_text(document, name):
     """A text of one of Globus's documents as one readable line; empty if there is none."""
     text = document.get(name)
     return first_line(text) if text and isinstance(text, str) else ""
@@ -747,7 +793,7 @@ def words(document, name):
 def telling_of_silence():
     """Say so when an answer takes long."""
     text = f"Waiting: no answer from Globus in {SILENCE} s. A long listing may take minutes."
-    timer = threading.Timer(SILENCE, tell, [text])
+    timer = threading.Timer(SILENCE, log, [text])
     timer.daemon = True
     timer.start()
     try:
@@ -756,7 +802,7 @@ def telling_of_silence():
         timer.cancel()
 
 
-def is_passing(error):
+def is_transient(error):
     """True for an error that may be gone when one asks again."""
     if isinstance(error, NetworkError):
         # requests says by a ValueError that a proxy, or an address, is set wrongly.
@@ -767,16 +813,16 @@ def is_passing(error):
         return True
     # 502 tells also of the collection's own server; some of that is final.
     return (error.http_status in (408, 429, 500, 502, 503, 504)
-            and not why_log_in(error) and not FINAL.search(all_of_message(error)))
+            and not reauth_reason(error) and not PERMANENT.search(all_of_message(error)))
 
 
-def wanted_pause(error):
+def retry_after(error):
     """Seconds that Globus asks for before the next try (Retry-After), ten minutes at most."""
     wanted = str((getattr(error, "headers", None) or {}).get("Retry-After"))
     return min(int(wanted), 600) if wanted.isdecimal() else 0
 
 
-def pauses(first, longest, growth=1.5):
+def backoff(first, longest, growth=1.5):
     """Seconds to wait between tries: first, then longer and longer."""
     while True:
         yield first
@@ -789,28 +835,28 @@ def pauses(first, longest, growth=1.5):
 def check_collections(client, config):
     """See that both collections exist and are up; their endpoint documents.
 
-    Raises Problem, which names the setting or says how to start Globus Connect Personal."""
+    Raises UserError, which names the setting or says how to start Globus Connect Personal."""
     documents = []
     for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
         value = getattr(config, name)
         try:
-            document = patiently(client.get_endpoint, value, wanted={"DATA_TYPE": str})
+            document = retry(client.get_endpoint, value, required={"DATA_TYPE": str})
         except GlobusAPIError as error:
             if error.http_status not in (404, 410):
                 raise
-            raise Problem(f"config.py: {name} = {value!r}: Globus knows no such collection.\n"
-                          + explain(error), 2)
-        where = f"{words(document, 'display_name')} ({name}, {value})"
+            raise UserError(f"config.py: {name} = {value!r}: Globus knows no such collection.\n"
+                          + describe_error(error), 2)
+        where = f"{get_text(document, 'display_name')} ({name}, {value})"
         if document.get("gcp_connected") is False:
-            raise Problem(f"Globus Connect Personal is not running: {where}.\n"
+            raise UserError(f"Globus Connect Personal is not running: {where}.\n"
                           "Start it where it is installed: globusconnectpersonal -start &")
         if document.get("gcp_paused"):
-            raise Problem(f"Globus Connect Personal is paused: {where}.\n"
+            raise UserError(f"Globus Connect Personal is paused: {where}.\n"
                           "Go on with: globusconnectpersonal -unpause")
         if document.get("high_assurance"):
             minutes = document.get("authentication_timeout_mins")
             often = f"every {minutes} minutes" if minutes else "from time to time"
-            tell(f"High-assurance collection: {where}.\nIt wants a fresh login {often}; "
+            log(f"High-assurance collection: {where}.\nIt wants a fresh login {often}; "
                  "what takes longer needs globus-login.py again.")
         documents.append(document)
     return documents
@@ -819,18 +865,18 @@ def check_collections(client, config):
 def check_destination(client, config):
     """True if DESTINATION_PATH is there; a download would make it.
 
-    Raises Problem if the destination collection does not show it, or shows no directory."""
+    Raises UserError if the destination collection does not show it, or shows no directory."""
     try:
-        entry = patiently(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
-                          path=config.DESTINATION_PATH, wanted={"type": str})
+        entry = retry(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
+                          path=config.DESTINATION_PATH, required={"type": str})
         require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
         return True
     except GlobusAPIError as error:
         if re.search("PermissionDenied|Path not allowed", all_of_message(error)):
-            raise Problem(
+            raise UserError(
                 f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. A Globus "
                 "Connect Personal shows your home\nfolder only: add the folder to "
-                f"~/.globusonline/lta/config-paths, and start it again. {explain(error)}")
+                f"~/.globusonline/lta/config-paths, and start it again. {describe_error(error)}")
         if error.http_status != 404:
             raise
         return False
@@ -841,14 +887,14 @@ def list_files(client, config):
     What is neither file nor directory is told on stderr; a name or a subdirectory that cannot be
     used is a File with a reason in `refused`.
 
-    Raises Problem (exit status 2) if PATH is no directory there."""
+    Raises UserError (exit status 2) if PATH is no directory there."""
     folders, left_out = [""], []
     while folders:
         folder = folders.pop()
         found, path = [], join(config.PATH, folder)
         try:
-            entries = [(read_entry(folder, entry), entry.get("type"), entry.get("link_target"))
-                       for entry in list_folder(client, config, path)]
+            entries = [(parse_entry(folder, entry), entry.get("type"), entry.get("link_target"))
+                       for entry in list_directory(client, config, path)]
             twins = find_twins(entries, config.RECURSIVE)
             for file, kind, link in entries:
                 if kind == "file":
@@ -863,12 +909,12 @@ def list_files(client, config):
                 elif config.RECURSIVE:
                     found.append(file.path + "/")
         except GlobusAPIError as error:
-            if not folder or why_log_in(error):
-                raise listing_problem(error, config.PATH)
-            yield File(folder, 0, None, "cannot be listed: " + explain(error))
+            if not folder or reauth_reason(error):
+                raise listing_error(error, config.PATH)
+            yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
         folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
-        tell("Left out, neither file nor directory: " + ", ".join(left_out[:5])
+        log("Left out, neither file nor directory: " + ", ".join(left_out[:5])
              + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
 
 
@@ -886,10 +932,10 @@ def find_twins(entries, is_recursive):
     return twins
 
 
-def read_entry(folder, entry):
+def parse_entry(folder, entry):
     """An entry of a listing as a File."""
     name, size = entry.get("name"), entry.get("size")
-    refused = why_refused(name)
+    refused = name_problem(name)
     if isinstance(name, str) and "/" in name:
         refused = refused or "holds a slash"
     if not isinstance(size, int) or size < 0:
@@ -897,7 +943,7 @@ def read_entry(folder, entry):
     return File(folder + str(name), size, entry.get("last_modified"), refused)
 
 
-def list_folder(client, config, path):
+def list_directory(client, config, path):
     """Yield the entries of a directory of the source, as dicts. One request brings at most 100,000,
     and `total` says how many there are (globus_sdk, operation_ls)."""
     seen, total, query = 0, None, {"fields": FIELDS}
@@ -905,8 +951,8 @@ def list_folder(client, config, path):
         if seen:
             query["offset"] = seen
         try:
-            answer = patiently(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=path,
-                               query_params=query, wanted={"DATA": list})
+            answer = retry(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=path,
+                               query_params=query, required={"DATA": list})
         except GlobusAPIError as error:
             if error.http_status != 400 or not query.pop("fields", None):
                 raise
@@ -920,38 +966,51 @@ def list_folder(client, config, path):
                 return
             total = None  # a full page may be followed by another one
         elif not here and seen < total:
-            raise Problem(f"The listing of {path} broke off: {seen} of {total} entries came. "
+            raise UserError(f"The listing of {path} broke off: {seen} of {total} entries came. "
                           "Try again.")
         elif was not in (None, total):
-            tell(f"{path} changed while it was listed; start again later for what may be missing.")
+            log(f"{path} changed while it was listed; start again later for what may be missing.")
 
 
-def listing_problem(error, path):
+def listing_error(error, path):
     code = error_code(error)
-    if why_log_in(error):
+    if reauth_reason(error):
         return error
     if "NotDirectory" in code:
-        return Problem(f"config.py: PATH = {path!r} is a file, not a directory.", 2)
+        return UserError(f"config.py: PATH = {path!r} is a file, not a directory.", 2)
     if error.http_status == 404:
-        return Problem(f"config.py: PATH = {path!r} is not on the source collection.\n"
-                       + explain(error), 2)
+        return UserError(f"config.py: PATH = {path!r} is not on the source collection.\n"
+                       + describe_error(error), 2)
     if "PermissionDenied" in code:
-        return Problem(f"You may not read PATH = {path!r} on the source collection.\n"
-                       + explain(error))
+        return UserError(f"You may not read PATH = {path!r} on the source collection.\n"
+                       + describe_error(error))
     return error
+
+
+def stat_source(client, config, path, name, ask=retry):
+    """The File on the source collection. Raises UserError if there is none."""
+    try:
+        entry = ask(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=path,
+                    required={"type": str})
+    except GlobusAPIError as error:
+        if error.http_status != 404:
+            raise
+        raise UserError(f"{path} is not on the source collection. {describe_error(error)}")
+    if entry["type"] != "file" or not isinstance(entry.get("size"), int):
+        raise UserError(f"{path} is not a file ({get_text(entry, 'type')}).")
+    return File(name, entry["size"], entry.get("last_modified"), None)
 
 
 # ---- transfer tasks ----
 
 
-def transfer_request(client, config, label, pairs, **options):
+def build_transfer(config, submission_id, label, pairs, **options):
     """A request to transfer files, given as pairs of a source and a destination path. Its
     submission id makes it safe to send again: Globus makes one task of it, and answers with the
     same task id."""
-    answer = patiently(client.get_submission_id, wanted={"value": UUID})
     request = TransferData(
         source_endpoint=config.SOURCE_ENDPOINT_ID,
-        destination_endpoint=config.DESTINATION_ENDPOINT_ID, submission_id=answer["value"],
+        destination_endpoint=config.DESTINATION_ENDPOINT_ID, submission_id=submission_id,
         label=task_label(label, config.DESTINATION_PATH), verify_checksum=True,
         sync_level="checksum", **options)
     for source, destination in pairs:
@@ -959,17 +1018,25 @@ def transfer_request(client, config, label, pairs, **options):
     return request
 
 
+def submission_id(client, ask=retry):
+    """A new submission id."""
+    return ask(client.get_submission_id, required={"value": UUID})["value"]
+
+
 def task_label(text, destination):
     """A task's label: 128 characters at most (globus.org, "Task submission"), and another one for
-    another text or destination, because find_twin() and find_simple_download() go by it."""
+    another text or destination, because find_duplicate_task() and others go by it."""
     # Globus has refused labels for other characters than these.
     words = re.sub("[^A-Za-z0-9 ,_-]", "_", text)[:109].strip()
     return f"{words} {checksum(text)} {checksum(destination.rstrip('/'))}"
 
 
-def job_label(source):
-    """What the label of the task of a job is made of, which downloads one file."""
-    return "batch download " + source
+def job_label(sources):
+    """What the label of the task of a job is made of, which downloads these files."""
+    if len(sources) == 1:
+        return "batch download " + sources[0]
+    return (f"batch download {checksum(chr(10).join(sources))} {len(sources)} files from "
+            + sources[0])
 
 
 def checksum(text):
@@ -979,26 +1046,26 @@ def checksum(text):
 def submit(client, request):
     """Submit the request; the task's id."""
     told = False
-    for pause in pauses(2, 60):
+    for pause in backoff(2, 60):
         try:
-            return patiently(client.submit_transfer, request, wanted={"task_id": UUID})["task_id"]
+            return retry(client.submit_transfer, request, required={"task_id": UUID})["task_id"]
         except GlobusAPIError as error:
             if error_code(error) != "Conflict":  # an unfinished task has the same paths
                 raise
-        task_id = find_twin(client, request)
+        task_id = find_duplicate_task(client, request)
         if task_id:
-            tell(f"Globus is already at work on just this; taking over its task {task_id}.")
+            log(f"Globus is already at work on just this; taking over its task {task_id}.")
             return task_id
         if not told:
-            tell("Waiting: another transfer task of yours has the same paths.")
+            log("Waiting: another transfer task of yours has the same paths.")
             told = True
         time.sleep(pause)
 
 
-def find_twin(client, request):
+def find_duplicate_task(client, request, ask=retry):
     """The id of an unfinished task with this request's label and collections; None if there is
     none."""
-    for task in unfinished_tasks(client):
+    for task in unfinished_tasks(client, ask):
         if (task.get("label") == request["label"]
                 and task.get("source_endpoint_id") == request["source_endpoint"]
                 and task.get("destination_endpoint_id") == request["destination_endpoint"]
@@ -1007,55 +1074,55 @@ def find_twin(client, request):
     return None
 
 
-def unfinished_tasks(client):
+def unfinished_tasks(client, ask=retry):
     """The documents of the user's unfinished tasks. Globus lets a user have a hundred of them
     (globus.org, "Transfer limits")."""
-    return patiently(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
-                     wanted={"DATA": list})["DATA"]
+    return ask(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
+                     required={"DATA": list})["DATA"]
 
 
 def find_simple_download(client, config):
     """The id of an unfinished task of globus-simple-download.py into DESTINATION_PATH, or None."""
     end = task_label("", config.DESTINATION_PATH).split()[-1]
-    return next((words(task, "task_id") for task in unfinished_tasks(client)
-                 if re.fullmatch(f"download .* {end}", words(task, "label"))), None)
+    return next((get_text(task, "task_id") for task in unfinished_tasks(client)
+                 if re.fullmatch(f"download .* {end}", get_text(task, "label"))), None)
 
 
 def wait_for_task(client, task_id, progress):
     """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
     progress(task, reason) is called at each look. Why a task does not move is told when it
     changes; one that cannot succeed is cancelled."""
-    told, is_hopeless = None, hope()
-    for pause in pauses(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
+    told, is_fatal = None, stall_detector()
+    for pause in backoff(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
         time.sleep(pause)
-        task = patiently(client.get_task, task_id, wanted=TASK)
+        task = retry(client.get_task, task_id, required=TASK)
         if task["status"] in ENDED:
             if told and task["status"] == "SUCCEEDED":
-                tell("Going on.")
-            return task, why_failed(client, task_id, task)
-        reason = why_waiting(task)
+                log("Going on.")
+            return task, failure_reason(client, task_id, task)
+        reason = waiting_reason(task)
         if reason and reason != told:
-            tell(f"Waiting: {reason}{what_exactly(client, task_id, task)}  (task {task_id})")
+            log(f"Waiting: {reason}{status_detail(client, task_id, task)}  (task {task_id})")
             told = reason
-        elif told and not reason and number(task, "bytes_transferred"):
-            tell("Going on.")
+        elif told and not reason and get_number(task, "bytes_transferred"):
+            log("Going on.")
             told = None
         progress(task, reason)
-        if is_hopeless(task):
-            return give_up(client, task_id, task)
+        if is_fatal(task):
+            return cancel_failing_task(client, task_id, task)
 
 
-def give_up(client, task_id, task):
+def cancel_failing_task(client, task_id, task):
     """Cancel a task that cannot succeed; the same as wait_for_task()."""
-    cause = why_failed(client, task_id, task)
-    patiently(client.cancel_task, task_id)
+    cause = failure_reason(client, task_id, task)
+    retry(client.cancel_task, task_id)
     begun, is_told = time.monotonic(), False
-    for pause in pauses(0.125, SLOWEST_POLL, 1.3):
-        task = patiently(client.get_task, task_id, wanted=TASK)
+    for pause in backoff(0.125, SLOWEST_POLL, 1.3):
+        task = retry(client.get_task, task_id, required=TASK)
         if task["status"] in ENDED:
             break
         if time.monotonic() - begun > CANCEL_SECONDS and not is_told:
-            tell(f"Waiting: Globus has accepted to cancel the task, but it is not over.  "
+            log(f"Waiting: Globus has accepted to cancel the task, but it is not over.  "
                  f"(task {task_id})")
             is_told = True
         time.sleep(pause)
@@ -1066,84 +1133,85 @@ def give_up(client, task_id, task):
 
 def files_done(task):
     """How many files of a task are through."""
-    return number(task, "files_transferred") + number(task, "files_skipped")
+    return get_number(task, "files_transferred") + get_number(task, "files_skipped")
 
 
-def hope():
+def stall_detector():
     """A function that is True of a task document once its task can't succeed any more, by what
     it has been shown before."""
     stuck, since, faults = None, None, None
 
-    def is_hopeless(task):
+    def is_fatal(task):
         nonlocal stuck, since, faults
-        status, now = words(task, "nice_status"), time.monotonic()
+        status, now = get_text(task, "nice_status"), time.monotonic()
+        seconds = ERRORS.get(status, UNKNOWN)[1]
         now_stuck = (status, files_done(task),
-                     None if status in SENDS_AGAIN else number(task, "bytes_transferred"))
-        if status not in SENDS_AGAIN and status not in HOPELESS:
+                     None if status in RETRANSMITTING else get_number(task, "bytes_transferred"))
+        if status != "VERIFY_CHECKSUM" and seconds is None:
             if status not in ("", "OK", "Queued"):  # then Globus tries again just now, or will
                 stuck = None  # another trouble: the time with it does not count
             return False
         if now_stuck != stuck:
-            stuck, since, faults = now_stuck, now, number(task, "faults")
-        more_faults = number(task, "faults") - faults
+            stuck, since, faults = now_stuck, now, get_number(task, "faults")
+        more_faults = get_number(task, "faults") - faults
         if status == "VERIFY_CHECKSUM":
-            return more_faults >= HOPELESS_CHECKSUMS
+            return more_faults >= FATAL_CHECKSUMS
         # A task that waits for its turn shows its last trouble for a while.
-        return now - since >= (HOPELESS[status] if more_faults else STALE_SECONDS)
+        return now - since >= (seconds if more_faults else STALE_STATUS_SECONDS)
 
-    return is_hopeless
+    return is_fatal
 
 
-def why_waiting(task):
+def waiting_reason(task):
     """A few words on why an unfinished task does not move; None if it does."""
-    status = words(task, "nice_status")
+    status = get_text(task, "nice_status")
     if task.get("is_paused"):
         status = "PAUSED"
     elif task["status"] == "INACTIVE" and status in ("", "OK"):
         status = "INACTIVE"
     if status in ("", "OK"):
         return None
-    description = words(task, "nice_status_short_description")
-    return REASONS.get(status, f"{description} ({status}), Globus keeps trying")
+    description = get_text(task, "nice_status_short_description")
+    return ERRORS.get(status, UNKNOWN)[0] or f"{description} ({status}), Globus keeps trying"
 
 
-def what_exactly(client, task_id, task):
+def status_detail(client, task_id, task):
     """What Globus says beside the status of a waiting task: the administrator's message, or the
     file that it stumbles over, after a colon; nothing, as a rule."""
     if task.get("is_paused"):
-        info = at_best(client.task_pause_info, task_id, wanted={"pause_rules": list})
-        said = [words(info, side + "_pause_message" + kind)
+        info = try_once(client.task_pause_info, task_id, required={"pause_rules": list})
+        said = [get_text(info, side + "_pause_message" + kind)
                 for side in ("source", "destination") for kind in ("", "_share")]
-        said += [words(rule, "message") for rule in info.get("pause_rules", [])]
+        said += [get_text(rule, "message") for rule in info.get("pause_rules", [])]
         said = ", ".join(dict.fromkeys(filter(None, said)))
         return f": {said}" if said else ""
-    if task.get("nice_status") == "Queued" or not number(task, "faults"):
+    if task.get("nice_status") == "Queued" or not get_number(task, "faults"):
         return ""
-    file = find_stumble(client, task_id)[1]
+    file = last_error_event(client, task_id)[1]
     return f": {file}" if file else ""
 
 
-def find_stumble(client, task_id):
+def last_error_event(client, task_id):
     """What a task's newest error event says: its description, and its file. Either may be empty."""
-    events = at_best(client.task_event_list, task_id, limit=1, wanted={"DATA": list},
+    events = try_once(client.task_event_list, task_id, limit=1, required={"DATA": list},
                      query_params={"filter": "is_error:1"}).get("DATA")
     event = events[0] if events else {}
     # The details tell of server, command and answer too; the file is what the user needs.
     found = re.search(r"(?m)^File: (.+)$", str(event.get("details")))
-    return words(event, "description"), first_line(found.group(1)) if found else ""
+    return get_text(event, "description"), first_line(found.group(1)) if found else ""
 
 
-def why_failed(client, task_id, task):
+def failure_reason(client, task_id, task):
     """One line that says why a task failed, or what it stumbles over, in Globus's words; None if
     it SUCCEEDED."""
     if task["status"] == "SUCCEEDED":
         return None
     error = task.get("fatal_error")
-    status = words(task, "nice_status")
-    description, file = find_stumble(client, task_id)
-    causes = [words(error, "description") if isinstance(error, dict) else "",
-              REASONS.get(status) or words(task, "nice_status_short_description"),
-              words(task, "canceled_by_admin_message"), file or description]
+    status = get_text(task, "nice_status")
+    description, file = last_error_event(client, task_id)
+    causes = [get_text(error, "description") if isinstance(error, dict) else "",
+              ERRORS.get(status, UNKNOWN)[0] or get_text(task, "nice_status_short_description"),
+              get_text(task, "canceled_by_admin_message"), file or description]
     return ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
 
 
@@ -1156,8 +1224,8 @@ def jobs_folder(config):
 
 
 def refuse_batches(config, ours=None):
-    """Raise Problem (exit status 2) if DOWNLOAD_DIR, or a folder around or in it, is marked as that
-    of a batch, unless its jobs folder is ours: a batch takes each file there for its own, and
+    """Raise UserError (exit status 2) if DOWNLOAD_DIR, or a folder around or in it, is marked as
+    that of a batch, unless its jobs folder is ours: a batch takes each file there for its own, and
     deletes it."""
     folder = os.path.realpath(config.DOWNLOAD_DIR)
     around, inside = [folder], []
@@ -1173,7 +1241,7 @@ def refuse_batches(config, ours=None):
         home, advice = os.path.dirname(jobs), f"remove {jobs}"
         if not os.path.isdir(home):
             home, advice = home + ", which is not there", f"if it is no more, remove {mark}"
-        raise Problem(f"{place} belongs to the batch of {home}.\nLet that one end; or cancel its "
+        raise UserError(f"{place} belongs to the batch of {home}.\nLet that one end; or cancel its "
                       f"jobs, and {advice}; or set another DOWNLOAD_DIR in config.py.", 2)
 
 
@@ -1200,24 +1268,24 @@ def is_run_over(jobs):
         return os.path.isdir(os.path.dirname(jobs))
     except OSError:
         return False
-    return any(b'"finished"' in line for line in last)
+    return any(b'"event": "finished"' in line for line in last)
 
 
 def mark_folder(config):
-    """Mark DOWNLOAD_DIR as this WORKING_DIR's. Raises Problem if it is another one's."""
+    """Mark DOWNLOAD_DIR as this WORKING_DIR's. Raises UserError if it is another one's."""
     mark, ours = os.path.join(config.DOWNLOAD_DIR, MARK), jobs_folder(config)
     refuse_batches(config, ours)  # and clear away a mark that has outlived its run
     try:
         os.symlink(ours, mark)
     except FileExistsError:  # from before; or another batch was faster, see below
         if not os.path.islink(mark):
-            raise Problem(f"{mark} is in the way: a batch needs this name for its mark.", 2)
+            raise UserError(f"{mark} is in the way: a batch needs this name for its mark.", 2)
     except OSError as error:
-        tell(f"{config.DOWNLOAD_DIR} cannot be marked as this batch's ({error.strerror}): let "
+        log(f"{config.DOWNLOAD_DIR} cannot be marked as this batch's ({error.strerror}): let "
              "nothing else download into it.")
     try:
         refuse_batches(config, ours)  # of two that begin at once, no mark is overlooked
-    except Problem:
+    except UserError:
         unmark_folder(config)
         raise
 
@@ -1233,6 +1301,62 @@ def unmark_folder(config):
 # ---- what has arrived ----
 
 
+def outcomes(client, config, directory, files, task, ask=retry):
+    """{path: why} of those Files, below a directory of the source, that a task which has ended did
+    not bring, or did not prove to be whole; without a reason of its own, why is empty. Where Globus
+    says that all is well, DOWNLOAD_DIR is for the caller to look at."""
+    missing, paths = {}, {file.path for file in files}
+    if task.get("subtasks_skipped_errors") or task["status"] != "SUCCEEDED":
+        for path, error in task_files(client.task_skipped_errors, directory, task, ask):
+            code = get_text(error, "error_code")
+            if path in paths:
+                missing[path] = ERRORS.get(code, UNKNOWN)[0] or code or "no reason given"
+    if task["status"] == "SUCCEEDED":
+        return missing
+    whole = {path for path, _ in
+             task_files(client.task_successful_transfers, directory, task, ask)}
+    whole.difference_update(file.path for file in missing_files(files, config.DOWNLOAD_DIR))
+    return {**dict.fromkeys(paths - whole, ""), **missing}
+
+
+def not_come_to(client, config, directory, files, task, missing):
+    """Of those Files that a task did not bring, the ones that it may not have come to, because it
+    kept trying another one of them; none if it does not say which. missing: see outcomes()."""
+    file = last_error_event(client, task["task_id"])[1]
+    folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
+    blamed = {file[len(folder):] for folder in folders if file.startswith(folder)}
+    if not blamed.intersection(missing):
+        return []
+    return [file for file in files if missing.get(file.path) == "" and file.path not in blamed]
+
+
+def task_files(call, directory, task, ask):
+    """Yield path below a directory, and document, of each file that a list of the task tells of."""
+    start, marker = len(join(directory, "")), None
+    while True:
+        try:
+            page = ask(call, task["task_id"], query_params={"marker": marker} if marker else {},
+                       required={"DATA": list})
+        except GlobusAPIError as error:  # then nothing is known of these files
+            if reauth_reason(error):
+                raise
+            return
+        for document in page["DATA"]:
+            yield str(document.get("source_path"))[start:], document
+        marker = page.get("next_marker")
+        if not marker:
+            return
+
+
+def file_signature(path):
+    """What changes when a file is written to; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def size_of(path):
     """A file's size in bytes, or None if it cannot be seen."""
     try:
@@ -1241,27 +1365,27 @@ def size_of(path):
         return None
 
 
-def not_here(files, folder):
+def missing_files(files, folder):
     """Those Files that are not in the folder at their size."""
     return [f for f in files if size_of(os.path.join(folder, f.path)) != f.size]
 
 
-def await_arrival(files, folder):
+def wait_for_files(files, folder):
     """Those Files that are not in the folder at their size, even after a minute; a shared file
     system may show a file late that came by another machine."""
     deadline = time.monotonic() + ARRIVAL_SECONDS
-    for pause in pauses(0.1, 5):
-        files = not_here(files, folder)
+    for pause in backoff(0.1, 5):
+        files = missing_files(files, folder)
         if not files or time.monotonic() > deadline:
             return files
         time.sleep(pause)
 
 
-def why_missing(config, file):
+def missing_reason(config, file):
     """Words on a File that Globus says has arrived, but has not."""
     here = size_of(os.path.join(config.DOWNLOAD_DIR, file.path))
     if here is not None:
-        return (f"{file.path} came with {count(here, 'byte')}, but was listed with {file.size:,}: "
+        return (f"{file.path} came with {plural(here, 'byte')}, but was listed with {file.size:,}: "
                 "did it change on the source collection? Start again.")
     return (f"Globus says that {file.path} arrived, but it is not in DOWNLOAD_DIR = "
             f"{config.DOWNLOAD_DIR}. Is DESTINATION_PATH = {config.DESTINATION_PATH} the same "

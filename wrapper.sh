@@ -1,6 +1,6 @@
 #!/bin/bash
-# The job: download one file, process it, delete it.   usage: wrapper.sh DIR NAME
-# A step that fails ends it with that step's exit status, and leaves the file.
+# The job: download its files, then process and delete each.   usage: wrapper.sh DIR NAME...
+# A file that fails stays, and fails alone; the last failure's exit status is that of the whole.
 
 # ---- the environment of your jobs: edit here ----
 # module load samtools
@@ -8,22 +8,93 @@
 PYTHON=${PYTHON:-python3} # the batch driver sets PYTHON to the Python that runs it
 # -------------------------------------------------
 
-# A signal to the whole job ends the step at work; this script stays to pass its status on.
-trap : HUP INT TERM XCPU USR1 USR2
+# A signal to the job ends the step at work; this script stays to pass that on.
+stopped=
+trap 'stopped=129' HUP
+trap 'stopped=130' INT
+trap 'stopped=140' USR2
+trap 'stopped=143' TERM
+trap 'stopped=152' XCPU
+trap : USR1
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit
-export GLOBUS_NAME=$2
-
-said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$1" --file "$2") || exit
-file=
-while IFS= read -r line; do # a module or a start-up file may have said something, too
-  [[ $line != /*/"$2" || ! -f $line ]] || file=$line
-done <<<"$said"
-[ -n "$file" ] || { echo "wrapper.sh: the path of the download did not come, but: $said" >&2; exit 1; }
-
-if [ -x "$here/process.sh" ]; then
-  "$here/process.sh" "$file" || exit
-else
-  bash "$here/process.sh" "$file" || exit
+dir=$1 && shift
+folder=${GLOBUS_DOWNLOAD_DIR:-} # set by the driver, with GLOBUS_JOB and GLOBUS_DOWNLOAD_BY
+if [ -z "$folder" ] && [ $# -gt 1 ]; then # by hand
+  said=$(cd -- "$here" && "$PYTHON" -c 'import helper; print(helper.load_config().DOWNLOAD_DIR)')
+  folder=${said##*$'\n'}
 fi
+declare -A arrived # /NAME: local path; the slash, because @ and * would mean all
+failure=0
 
-rm -f -- "$file" # process.sh may have moved it away
+download() {
+  local name line options=()
+  for name; do options+=(--file "$name"); done
+  said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$dir" "${options[@]}")
+  failure=$?
+  while IFS= read -r line; do # a module or a start-up file may have said something, too
+    name=${line#"$folder"/}
+    [ -n "$folder" ] || [ $# != 1 ] || [[ $line != /*/"$1" ]] || name=$1
+    [[ $line != /* || ! -f $line ]] || arrived["/$name"]=$line
+  done <<<"$said"
+}
+
+process() {
+  export GLOBUS_NAME=$1
+  if [ -x "$here/process.sh" ]; then
+    "$here/process.sh" "${arrived["/$1"]}"
+  else
+    bash "$here/process.sh" "${arrived["/$1"]}"
+  fi
+}
+
+# End here if a signal has ended the step with this exit status: it is no result of a file. (SIGKILL
+# is: it comes to process.sh alone when memory runs out.)
+end_if_stopped() {
+  case $1 in 129 | 130 | 140 | 143 | 152) exit "$1" ;; esac
+  [ "$1" = 0 ] || [ -z "$stopped" ] || exit "$stopped"
+}
+
+# A file's result for the driver: a line of its exit status. A full disk is waited for.
+report() {
+  until [ -z "${GLOBUS_JOB:-}" ] || echo "$1" >>"$GLOBUS_JOB.results"; do sleep 5; done
+}
+
+if [ "${GLOBUS_DOWNLOAD_BY:-job}" = driver ]; then
+  said="no file in $folder. Does this node see it?"
+  for name; do # a shared file system may show a file late
+    until [ -f "$folder/$name" ] || [ $SECONDS -gt 60 ]; do sleep 1; done
+    [ ! -f "$folder/$name" ] || arrived["/$name"]=$folder/$name
+  done
+else
+  download "$@"
+  end_if_stopped $failure
+fi
+[ -z "${GLOBUS_JOB:-}" ] || : >"$GLOBUS_JOB.downloaded" # from here on a file fails alone
+
+worst=0
+for name; do
+  [ -z "$stopped" ] || exit "$stopped"
+  if [ -n "${GLOBUS_JOB:-}" ]; then
+    # The driver has given this job up, or stopped all, because every file fails.
+    [ ! -e "$GLOBUS_JOB.closed" ] && [ ! -e "${GLOBUS_JOB%/*}/halted" ] || exit 143
+    until echo "$name" >"$GLOBUS_JOB.working"; do sleep 5; done
+  fi
+  [ $# = 1 ] || echo "== $name" >&2
+  if [ -n "${arrived["/$name"]}" ]; then
+    process "$name"
+    status=$?
+  elif [ $failure = 0 ]; then
+    echo "wrapper.sh: the path of the download did not come, but: $said" >&2
+    status=1
+  else
+    status=$failure
+  fi
+  end_if_stopped "$status"
+  if [ "$status" = 0 ]; then
+    rm -f -- "${arrived["/$name"]}" # process.sh may have moved it away
+  else
+    worst=$status
+  fi
+  report "$status"
+done
+exit "$worst"

@@ -274,7 +274,8 @@ def test_a_second_driver_is_refused(stand_in, emulator):
 def test_a_damaged_journal_stops_the_driver_with_the_way_out(stand_in, emulator):
     emulator.add({"a": b"1"})
     stand_in.jobs.mkdir()
-    (stand_in.jobs / "journal.jsonl").write_text('{"event": "run", "run": "g1"}\n')
+    (stand_in.jobs / "journal.jsonl").write_text(
+        '{"event": "run", "run": "g1", "version": 2}\n{"event": "submit"}\n')
     done = stand_in.run(BATCH)
     assert done.returncode == 2
     assert "journal.jsonl is damaged" in done.err and "remove the folder" in done.err
@@ -301,7 +302,7 @@ def test_what_a_killed_driver_did_not_clear_away_is_gone_after_the_next(stand_in
     wait_until(lambda: b"processed a" in driver.stderr.readline())
     driver.kill()
     driver.communicate()
-    name = next(event["job"] for event in journal(stand_in) if event.get("path") == "a")
+    name = next(event["job"] for event in journal(stand_in) if ["a", 1] in event.get("files", ()))
     (stand_in.jobs / (name + ".log")).write_text("left behind")
     assert stand_in.run(BATCH).returncode == 0
     assert sorted(contents(stand_in.jobs)) == ["driver.lock", "journal.jsonl"]

@@ -155,11 +155,11 @@ TWO = ("CLUSTER: near\n%s\n1|g1-1|RUNNING|None\n\nCLUSTER: far\n%s\n7|g1-2|PENDI
 
 
 def test_the_answers_of_two_clusters_are_read():
-    assert {name: (entry.id, entry.state) for name, entry in DRIVER.read_slurm_queue(TWO).items()
+    assert {name: (entry.id, entry.state) for name, entry in DRIVER.parse_slurm_queue(TWO).items()
             } == {"g1-1": ("1;near", "running"), "g1-2": ("7;far", "waiting")}
 
 
 @pytest.mark.parametrize("text", [TWO[:-1], TWO.replace(HEADING, "", 1), "CLUSTER: near\n", ""])
 def test_half_an_answer_of_them_is_none(text):
     with pytest.raises(ValueError):
-        DRIVER.read_slurm_queue(text)
+        DRIVER.parse_slurm_queue(text)

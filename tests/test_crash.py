@@ -8,24 +8,31 @@ import subprocess
 import time
 
 import pytest
-from conftest import BATCH, journal, last_line, may_trace, processed
+from conftest import BATCH, journal, last_line, may_trace, processed, put_before
 
-# What changes the outer world: files written, moved, made and removed, commands called.
+# What changes the outer world: files written, moved, made and removed, commands called, and what
+# is sent to Globus.
 CALLS = ["write", "fsync", "rename", "openat", "unlink", "ftruncate", "mkdir", "rmdir", "symlink",
-         "vfork"]
+         "vfork", "sendto"]
 FILES = ["a", "it's b", "sub/c"]
 
 
 @pytest.fixture
-def quick(stand_in, emulator, tmp_path):
+def quick(request, stand_in, emulator, tmp_path):
     """A site whose jobs take a moment: a Python of their own stands in for the download."""
+    stand_in.config("FILES_PER_JOB = 3")
+    if "driver" in request.param:
+        stand_in.config("DOWNLOAD_BY = 'driver'")
+        emulator.bend(task_seconds=0)
     emulator.add(dict.fromkeys(FILES, b"x"))
     stand_in.env.pop("COVERAGE_PROCESS_START", None)  # it would add steps of its own,
     stand_in.env["PYTHONDONTWRITEBYTECODE"] = "yes"  # and so would the first run
     stand_in.config("RECURSIVE = True", "NUM_JOBS = 2", "POLL_SECONDS = 0.1", "GRACE_SECONDS = 1")
     download = tmp_path / "download"
-    download.write_text(f'#!/bin/bash\nmkdir -p -- "{stand_in.downloads}/$(dirname -- "$5")"\n'
-                        f'echo x >"{stand_in.downloads}/$5" && echo "{stand_in.downloads}/$5"\n')
+    download.write_text(
+        '#!/bin/bash\nshift 3\nwhile [ $# != 0 ]; do\n'
+        f'mkdir -p -- "{stand_in.downloads}/$(dirname -- "$2")"\n'
+        f'echo x >"{stand_in.downloads}/$2" && echo "{stand_in.downloads}/$2"; shift 2; done\n')
     download.chmod(0o755)
     stand_in.edit("wrapper.sh", "\nPYTHON=", "\nPYTHON=%s\n: " % download)
     stand_in.process('mark="at work.${GLOBUS_NAME//"/"/_}"', 'mkdir "$mark" || exit 9',
@@ -77,7 +84,10 @@ def is_finished(site):
 
 @pytest.mark.long
 @pytest.mark.skipif(not may_trace(), reason="strace is not installed, or not allowed to trace")
-@pytest.mark.parametrize("before", [nothing_yet, interrupted])
+@pytest.mark.parametrize("quick,before", [
+    ("packs", nothing_yet), ("packs", interrupted),
+    ("packs that the driver downloads", nothing_yet),
+], indirect=["quick"])
 @pytest.mark.parametrize("call", CALLS)
 def test_killed_before_any_system_call_it_goes_on(call, before, quick, tmp_path, record_property):
     before(quick)
@@ -95,12 +105,56 @@ def test_killed_before_any_system_call_it_goes_on(call, before, quick, tmp_path,
     assert processed(quick) == dict.fromkeys(FILES, 1)  # and the last run was whole
 
 
+def kill_job_at(site, tmp_path, script, call, number):
+    """Let the n-th system call of a kind kill a job's script, or its wrapper.sh; one job's only."""
+    strace = shutil.which("strace")
+    put_before(site, tmp_path, "bash", '[[ $1 == *%s ]] && mkdir "$0.once" 2>/dev/null || '
+               'exec "$real" "$@"' % script,
+               'exec %s -qq -o /dev/null -e trace=%s -e inject=%s:signal=KILL:when=%d "$real" "$@"'
+               % (strace, call, call, number), 'touch "$0.over"')
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not may_trace(), reason="strace is not installed, or not allowed to trace")
+@pytest.mark.parametrize("script,where,call", [
+    ("/script", "job", "write"), ("/script", "job", "openat"), ("/script", "job", "clone"),
+    ("/wrapper.sh", "job", "write"), ("/wrapper.sh", "job", "clone"),
+    ("/wrapper.sh", "driver", "write"), ("/wrapper.sh", "driver", "clone")])
+def test_a_job_killed_before_any_system_call_costs_the_file_at_work_and_no_other(
+        script, where, call, stand_in, emulator, tmp_path, record_property):
+    emulator.add(dict.fromkeys(["a", "b", "c"], b"x"))
+    stand_in.env["PYTHONDONTWRITEBYTECODE"] = "yes"
+    stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 1", "POLL_SECONDS = 0.1",
+                    "GRACE_SECONDS = 0.5", "DOWNLOAD_BY = %r" % where, "def is_file_needed(file):",
+                    "    seen = os.path.join(WORKING_DIR, 'processed')",
+                    "    return not (os.path.exists(seen) and file.path in open(seen).read())")
+    stand_in.process('printf "%s\\n" "$GLOBUS_NAME" >>processed')
+    path, number, failed = stand_in.env["PATH"], 1, True
+    while failed:
+        nothing_yet(stand_in)
+        subprocess.run(["rm", "-rf", str(tmp_path / "before")], check=True)
+        stand_in.env["PATH"] = path
+        kill_job_at(stand_in, tmp_path, script, call, number)
+        done = stand_in.run(BATCH)
+        failed = last_line(done) != "3 processed, 0 failed, 0 not needed"
+        assert sum(map(int, last_line(done).replace(",", "").split()[0:3:2])) == 3, done.out
+        assert max(processed(stand_in).values(), default=0) <= 1, (call, number)
+        if failed:
+            stand_in.run(BATCH)
+        assert processed(stand_in) == {"a": 1, "b": 1, "c": 1}, (call, number)
+        number += 1
+    record_property("kills", number - 1)
+    assert number > 1
+
+
+@pytest.mark.parametrize("where,size", [("job", 5), ("driver", 5)])
 def test_killed_at_random_moments_again_and_again_it_processes_each_file_once(
-        real_cluster, emulator, record_property):
+        where, size, real_cluster, emulator, record_property):
     files = ["f%02d" % n for n in range(90)]
     emulator.add(dict.fromkeys(files, b"x"))
+    real_cluster.config("FILES_PER_JOB = %d" % size, "DOWNLOAD_BY = %r" % where)
     real_cluster.config("NUM_JOBS = 6", "POLL_SECONDS = 0.5", "GRACE_SECONDS = 5")
-    real_cluster.process('mkdir "at work.$GLOBUS_NAME" || exit 9', "sleep 1",
+    real_cluster.process('mkdir "at work.$GLOBUS_NAME" || exit 9', "sleep %d" % min(size, 3),
                          'printf "%s\\n" "$GLOBUS_NAME" >>processed',
                          'rmdir "at work.$GLOBUS_NAME"')
     seed = random.randrange(1000000)

@@ -268,8 +268,8 @@ def test_a_filter_of_qstat_in_the_home_folder_hides_no_job(real_sge, emulator):
 def test_an_exit_status_that_is_gone_when_it_is_read_is_none(stand_in, emulator):
     """As of a job that begins again, where a shared file system still lists the old status."""
     emulator.add({"a": b"1"})
-    stand_in.edit(BATCH, "set(os.listdir(run.folder))",
-                  "set(os.listdir(run.folder) + [name + '.status' for name in run.jobs])")
+    stand_in.edit(BATCH, "set(os.listdir(self.folder))",
+                  "set(os.listdir(self.folder) + [name + '.results' for name in self.submitted()])")
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
@@ -289,7 +289,8 @@ def test_a_lost_job_that_comes_back_with_its_exit_status_counts(stand_in, emulat
     put_before(stand_in, tmp_path, "scancel", "exit 1")
     stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.5")
     stand_in.process('case $1 in *a) sleep 3 ;; *) sleep 5 ;; esac', *KEEP)
-    stand_in.edit(BATCH, "gone_since = now", "gone_since = now + ('b' in job.path) * 100")
+    stand_in.edit(BATCH, "setdefault(name, now)",
+                  "setdefault(name, now + ('b' in str(job.files)) * 100)")
     done = stand_in.run(BATCH)
     assert "FAILED a: the job was lost" in done.err
     assert last_line(done) == "2 processed, 0 failed, 0 not needed"
@@ -436,6 +437,5 @@ def test_a_full_disk_under_the_journal_loses_nothing(stand_in, emulator):
 
 def test_an_exit_status_that_is_none_is_a_failure(stand_in, emulator):
     emulator.add({"a": b"1"})
-    stand_in.process('claim=$(echo jobs/*.claim)', 'echo nonsense >"${claim%claim}status"',
-                     "sleep 2")
+    stand_in.process('echo nonsense >"$GLOBUS_JOB.results"', "sleep 2")
     assert "FAILED a: exit status 255" in stand_in.run(BATCH).out

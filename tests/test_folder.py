@@ -156,7 +156,8 @@ def test_a_simple_download_during_whose_submission_a_batch_begins_cancels_its_ta
     download = other.start(SIMPLE)
     wait_until(lambda: any("POST /v0.10/transfer" in line for line in emulator.requests()))
     stand_in.jobs.mkdir()
-    (stand_in.jobs / "journal.jsonl").write_text('{"event": "run", "run": "g1"}\n')
+    (stand_in.jobs / "journal.jsonl").write_text(
+        '{"event": "run", "run": "g1", "version": 2}\n{"event": "submit"}\n')
     stand_in.downloads.mkdir()
     (stand_in.downloads / MARK).symlink_to(stand_in.jobs)
     assert b"belongs to the batch of" in download.communicate()[1]
@@ -170,3 +171,15 @@ def test_a_folder_around_the_scripts_or_the_login_is_no_download_folder(place, s
     done = stand_in.run(SIMPLE)
     assert done.returncode == 2 and "must be a folder of its own" in done.err
     assert emulator.requests() == []
+
+
+def test_a_file_named_finished_does_not_end_a_run(stand_in, other, emulator):
+    emulator.add({"finished": b"1"})
+    stand_in.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until((stand_in.folder / "begun").exists)
+    kill(driver)
+    journal = stand_in.jobs / "journal.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
+    check_refused(other.run(BATCH), stand_in.downloads, stand_in)
+    let_go(stand_in)

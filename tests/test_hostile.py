@@ -104,9 +104,10 @@ def true_answers(site, emulator):
     """{call: a true answer to it}."""
     emulator.add({"a": b"1", "b": b"2"})
     emulator.bend(troubles=[{"path": "b$", "code": "FILE_NOT_FOUND"}], retry_seconds=0.1)
-    site.config("import helper, itertools", "helper.pauses = lambda *_: itertools.repeat(0.1)",
+    site.config("import helper, itertools", "helper.backoff = lambda *_: itertools.repeat(0.1)",
                 "helper.ARRIVAL_SECONDS = 0.5",
-                "helper.HOPELESS = dict.fromkeys(helper.HOPELESS, 0.5)")
+                "helper.ERRORS = {code: (words, seconds and 0.5) for code, (words, seconds) "
+                "in helper.ERRORS.items()}")
     site.run(SIMPLE)
     token = json.loads(site.tokens.read_text())["transfer.api.globus.org"]["access_token"]
     answers, task = {}, emulator.tasks()[0]["task_id"]
@@ -186,7 +187,7 @@ def test_a_broken_answer_to_a_token_request_leaves_the_tokens_whole(answer, site
     tokens = json.loads(site.tokens.read_text())
     tokens["transfer.api.globus.org"]["expires_at_seconds"] = 1
     site.tokens.write_text(json.dumps(tokens))
-    site.config("import helper, itertools", "helper.pauses = lambda *_: itertools.repeat(0.1)")
+    site.config("import helper, itertools", "helper.backoff = lambda *_: itertools.repeat(0.1)")
     emulator.fault("/oauth2/token", times=1, status=200, json=answer)
     done = site.run(SINGLE, "--globus-path", PATH, "--file", "a", timeout=60)
     assert done.returncode == 0, done.err

@@ -1,7 +1,7 @@
 """Jobs that their scheduler stops, and the driver that is stopped or killed and started again."""
 import subprocess
 
-from conftest import BATCH, DIE, KEEP, journal, last_line, load, processed, wait_until
+from conftest import BATCH, DIE, KEEP, journal, last_line, load, processed, put_before, wait_until
 
 DRIVER = load("globus-batch-download")
 
@@ -59,11 +59,12 @@ def alive(site):
     scheduler = DRIVER.SCHEDULERS[site.scheduler]
     text = subprocess.check_output(scheduler.queue, env=site.env).decode()
     run = next(event["run"] for event in journal(site) if event["event"] == "run")
-    return [name for name, entry in scheduler.read_queue(text).items()
-            if name.startswith(run + "-") and entry.state != "gone"]
+    return [name for name, entry in scheduler.parse_queue(text).items()
+            if name.startswith(run + "-") and entry.state != "ended"]
 
 
-def test_a_job_that_was_lost_while_no_driver_ran_is_submitted_again(every_cluster, emulator):
+def test_what_a_job_was_processing_when_it_was_lost_while_no_driver_ran_has_failed(
+        every_cluster, emulator):
     emulator.add({"a": b"1"})
     every_cluster.config("GRACE_SECONDS = 1")
     every_cluster.process("if mkdir first; then until [ -e go ]; do sleep 0.1; done", DIE, "fi",
@@ -76,5 +77,23 @@ def test_a_job_that_was_lost_while_no_driver_ran_is_submitted_again(every_cluste
     wait_until((every_cluster.folder / "killed").exists)
     wait_until(lambda: not alive(every_cluster))  # a driver that sees it go calls it a failure
     done = every_cluster.run(BATCH)
-    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+    assert last_line(done) == "0 processed, 1 failed, 0 not needed"
+    assert "FAILED a: the job was lost: no exit status" in done.out
+    assert last_line(every_cluster.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
     assert processed(every_cluster) == {"a": 1}
+
+
+def test_a_job_that_had_not_begun_when_it_was_cancelled_while_no_driver_ran_is_submitted_again(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "sbatch", 'mkdir "$0.first" || exec "$real" "$@"',
+               'cat >/dev/null; echo sleep 100 | "$real" "$@"')
+    stand_in.config("GRACE_SECONDS = 1")
+    stand_in.process(*KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"(job" in driver.stderr.readline())
+    driver.kill()
+    driver.communicate()
+    cancel_first_job(stand_in)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"a": 1}

@@ -44,11 +44,11 @@ def test_no_id_is_read_from_nonsense(kind, text):
 
 
 def test_slurms_states_and_reasons():
-    queue = read.read_slurm_queue(recorded("slurm-squeue.txt"))
+    queue = read.parse_slurm_queue(recorded("slurm-squeue.txt"))
     assert states(queue) == {
-        "gone": "gone", "mem": "gone", "big": "waiting", "later": "waiting", "dep": "stuck",
-        "a|b": "waiting", "held": "stuck", "run-1": "running"}
-    assert queue["dep"] == ("6", "stuck", "DependencyNeverSatisfied")
+        "gone": "ended", "mem": "ended", "big": "waiting", "later": "waiting", "dep": "held",
+        "a|b": "waiting", "held": "held", "run-1": "running"}
+    assert queue["dep"] == ("6", "held", "DependencyNeverSatisfied")
 
 
 @pytest.mark.parametrize("reason", [
@@ -57,7 +57,7 @@ def test_slurms_states_and_reasons():
     "QOSNotAllowed", "PartitionNodeLimit"])
 def test_slurms_reasons_that_never_clear(reason):
     text = read.SLURM_HEADING + "\n7|name|PENDING|" + reason + "\n"
-    assert states(read.read_slurm_queue(text)) == {"name": "stuck"}
+    assert states(read.parse_slurm_queue(text)) == {"name": "held"}
 
 
 @pytest.mark.parametrize("reason", [
@@ -65,60 +65,61 @@ def test_slurms_reasons_that_never_clear(reason):
     "PartitionDown", "Licenses", "None", "QOSMaxCpuPerUserLimit", "AssocMaxJobsLimit"])
 def test_slurms_reasons_that_clear(reason):
     text = read.SLURM_HEADING + "\n7|name|PENDING|" + reason + "\n"
-    assert states(read.read_slurm_queue(text)) == {"name": "waiting"}
+    assert states(read.parse_slurm_queue(text)) == {"name": "waiting"}
 
 
 def test_a_state_that_nobody_knows_is_alive():
     text = read.SLURM_HEADING + "\n7|name|A_NEW_STATE|None\n"
-    assert states(read.read_slurm_queue(text)) == {"name": "running"}
+    assert states(read.parse_slurm_queue(text)) == {"name": "running"}
 
 
 def test_slurm_names_its_cluster_first_where_one_is_chosen():
     text = "CLUSTER: other\n" + read.SLURM_HEADING + "\n7|name|RUNNING|None\n"
-    assert states(read.read_slurm_queue(text)) == {"name": "running"}
+    assert states(read.parse_slurm_queue(text)) == {"name": "running"}
 
 
 def test_pbs_states():
-    queue = read.read_pbs_queue(recorded("openpbs-qstat-w-u.txt"))
+    queue = read.parse_pbs_queue(recorded("openpbs-qstat-w-u.txt"))
     assert states(queue) == {"gd-abc": "running", "gd-old": "running", "gd-big": "waiting",
-                             "gd-held": "stuck", "gd-hold2": "stuck"}
+                             "gd-held": "held", "gd-hold2": "held"}
     assert queue["gd-big"].id == "10.pbshost"
 
 
 def test_pbs_comments_are_the_words():
-    queue = read.read_pbs_queue(recorded("openpbs-qstat-s.txt"))
+    queue = read.parse_pbs_queue(recorded("openpbs-qstat-s.txt"))
     assert queue["gd-big"] == (
         "10.pbshost", "waiting",
         "Not Running: Insufficient amount of resource: ncpus (R: 8 A: 6 T: 8)")
-    assert queue["gd-hold2"].words == "Job held by root on Mon Nov 23 20:56:58 2026"
-    assert queue["gd-held"].words == "held"  # its comment is --
+    assert queue["gd-hold2"].reason == "Job held by root on Mon Nov 23 20:56:58 2026"
+    assert queue["gd-held"].reason == "held"  # its comment is --
 
 
 def test_pbs_says_what_can_never_run():
-    queue = read.read_pbs_queue(recorded("openpbs-qstat-s-never.txt"))
-    assert queue["STDIN"].state == "stuck"
-    assert queue["STDIN"].words.startswith("Can Never Run: Insufficient amount of resource: ncpus")
+    queue = read.parse_pbs_queue(recorded("openpbs-qstat-s-never.txt"))
+    assert queue["STDIN"].state == "held"
+    assert queue["STDIN"].reason.startswith("Can Never Run: Insufficient amount of resource: ncpus")
 
 
 def test_pbs_finished_jobs_are_gone():
-    assert set(states(read.read_pbs_queue(recorded("openpbs-qstat-x-u.txt"))).values()) == {"gone"}
+    queue = read.parse_pbs_queue(recorded("openpbs-qstat-x-u.txt"))
+    assert set(states(queue).values()) == {"ended"}
 
 
 def test_pbs_prints_nothing_when_there_are_no_jobs():
-    assert read.read_pbs_queue("") == {}
+    assert read.parse_pbs_queue("") == {}
 
 
 def test_torques_states():
-    assert states(read.read_pbs_queue(recorded("torque-qstat-u.txt"))) == {
-        "g1a2b3c-1": "running", "g1a2b3c-2": "waiting", "g1a2b3c-3": "stuck", "g1a2b3c-4": "gone",
+    assert states(read.parse_pbs_queue(recorded("torque-qstat-u.txt"))) == {
+        "g1a2b3c-1": "running", "g1a2b3c-2": "waiting", "g1a2b3c-3": "held", "g1a2b3c-4": "ended",
         "g1a2b3c-5": "running"}
 
 
 def test_grid_engines_states():
-    assert states(read.read_sge_queue(recorded("sge-qstat.xml"))) == {
-        "run-1": "running", "new-one": "running", "stuck": "stuck", "held": "stuck",
-        "later": "waiting", "waits": "stuck"}
-    assert read.read_sge_queue(recorded("sge-qstat-none.xml")) == {}
+    assert states(read.parse_sge_queue(recorded("sge-qstat.xml"))) == {
+        "run-1": "running", "new-one": "running", "stuck": "held", "held": "held",
+        "later": "waiting", "waits": "held"}
+    assert read.parse_sge_queue(recorded("sge-qstat-none.xml")) == {}
 
 
 def every_cut(name):
@@ -133,7 +134,7 @@ def every_cut(name):
 def test_half_an_answer_is_no_information(kind, name):
     for text in every_cut(name):
         with pytest.raises(ValueError):
-            read.SCHEDULERS[kind].read_queue(text)
+            read.SCHEDULERS[kind].parse_queue(text)
 
 
 @pytest.mark.parametrize("kind", read.SCHEDULERS)
@@ -142,7 +143,7 @@ def test_half_an_answer_is_no_information(kind, name):
     "Connection refused\n", "1|2\n", "\0\n", "JOBID|NAME|STATE|REASON\n7|g1-1\n"])
 def test_nonsense_is_no_information(kind, text):
     with pytest.raises(ValueError):
-        read.SCHEDULERS[kind].read_queue(text)
+        read.SCHEDULERS[kind].parse_queue(text)
 
 
 @pytest.mark.parametrize("kind", read.SCHEDULERS)

@@ -146,7 +146,7 @@ def test_a_listing_that_waits_names_its_folder(site, emulator):
     emulator.fault("/ls.*slow", times=3, status=502, json={
         "code": "EndpointError", "message": "a problem"})
     site.config("RECURSIVE = True", "import helper, itertools",
-                "helper.pauses = lambda *_: itertools.repeat(0.1)")
+                "helper.backoff = lambda *_: itertools.repeat(0.1)")
     done = site.run("globus-simple-download.py", "--dry-run")
     assert done.returncode == 0
     assert "EndpointError" in done.err and ", at /home/share/godata/slow/. Trying" in done.err

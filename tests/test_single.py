@@ -48,7 +48,7 @@ def test_a_name_that_would_leave_the_folder_is_refused_unasked(site, emulator, n
 def test_permission_denied_ends_the_task_and_says_which_file(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}], retry_seconds=0.2)
-    site.config("import helper; helper.HOPELESS['PERMISSION_DENIED'] = 1")
+    site.config("import helper; helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
     done = run_single(site, "a")
     assert done.returncode == 1
     assert "permission denied" in done.err and PATH + "a" in done.err
@@ -90,7 +90,7 @@ def test_a_transfer_that_fails_does_not_remove_what_was_there_whole(site, emulat
     emulator.add({"a": b"1"})
     assert run_single(site, "a").returncode == 0
     emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}])
-    site.config("import helper; helper.HOPELESS['PERMISSION_DENIED'] = 1")
+    site.config("import helper; helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
     assert run_single(site, "a").returncode == 1
     assert site.downloaded() == {"a": b"1"}
 
@@ -232,7 +232,7 @@ def test_a_cancel_that_is_refused_for_a_while_is_tried_again(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(slots=0)
     site.config("import helper, itertools", "helper.CANCEL_SECONDS = 0.1",
-                "helper.pauses = lambda *_: itertools.repeat(0.1)")
+                "helper.backoff = lambda *_: itertools.repeat(0.1)")
     process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
     wait_until(emulator.tasks)
     emulator.fault("/cancel", times=6, status=503, text="<html>busy</html>")
@@ -274,7 +274,7 @@ def test_a_hopeless_task_that_outlives_its_cancel_is_waited_for(site, emulator):
     emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}], retry_seconds=0.2,
                   cancel_seconds=3)
     site.config("import helper", "helper.CANCEL_SECONDS = 0.5",
-                "helper.HOPELESS['PERMISSION_DENIED'] = 1")
+                "helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
     done = run_single(site, "a")
     assert done.returncode == 1
     assert "Waiting: Globus has accepted to cancel the task, but it is not over." in done.err
@@ -287,7 +287,7 @@ def test_a_hopeless_task_that_outlives_its_cancel_is_waited_for(site, emulator):
 def test_what_a_server_in_between_says_is_waited_out_and_not_taken_for_globus(
         status, page, site, emulator):
     emulator.add({"a": b"1"})
-    site.config("import helper, itertools", "helper.pauses = lambda *_: itertools.repeat(0.1)")
+    site.config("import helper, itertools", "helper.backoff = lambda *_: itertools.repeat(0.1)")
     emulator.fault("/stat", times=9, status=status, **page)
     emulator.fault("GET /v0.10/task/", times=9, status=status, **page)
     done = run_single(site, "a")

@@ -65,8 +65,8 @@ def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator
     print("SOAK_SEED=%d" % seed)
     files = emulator.add({"f%03d" % n: (b"%d " % n) * 100 for n in range(200)})
     emulator.bend(retry_seconds=0.2, task_seconds=0.05)
-    stand_in.config("NUM_JOBS = 8", "import helper", "patient = helper.pauses",
-                    "helper.pauses = lambda first, longest, *growth: "
+    stand_in.config("NUM_JOBS = 8", "import helper", "patient = helper.backoff",
+                    "helper.backoff = lambda first, longest, *growth: "
                     "patient(first / 20, longest / 20, *growth)",
                     "helper.HTTP_TIMEOUT = 1")
     stand_in.process('cp -- "$1" "$GLOBUS_NAME.new"', 'mkdir -p out',

@@ -26,7 +26,8 @@ from conftest import (
 SINGLE, SIMPLE, LOGIN = (
     "globus-single-file-download.py", "globus-simple-download.py", "globus-login.py")
 PATH = "/home/share/godata/"
-QUICK = ("import helper", "helper.HOPELESS = dict.fromkeys(helper.HOPELESS, 1)",
+QUICK = ("import helper", "helper.ERRORS = {code: (words, seconds and 1) for code, (words, "
+         "seconds) in helper.ERRORS.items()}",
          "helper.SLOWEST_POLL = 0.5", "helper.ARRIVAL_SECONDS = 1")
 
 
@@ -320,7 +321,7 @@ def test_what_passes_is_waited_for_in_each_call_and_makes_no_second_task(name, s
         emulator.fault(call, times=3, **PASSING[name])
     # Two of the three are globus-sdk's own, silent tries, where it takes the answer for one.
     site.config("import helper, itertools", "helper.HTTP_TIMEOUT = 1",
-                "helper.pauses = lambda *_: itertools.repeat(0.1)")
+                "helper.backoff = lambda *_: itertools.repeat(0.1)")
     process = start(site, SINGLE)
     said = end(process)
     assert process.returncode == 0, said

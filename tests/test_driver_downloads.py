@@ -1,0 +1,262 @@
+"""DOWNLOAD_BY = "driver": the driver asks Globus for the files, the jobs only process them."""
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import (
+    BATCH,
+    KEEP,
+    SOURCE,
+    contents,
+    journal,
+    last_line,
+    processed,
+    put_before,
+    wait_until,
+)
+
+
+@pytest.fixture
+def driven(stand_in):
+    """A site whose driver downloads, packs of two."""
+    stand_in.config("DOWNLOAD_BY = 'driver'", "FILES_PER_JOB = 2", "NUM_JOBS = 2",
+                    "POLL_SECONDS = 0.5")
+    stand_in.process(*KEEP)
+    return stand_in
+
+
+def in_another_world(site, tmp_path, command):
+    """Jobs begin with this command before their shell."""
+    put_before(site, tmp_path, "sbatch", 'cat >"$0.$$.script"',
+               'echo "exec %s bash $0.$$.script" | "$real" "$@"' % command)
+
+
+def test_jobs_need_no_network_no_token_and_no_home(driven, emulator, tmp_path):
+    unshare = shutil.which("unshare")
+    if not unshare or subprocess.run([unshare, "--net", "true"], check=False).returncode:
+        pytest.skip("unshare --net is not allowed here")
+    emulator.add({"f%d" % n: b"x" for n in range(6)})
+    in_another_world(driven, tmp_path, "%s --net %s HOME=/nowhere" % (unshare, shutil.which("env")))
+    driven.process('[ "$HOME" = /nowhere ] || exit 9', "! : >/dev/tcp/127.0.0.1/%s || exit 8"
+                   % emulator.url.rstrip("/").rpartition(":")[2], *KEEP)
+    assert last_line(driven.run(BATCH)) == "6 processed, 0 failed, 0 not needed"
+
+
+def test_a_transfer_task_is_taken_over_after_a_kill(driven, emulator):
+    files = emulator.add({"f%d" % n: b"x" for n in range(8)})
+    emulator.bend(task_seconds=3)
+    driver = driven.start(BATCH)
+    wait_until(lambda: len(emulator.tasks()) == 3)
+    driver.kill()
+    driver.communicate()
+    assert last_line(driven.run(BATCH)) == "8 processed, 0 failed, 0 not needed"
+    sent = [item["source_path"] for task in emulator.tasks() for item in task["request"]["DATA"]]
+    assert len(sent) == len(set(sent)) == len(files)
+
+
+@pytest.mark.long
+def test_there_are_never_more_than_three_tasks_and_twice_num_jobs_packs_ahead(driven, emulator):
+    emulator.add({"f%02d" % n: b"x" for n in range(40)})
+    driven.config("NUM_JOBS = 2")
+    driven.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = driven.start(BATCH)
+    wait_until(lambda: len(emulator.tasks()) == 6)  # two at work and four ahead
+    time.sleep(2)
+    assert len(emulator.tasks()) == 6
+    (driven.folder / "go").touch()
+    most = 0
+    while driver.poll() is None:
+        most = max(most, sum(task["status"] == "ACTIVE" for task in emulator.tasks()))
+    assert driver.communicate()[0].endswith(b"40 processed, 0 failed, 0 not needed\n")
+    assert most <= 3
+
+
+def test_the_loop_is_not_held_up_while_globus_is_slow(driven, emulator):
+    emulator.add({"a": b"x", "b": b"x", "c": b"x"})
+    driven.config("FILES_PER_JOB = 1")
+    emulator.bend(troubles=[{"path": "c$", "code": "CONNECT_FAILED"}])
+    driver = driven.start(BATCH)
+    said = []
+    wait_until(lambda: said.append(driver.stderr.readline().decode())
+               or "the collection's server cannot be reached" in said[-1])
+    wait_until(lambda: len(processed(driven)) == 2)
+    emulator.bend(troubles=[])
+    assert driver.communicate()[0].endswith(b"3 processed, 0 failed, 0 not needed\n")
+
+
+def test_an_outage_is_told_once_and_waited_out(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    emulator.fault("POST /v0.10/transfer", times=4, status=503, text="<html>down</html>")
+    emulator.fault("task_list", times=4, status=503, text="<html>down</html>")
+    done = driven.run(BATCH)
+    assert last_line(done) == "4 processed, 0 failed, 0 not needed"
+    assert 1 <= done.err.count("Trying again until it works.") <= 2
+
+
+def test_a_lost_answer_makes_no_second_task(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    emulator.fault("POST /v0.10/transfer", times=3, drop="after")
+    assert last_line(driven.run(BATCH)) == "4 processed, 0 failed, 0 not needed"
+    sent = [item["source_path"] for task in emulator.tasks() for item in task["request"]["DATA"]]
+    assert len(sent) == len(set(sent)) == 4
+
+
+def test_what_cannot_succeed_is_cancelled_and_fails_alone(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(6)})
+    (driven.downloads / "f2").mkdir(parents=True)
+    driven.config("import helper; helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
+    done = driven.run(BATCH)
+    assert last_line(done) == "5 processed, 1 failed, 0 not needed"
+    assert "FAILED f2: cancelled, because it cannot succeed: " in done.out
+
+
+def test_a_refusal_of_globus_fails_the_files_of_that_pack(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(6)})
+    emulator.fault("POST /v0.10/transfer", times=1, status=403, json={
+        "code": "PermissionDenied", "message": "not yours"})
+    done = driven.run(BATCH)
+    assert last_line(done) == "4 processed, 2 failed, 0 not needed"
+    assert "FAILED f0: Globus says: not yours" in done.out
+
+
+def test_a_login_that_lapses_stops_the_driver_and_loses_nothing(driven, emulator):
+    files = emulator.add({"f%02d" % n: b"x" for n in range(20)})
+    driver = driven.start(BATCH)
+    wait_until(lambda: b"processed" in driver.stderr.readline())
+    emulator.bend_collection(SOURCE, session_policy={"session_required_policies": ["p"]})
+    emulator.fault("POST /v0.10/transfer", times=1, status=403, json={
+        "code": "AuthPolicyFailed", "message": "x", "authorization_parameters": {
+            "session_required_policies": ["p"]}})
+    err = driver.communicate()[1].decode()
+    assert driver.returncode == 1 and "Then start this script again" in err
+    emulator.bend_collection(SOURCE, session_policy=None)
+    assert last_line(driven.run(BATCH)) == "20 processed, 0 failed, 0 not needed"
+    assert processed(driven) == dict.fromkeys(files, 1)
+
+
+def test_ctrl_c_says_what_goes_on_without_the_driver_and_what_does_not(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(8)})
+    emulator.bend(task_seconds=5)
+    driver = driven.start(BATCH)
+    wait_until(lambda: b"asked Globus" in driver.stderr.readline())
+    driver.send_signal(signal.SIGINT)
+    err = driver.communicate()[1].decode()
+    assert driver.returncode == 130
+    assert "of this script go on, too; but the jobs for what they bring are submitted only" in err
+
+
+def test_a_job_that_is_refused_for_now_does_not_cost_a_second_transfer(driven, emulator, tmp_path):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    put_before(driven, tmp_path, "sbatch", 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"',
+               'echo "error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
+    done = driven.run(BATCH)
+    assert last_line(done) == "4 processed, 0 failed, 0 not needed"
+    sent = [item["source_path"] for task in emulator.tasks() for item in task["request"]["DATA"]]
+    assert len(sent) == 4
+
+
+@pytest.mark.long
+def test_a_run_that_was_interrupted_may_go_on_with_the_other_way(driven, emulator):
+    files = emulator.add({"f%d" % n: b"x" for n in range(8)})
+    emulator.bend(task_seconds=1)
+    driver = driven.start(BATCH)
+    wait_until(lambda: len(emulator.tasks()) == 3)
+    driver.kill()
+    driver.communicate()
+    driven.config("DOWNLOAD_BY = 'job'")
+    assert last_line(driven.run(BATCH)) == "8 processed, 0 failed, 0 not needed"
+    assert processed(driven) == dict.fromkeys(files, 1)
+    assert contents(driven.downloads) == {}
+
+
+@pytest.mark.long
+def test_packs_that_wait_are_shown_on_the_bar(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    emulator.bend(task_seconds=2)
+    seen = ["\n".join(screen.display) for screen in driven.watch(BATCH)]
+    assert any("0 of 4 files, 0 jobs in the queue, " in text and "on the way" in text
+               for text in seen)
+
+
+def test_the_download_is_journalled_before_globus_is_asked(driven, emulator):
+    emulator.add({"a": b"x"})
+    emulator.fault("POST /v0.10/transfer", times=1, delay=2)
+    driver = driven.start(BATCH)
+    wait_until(lambda: any("POST /v0.10/transfer" in line for line in emulator.requests()))
+    assert journal(driven)[-1]["event"] == "download" and emulator.tasks() == []
+    driver.kill()
+    driver.communicate()
+    assert last_line(driven.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert len(emulator.tasks()) == 1
+
+
+def test_files_that_a_node_does_not_see_fail_with_a_question(driven, emulator, tmp_path):
+    emulator.add({"a": b"x"})
+    put_before(driven, tmp_path, "sbatch", "rm -f %s/a" % driven.downloads, 'exec "$real" "$@"')
+    driven.edit("wrapper.sh", "-gt 60", "-gt 1")
+    done = driven.run(BATCH)
+    assert "FAILED a: exit status 1: wrapper.sh: the path of the download did not come" in done.out
+    assert "Does this node see it?" in done.out
+    assert not os.path.exists(str(driven.folder / "processed"))
+
+
+# ---- what an independent reading found ----
+
+
+def test_a_pack_that_globus_does_not_take_for_now_does_not_hold_up_the_others(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(8)})
+    emulator.fault("POST /v0.10/transfer", times=30, skip=1, status=409, json={
+        "code": "ClientError.Conflict.TooManyPendingJobs", "message": "too many"})
+    driver = driven.start(BATCH)
+    wait_until(lambda: len(processed(driven)) == 2)
+    assert b"Waiting: Globus says: too many" in driver.stderr.readline() + driver.stderr.readline()
+    emulator.clear_faults()
+    assert driver.communicate()[0].endswith(b"8 processed, 0 failed, 0 not needed\n")
+
+
+def test_a_cancel_that_fails_is_tried_again(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(2)})
+    (driven.downloads / "f1").mkdir(parents=True)
+    driven.config("import helper; helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
+    emulator.fault("/cancel", times=3, status=503, text="<html>busy</html>")
+    assert last_line(driven.run(BATCH)) == "1 processed, 1 failed, 0 not needed"
+
+
+def test_a_size_that_globus_will_not_tell_does_not_end_the_driver(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    driven.config("import helper; helper.ARRIVAL_SECONDS = 1", "def is_file_needed(file):",
+                  "    if file.path == 'f3': open(%r, 'w').write('more')"
+                  % str(emulator.source / "home/share/godata/f2"), "    return True")
+    emulator.fault("/stat.*path=.*f2$", status=403, json={
+        "code": "PermissionDenied", "message": "not yours"})
+    done = driven.run(BATCH)
+    assert last_line(done) == "3 processed, 1 failed, 0 not needed"
+    assert "f2 came with 4 bytes, but was listed with 1" in done.out
+
+
+def test_a_node_that_sees_a_file_late_waits_for_it(driven, emulator, tmp_path):
+    emulator.add({"a": b"x"})
+    put_before(driven, tmp_path, "sbatch", "mv %s/a %s/late" % (driven.downloads, tmp_path),
+               "(sleep 2; mv %s/late %s/a) >/dev/null 2>&1 &" % (tmp_path, driven.downloads),
+               'exec "$real" "$@"')
+    assert last_line(driven.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_file_that_has_grown_is_not_asked_for_under_a_limit(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    driven.config("MAX_BYTES = 20", "def is_file_needed(file):",
+                  "    if file.path == 'f3': open(%r, 'w').write('x' * 1000)"
+                  % str(emulator.source / "home/share/godata/f2"), "    return True")
+    done = driven.run(BATCH)
+    assert last_line(done) == "3 processed, 1 failed, 0 not needed"
+    assert "FAILED f2: it has grown from 1 to 1000 bytes" in done.out
+    assert "f2" not in str([task["request"]["DATA"] for task in emulator.tasks()])
+
+
+def test_a_task_that_globus_does_not_list_is_asked_for_by_itself(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    emulator.fault("task_list.*task_id", patch={"DATA": []})
+    assert last_line(driven.run(BATCH)) == "4 processed, 0 failed, 0 not needed"
