@@ -36,12 +36,13 @@ MOST_OUTPUT = 4000000  # bytes
 # stdout.
 Cost = namedtuple("Cost", "wall cpu memory out")
 Sizes = namedtuple(
-    "Sizes", "times files directories jobs few_jobs ended real task_seconds num_jobs")
-FULL = Sizes(3, 100000, 10, 300, 24, 100000, 100000, 4, (1, 3, 6, 12))
-SMALL = Sizes(1, 1000, 3, 24, 4, 1000, 300, 1, (1, 3))
+    "Sizes", "times files directories jobs few_jobs ended real task_seconds num_jobs packed")
+FULL = Sizes(3, 100000, 10, 300, 24, 100000, 100000, 4, (1, 3, 6, 12),
+             {1: 60, 20: 1200, 200: 10000})
+SMALL = Sizes(1, 1000, 3, 24, 4, 1000, 300, 1, (1, 3), {1: 6, 5: 30})
 
 PATH = "/home/share/godata"
-HERE = "import sys; sys.path.insert(0, '.'); import helper; config = helper.settings(); "
+HERE = "import sys; sys.path.insert(0, '.'); import helper; config = helper.load_config(); "
 LIST_AND_BUILD = HERE + """
 client = helper.transfer_client()
 script = __import__("globus-simple-download")
@@ -224,12 +225,13 @@ def restart(sizes):
                 file.write(json.dumps(event) + "\n")
 
             source = ["6c54cade-bde5-45c1-bdea-f4bd71dba2cc", PATH + "/"]
-            write(event="run", run="g000000", source=source)
+            write(event="run", run="g000000", source=source, version=2)
+            write(event="queue", queue=["slurm"])
             for n in range(sizes.ended):
                 job = f"g000000-{n + 1}"
-                write(event="submit", job=job, path=f"sample-{n:06d}.txt", size=1)
+                write(event="submit", job=job, files=[[f"sample-{n:06d}.txt", 1]])
                 write(event="queued", job=job, id=str(n))
-                write(event="ended", job=job, status=0, reason=None)
+                write(event="result", job=job, i=0, status=0, reason=None)
         journal = (site.jobs / "journal.jsonl").read_bytes()
         costs = []
         for _ in range(sizes.times):
@@ -238,6 +240,7 @@ def restart(sizes):
         assert f"{sizes.ended} processed" in costs[-1].out
         yield row(f"start of the driver on a journal of {sizes.ended:,} ended files, wall time",
                   "the goal", median(costs).wall, 2, 1, "s")
+        yield row("the same, CPU", "the goal", median(costs).cpu, 1.5, 1, "s")
 
 
 def many_jobs(sizes):
@@ -350,6 +353,54 @@ def by_peer(site, command, *arguments):
                    PATH=peers + ":" + site.env["PATH"])
 
 
+# ---- packs ----
+
+WHOLE = """
+import subprocess, sys
+from pathlib import Path
+subprocess.run([sys.executable, "globus-simple-download.py"], check=True)
+for path in sorted(Path("downloads").iterdir()):
+    subprocess.run(["bash", "process.sh", str(path)], check=True)
+    path.unlink()
+"""
+
+
+def packs(sizes):
+    """Many small files: files an hour by FILES_PER_JOB, in both places of download."""
+    yield ""
+    yield (f"| files of 1 kB, tasks of {sizes.task_seconds} s, NUM_JOBS 6 | files | files an hour "
+           "| of the ceiling | driver CPU for a file |")
+    yield "| --- | --- | --- | --- | --- |"
+    most = max(sizes.packed.values())
+    with pack_site(sizes, most) as (site, names):
+        (site.folder / "whole.py").write_text(WHOLE)
+        ceiling = measure(site, sys.executable, "whole.py")
+        assert len(list(site.results.iterdir())) == most, ceiling.out
+    rate = most / ceiling.wall
+    yield (f"| the ceiling: one request for all, then one loop of process.sh | {most:,} | "
+           f"{rate * 3600:,.0f} | 1.00 | |")
+    for number, files in sizes.packed.items():
+        for where in ("job", "driver"):
+            with pack_site(sizes, files) as (site, names):
+                site.config(f"FILES_PER_JOB = {number}", f"DOWNLOAD_BY = {where!r}")
+                ours = drive(site, names)
+            say(f"  {number} files a job, by the {where}: {ours}")
+            yield (f"| FILES_PER_JOB = {number}, DOWNLOAD_BY = {where!r} | {files:,} | "
+                   f"{files / ours.wall * 3600:,.0f} | {files / ours.wall / rate:.2f} | "
+                   f"{ours.cpu / files * 1000:.2f} ms |")
+
+
+@contextlib.contextmanager
+def pack_site(sizes, number):
+    """A site with files of 1 kB and the process.sh that comes with the collection."""
+    names = [f"f{n:05d}" for n in range(number)]
+    with new_site() as (site, emulator):
+        emulator.bend(task_seconds=sizes.task_seconds)
+        emulator.add(dict.fromkeys(names, b"x" * 1000))
+        site.config("NUM_JOBS = 6", "SCHEDULER = 'slurm'")
+        yield site, names
+
+
 # ---- how many jobs? ----
 
 
@@ -357,20 +408,22 @@ def how_many(sizes):
     """Files an hour by NUM_JOBS: three tasks at work, each with a fixed cost, and processing."""
     yield ""
     yield (f"| NUM_JOBS, a download takes {sizes.task_seconds} s | files an hour, no processing | "
-           f"files an hour, processing takes {3 * sizes.task_seconds} s |")
-    yield "| --- | --- | --- |"
+           f"files an hour, processing takes {3 * sizes.task_seconds} s | "
+           "no processing, FILES_PER_JOB = 20 |")
+    yield "| --- | --- | --- | --- |"
     for number in sizes.num_jobs:
         rates = []
-        for seconds in (0, 3 * sizes.task_seconds):
-            names = [f"f{n}" for n in range(4 * number)]
+        for seconds, pack in ((0, 1), (3 * sizes.task_seconds, 1), (0, 20)):
+            names = [f"f{n}" for n in range(4 * number * pack)]
             with new_site() as (site, emulator):
                 emulator.bend(task_seconds=sizes.task_seconds)
                 emulator.add(dict.fromkeys(names, b"x"))
-                site.config(f"NUM_JOBS = {number}", "SCHEDULER = 'slurm'")
+                site.config(f"NUM_JOBS = {number}", "SCHEDULER = 'slurm'",
+                            f"FILES_PER_JOB = {pack}", "MAX_FAILURES_IN_A_ROW = None")
                 site.process(f"sleep {seconds}")
                 rates.append(len(names) / drive(site, names).wall * 3600)
         say(f"  NUM_JOBS = {number}: {rates}")
-        yield "| {} | {:,.0f} | {:,.0f} |".format(number, *rates)
+        yield "| {} | {:,.0f} | {:,.0f} | {:,.0f} |".format(number, *rates)
 
 
 def main(argv=None):
@@ -383,7 +436,7 @@ def main(argv=None):
         return subprocess.run(["bash", "-c", SETUP, str(TESTS), *sys.argv[1:]]).returncode
     sizes = SMALL if options.small else FULL
     lines = ["| work | against | ratio | goal | ours / theirs |", "| --- | --- | --- | --- | --- |"]
-    for part in (listing, one_file, many_jobs, restart, whole_download, how_many):
+    for part in (listing, one_file, many_jobs, restart, whole_download, packs, how_many):
         if options.only in (None, part.__name__):
             say(part.__doc__.splitlines()[0])
             lines += part(sizes)

@@ -72,13 +72,14 @@ type_in ./globus-simple-download.py || exit
 type_in ls downloads
 rm -r -- "$USER_FOLDER/downloads"
 
-title "3. A batch: one job a file, three at a time, each file deleted when it is processed"
+title "3. A batch: three jobs at a time, of up to two files; each is deleted when it is processed"
 cat >>"$USER_FOLDER/config.py" <<'CONFIG'
 
 RECURSIVE = True
+FILES_PER_JOB = 2
 POLL_SECONDS = 5
 CONFIG
-type_in tail -n 2 config.py
+type_in tail -n 3 config.py
 type_in cat process.sh
 type_in ./globus-batch-download.py --dry-run || exit
 type_in ./globus-batch-download.py || exit
