@@ -928,9 +928,7 @@ class Driver:
                 if not helper.reauth_reason(error):
                     return
                 if is_sure:
-                    raise helper.UserError(
-                        f"{helper.describe_error(error)}\nThen start this script again; it "
-                        "goes on with its jobs and the files that are left.")
+                    raise login_wanted(error)
             except (helper.NetworkError, *helper.MALFORMED, OSError):
                 return
 
@@ -1120,8 +1118,7 @@ def keep_downloading(driver):
         except helper.GlobusAPIError as error:
             if not helper.reauth_reason(error):
                 raise
-            raise helper.UserError(f"{helper.describe_error(error)}\nThen start this script again; "
-                                   "it goes on with its jobs and the files that are left.")
+            raise login_wanted(error)
 
     names = {job.task_id: name for name, job in in_transfer.items() if job.task_id}
     for name, task in (tried(poll_transfers, names) or {}).items():
@@ -1354,6 +1351,12 @@ def confirm_empty(driver):
 
 
 # ---- telling ----
+
+
+def login_wanted(error):
+    """What to do about an error of Globus against which a login helps."""
+    return helper.UserError(f"{helper.describe_error(error)}\nThen start this script again; it "
+                            "goes on with its jobs and the files that are left.")
 
 
 def report_held(driver, entries):

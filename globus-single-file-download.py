@@ -25,7 +25,9 @@ STOP_SECONDS = 60  # how long a cancel may take; Slurm kills a job 30 s after it
 def find_files(client, config, directory, names):
     """The Files, and {name: why} of those that cannot be downloaded. The sizes that the batch
     driver has listed will do, unless there is a limit, or only one file to ask for."""
-    sizes = dict(zip(names, os.environ.get("GLOBUS_SIZES", "").split()))
+    listed = os.environ.get("GLOBUS_SIZES", "").split()
+    is_whole = len(listed) == len(names) and all(size.isdecimal() for size in listed)
+    sizes = dict(zip(names, map(int, listed))) if is_whole else {}
     files, failed = [], {}
     for name in dict.fromkeys(names):
         try:
@@ -33,11 +35,11 @@ def find_files(client, config, directory, names):
             if problem:
                 raise helper.UserError(f"The name {name!r} {problem}.", 2)
             if name in sizes and len(names) > 1 and config.MAX_BYTES is None:
-                files.append(helper.File(name, int(sizes[name]), None, None))
+                files.append(helper.File(name, sizes[name], None, None))
                 continue
             path = helper.join(directory, name)
             file = helper.stat_source(client, config, path, name)
-            check_size_budget(config, path, file.size, int(sizes.get(name, file.size)))
+            check_size_budget(config, path, file.size, sizes.get(name, file.size))
             files.append(file)
         except (helper.UserError, helper.GlobusAPIError) as error:
             if len(names) == 1 or isinstance(

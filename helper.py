@@ -438,8 +438,8 @@ def check_resources(config):
 def check_collection_ids(config):
     if config.DESTINATION_ENDPOINT_ID is None:
         # The batch driver has looked it up for its jobs, which may not see the home folder.
-        config.DESTINATION_ENDPOINT_ID = (os.environ.get("GLOBUS_DESTINATION")
-                                          or LocalGlobusConnectPersonal().endpoint_id)
+        told = os.environ.get("GLOBUS_DESTINATION") if "GLOBUS_JOB" in os.environ else None
+        config.DESTINATION_ENDPOINT_ID = told or LocalGlobusConnectPersonal().endpoint_id
         require(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID is not None,
                 "means the Globus Connect Personal of this machine, but none is set up here.\n"
                 "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")

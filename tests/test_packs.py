@@ -309,6 +309,12 @@ def test_a_file_that_cannot_be_written_does_not_hold_up_the_others(site, emulato
     assert done.out == "%s/a\n\n%s/c\n" % (site.downloads, site.downloads)
 
 
+def test_variables_that_happen_to_be_set_do_no_harm(site, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    done = run_single(site, "a", "b", env={"GLOBUS_SIZES": "10GB x", "GLOBUS_DESTINATION": "mine"})
+    assert done.returncode == 0, done.err
+
+
 def test_the_sizes_that_the_driver_listed_save_the_questions(site, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(30)})
     done = run_single(site, *["f%02d" % n for n in range(30)],
