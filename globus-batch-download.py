@@ -948,9 +948,8 @@ def open_journal(driver):
             event["event"] in ("submit", "download") for event in events)
         version = events[0].get("version", 1) if events else JOURNAL_VERSION
         if version != JOURNAL_VERSION and not is_over:
-            raise helper.UserError(f"{driver.journal.path} is of another version of these scripts"
-                                   f".\nFinish that run with them; or, to forget it, {forget}",
-                                   2)
+            raise helper.UserError(f"{driver.journal.path} is of another version of these scripts."
+                                   f"\nFinish that run with them; or, to forget it, {forget}", 2)
         for event in events if not is_over else []:
             state.apply(event)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -962,10 +961,10 @@ def open_journal(driver):
     if is_over:
         # A letter and six more: with the number they fit the 15 characters of old servers.
         driver.append({"event": "run", "run": "g" + secrets.token_hex(3), "source": source,
-                     "version": JOURNAL_VERSION})
+                       "version": JOURNAL_VERSION})
     if state.queue != queue:
         driver.append({"event": "queue", "queue": queue})
-    driver.adopted = set(state.jobs)
+    driver.adopted = set(driver.submitted())
 
 
 def refuse_another(driver, source, queue, forget):
@@ -1045,8 +1044,8 @@ def tell_no_room(driver):
             "again; nothing is lost.")
     files = sum(map(len, driver.state.incoming.values()))
     driver.tell_once("coming", "Waiting: transfer tasks of jobs that were killed still bring "
-                   f"{helper.plural(files, 'file')}, and MAX_BYTES leaves no room for "
-                   "more.\nThey can be cancelled on https://app.globus.org/activity")
+                     f"{helper.plural(files, 'file')}, and MAX_BYTES leaves no room for more.\n"
+                     "They can be cancelled on https://app.globus.org/activity")
     driver.next_look = time.monotonic() + driver.config.POLL_SECONDS
 
 
@@ -1135,7 +1134,7 @@ def keep_downloading(driver):
         driver.told.pop("globus", None)
     if driver.state.number > before:
         driver.ask_pauses = task_pauses()
-    seconds = max([next(driver.ask_pauses), *(trouble.seconds for trouble in troubles)])
+    seconds = max([next(driver.ask_pauses), *(max(2, trouble.seconds) for trouble in troubles)])
     driver.next_ask = time.monotonic() + seconds
 
 
@@ -1159,7 +1158,7 @@ def start_download(driver):
         return True
     name, files = driver.new_name(), [[file.path, file.size] for file in pack]
     driver.append({"event": "download", "job": name, "files": files,
-                 "submission_id": submission_id})
+                   "submission_id": submission_id})
     forget_leftovers(driver, files)
     submit_transfer(driver, name, driver.state.jobs[name])
     return True
@@ -1204,7 +1203,7 @@ def submit_transfer(driver, name, job):
             raise
         if helper.error_code(error) != "Conflict":
             arrived(driver, name, [], dict.fromkeys((path for path, _ in job.files),
-                                                 helper.describe_error(error)))
+                                                    helper.describe_error(error)))
             return
         task_id = helper.find_duplicate_task(driver.client, request, helper.attempt)
         if not task_id:
@@ -1259,15 +1258,15 @@ def look_at_arrivals(driver, name, task):
     if name not in driver.ended_tasks:
         failure = helper.failure_reason(driver.client, task["task_id"], task)
         if name in driver.fatal and failure:
-            failure = "cancelled, because it cannot succeed: " + driver.fatal[name]
+            failure = helper.CANCELLED + driver.fatal[name]
         missing = helper.outcomes(driver.client, driver.config, driver.config.PATH, files, task,
                                   helper.attempt)
-        rest = helper.not_come_to(driver.client, driver.config, driver.config.PATH, files, task,
-                                  missing)
+        rest = [] if name not in driver.fatal else helper.not_come_to(
+            driver.client, driver.config, driver.config.PATH, files, task, missing)
         for file in rest:
             del missing[file.path]
         driver.ended_tasks[name] = ({path: why or failure for path, why in missing.items()},
-                                  rest, time.monotonic() + helper.ARRIVAL_SECONDS)
+                                    rest, time.monotonic() + helper.ARRIVAL_SECONDS)
     failed, rest, deadline = driver.ended_tasks[name]
     sent = [file for file in files if file.path not in failed and file not in rest]
     late = helper.missing_files(sent, driver.config.DOWNLOAD_DIR)
@@ -1276,7 +1275,7 @@ def look_at_arrivals(driver, name, task):
     failed.update((file.path, helper.missing_reason(driver.config, file)) for file in late
                   if not has_changed(driver, file))
     arrived(driver, name, [[file.path, file.size] for file in sent if file.path not in failed],
-                 failed)
+            failed)
     driver.put_back([[file.path, file.size] for file in rest])
 
 
@@ -1286,10 +1285,13 @@ def has_changed(driver, file):
     if driver.config.MAX_BYTES is not None:
         return False
     source = helper.join(driver.config.PATH, file.path)
-    with contextlib.suppress(helper.UserError, helper.GlobusAPIError):
+    try:
         now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
         return not helper.missing_files([now], driver.config.DOWNLOAD_DIR)
-    return False
+    except (helper.UserError, helper.GlobusAPIError) as error:
+        if isinstance(error, helper.GlobusAPIError) and helper.reauth_reason(error):
+            raise
+        return False
 
 
 def arrived(driver, name, files, failed):
@@ -1325,8 +1327,8 @@ def query_queue(driver):
     if entries is None or not entries and not confirm_empty(driver):
         words = helper.first_line(errors or output)
         driver.tell_once("queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"
-                       f"Asking again every {driver.config.POLL_SECONDS:g} s.",
-                       errors or "nonsense")
+                         f"Asking again every {driver.config.POLL_SECONDS:g} s.",
+                         errors or "nonsense")
         return None
     driver.told.pop("queue", None)
     return entries
@@ -1383,7 +1385,7 @@ def report_waiting(driver, entries):
     if time.monotonic() - driver.waiting_since >= helper.QUIET_SECONDS:
         words = ", ".join(sorted({entry.reason for entry in waiting}))
         driver.tell_once("waiting", "No job is at work; the scheduler says of "
-                       f"{helper.plural(len(waiting), 'job')}: {words}", words)
+                         f"{helper.plural(len(waiting), 'job')}: {words}", words)
 
 
 def report_stall(driver):

@@ -73,7 +73,8 @@ def transfer(client, config, directory, files):
         task_id = helper.submit(client, request)
         task, failure = helper.wait_for_task(client, task_id, lambda task, reason: None)
         missing = helper.outcomes(client, config, directory, files, task)
-        rest = helper.not_come_to(client, config, directory, files, task, missing)
+        rest = helper.not_come_to(client, config, directory, files, task, missing) if (
+            failure or "").startswith(helper.CANCELLED) else []
     except BaseException as error:
         is_refused = task_id is None and isinstance(error, helper.GlobusAPIError)
         if is_refused or stop(client, request, task_id):

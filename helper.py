@@ -109,6 +109,7 @@ ERRORS = {
     "AMBIGUOUS_PATH": ("", 10),
 }
 UNKNOWN = ("", None)
+CANCELLED = "cancelled, because it cannot succeed: "
 STALE_STATUS_SECONDS = 900  # so long Globus shows a trouble without having tried again
 FATAL_CHECKSUMS = 5  # so often a checksum may fail while no file gets through
 # With these the same bytes are sent again and again: more of them are no progress.
@@ -1128,7 +1129,7 @@ def cancel_failing_task(client, task_id, task):
         time.sleep(pause)
     if task["status"] == "SUCCEEDED":  # in the last moment
         return task, None
-    return task, f"cancelled, because it cannot succeed: {cause}"
+    return task, CANCELLED + cause
 
 
 def files_done(task):
@@ -1320,8 +1321,9 @@ def outcomes(client, config, directory, files, task, ask=retry):
 
 
 def not_come_to(client, config, directory, files, task, missing):
-    """Of those Files that a task did not bring, the ones that it may not have come to, because it
-    kept trying another one of them; none if it does not say which. missing: see outcomes()."""
+    """Of those Files that a task did not bring, which was cancelled because it could not succeed,
+    the ones that it may not have come to, because it kept trying another one of them; none if it
+    does not say which. missing: see outcomes()."""
     file = last_error_event(client, task["task_id"])[1]
     folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
     blamed = {file[len(folder):] for folder in folders if file.startswith(folder)}

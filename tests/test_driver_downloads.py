@@ -1,9 +1,11 @@
 """DOWNLOAD_BY = "driver": the driver asks Globus for the files, the jobs only process them."""
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 
 import pytest
 from conftest import (
@@ -260,3 +262,19 @@ def test_a_task_that_globus_does_not_list_is_asked_for_by_itself(driven, emulato
     emulator.add({"f%d" % n: b"x" for n in range(4)})
     emulator.fault("task_list.*task_id", patch={"DATA": []})
     assert last_line(driven.run(BATCH)) == "4 processed, 0 failed, 0 not needed"
+
+
+def test_a_task_that_the_user_cancels_is_not_asked_for_again(driven, emulator):
+    emulator.add({"a": b"x", "b": b"x"})
+    driven.config("NUM_JOBS = 1")
+    emulator.bend(troubles=[{"path": "a$", "code": "CONNECT_FAILED"}], retry_seconds=0.2)
+    driver = driven.start(BATCH)
+    wait_until(lambda: any(task["faults"] for task in emulator.tasks()))
+    task, = emulator.tasks()
+    token = json.loads(driven.tokens.read_text())["transfer.api.globus.org"]["access_token"]
+    urllib.request.urlopen(urllib.request.Request(
+        "%sv0.10/task/%s/cancel" % (emulator.url, task["task_id"]), method="POST",
+        headers={"Authorization": "Bearer " + token})).close()
+    out = driver.communicate()[0].decode()
+    assert out.splitlines()[-1] == "0 processed, 2 failed, 0 not needed"
+    assert len(emulator.tasks()) == 1
