@@ -56,7 +56,7 @@ def test_none_is_no_limit(stand_in, emulator):
 
 def test_when_nothing_is_left_the_run_is_over_as_ever(stand_in, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(3)})
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 2")
+    stand_in.config("MAX_FAILURES_IN_A_ROW = 3")
     stand_in.process("exit 3")
     done = stand_in.run(BATCH)
     assert last_line(done) == "0 processed, 3 failed, 0 not needed" and "in a row" not in done.err

@@ -141,12 +141,17 @@ def test_all_files_of_a_job_that_was_killed_while_it_downloaded_have_failed(
 @pytest.mark.long
 def test_a_lost_job_that_lives_after_all_begins_no_other_file(packs, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(6)})
-    put_before(packs, tmp_path, "squeue", "echo 'JOBID|NAME|STATE|REASON'")
+    blind = tmp_path / "blind"
+    put_before(packs, tmp_path, "squeue", '[ -e %s ] || exec "$real" "$@"' % blind,
+               "echo 'JOBID|NAME|STATE|REASON'")
     put_before(packs, tmp_path, "scancel", "exit 1")
     packs.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.5", "NUM_JOBS = 1")
-    packs.process('[ "$GLOBUS_NAME" != f1 ] || sleep 4', *KEEP)
-    done = packs.run(BATCH)
-    assert "FAILED f1: the job was lost" in done.err
+    packs.process('if [ "$GLOBUS_NAME" = f1 ]; then', "touch %s" % blind,
+                  "while [ -e %s ]; do sleep 0.1; done; sleep 1; fi" % blind, *KEEP)
+    driver = packs.start(BATCH)
+    wait_until(lambda: b"FAILED f1: the job was lost" in driver.stderr.readline())
+    blind.unlink()
+    driver.communicate()
     wait_until(lambda: "f1" in processed(packs))  # it was at work on that one
     assert processed(packs) == {"f%d" % n: 1 for n in range(6)}
 
@@ -364,7 +369,7 @@ def test_a_missing_program_costs_no_whole_packs(packs, emulator):
     emulator.add({"f%03d" % n: b"x" for n in range(100)})
     packs.config("FILES_PER_JOB = 50", "MAX_FAILURES_IN_A_ROW = 5", "POLL_SECONDS = 0.5")
     packs.process('[ -e broken ] || [ "$GLOBUS_NAME" = f000 ] || { touch broken; exit 127; }',
-                  "[ ! -e broken ] || exit 127", *KEEP)
+                  "[ ! -e broken ] || { sleep 0.3; exit 127; }", *KEEP)
     done = packs.run(BATCH)
     assert done.returncode == 1 and "files failed in a row" in done.err
     assert 5 <= int(last_line(done).split()[2]) <= 25
