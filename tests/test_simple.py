@@ -74,6 +74,10 @@ def test_stdout_and_stderr_in_one_log_appear_in_the_order_in_which_they_were_sai
     order = [done.stdout.find(words) for words in (
         b"1 file, ", b"Transfer task", b"Waiting: ", b"Going on.", b"Downloads are in")]
     assert order == sorted(order) and order[0] >= 0
+    done = subprocess.run(
+        site.command("globus-simple-download.py", "--dry-run"), cwd=str(site.folder), env=site.env,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert 0 <= done.stdout.find(b"  a\n") < done.stdout.find(b"1 file, ")
 
 
 def test_a_second_run_sends_nothing_again(site, emulator):
