@@ -84,11 +84,11 @@ def is_finished(site):
 
 @pytest.mark.long
 @pytest.mark.skipif(not may_trace(), reason="strace is not installed, or not allowed to trace")
-@pytest.mark.parametrize("quick,before", [
-    ("packs", nothing_yet), ("packs", interrupted),
-    ("packs that the driver downloads", nothing_yet),
+@pytest.mark.parametrize("quick,before,call", [
+    *[("packs", before, call) for before in (nothing_yet, interrupted) for call in CALLS],
+    *[("packs that the driver downloads", nothing_yet, call)
+      for call in ("write", "fsync", "openat", "sendto", "vfork")],
 ], indirect=["quick"])
-@pytest.mark.parametrize("call", CALLS)
 def test_killed_before_any_system_call_it_goes_on(call, before, quick, tmp_path, record_property):
     before(quick)
     number, kills = first_steps(quick, tmp_path)[call], 0
