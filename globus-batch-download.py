@@ -66,7 +66,7 @@ QueueEntry = collections.namedtuple("QueueEntry", "id state reason")
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
 # Not REVOKED: of a federation's job the sibling in another cluster is at work.
 SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
-              "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+               "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 SLURM_HELD = re.compile(
     "JobHeld|BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|launch failed|"
     "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
@@ -214,7 +214,7 @@ def find_scheduler(config):
     command = SCHEDULERS[name].submit[0] if name else "sbatch or qsub"
     if not shutil.which(command):
         raise helper.UserError(f"config.py: SCHEDULER = {config.SCHEDULER!r}, but there is no "
-                             f"{command} here.\nRun this on a login node of the cluster.", 2)
+                               f"{command} here.\nRun this on a login node of the cluster.", 2)
     config.SCHEDULER = name
     return SCHEDULERS[name]
 
@@ -1559,7 +1559,7 @@ def is_needed(config, file):
         return bool(config.is_file_needed(file))
     except Exception as error:  # the user's own code: anything can happen
         raise helper.UserError(f"config.py: is_file_needed stumbles over {file.path!r}: "
-                             f"{type(error).__name__}: {error}", 2)
+                               f"{type(error).__name__}: {error}", 2)
 
 
 def classify(config, files):
@@ -1624,10 +1624,10 @@ def lock(folder):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise helper.UserError("Another globus-batch-download.py is at work in "
-                                 + os.path.dirname(folder))
+                                   + os.path.dirname(folder))
         except OSError as error:
             helper.log(f"No flock in {folder} ({error.strerror}); the file driver.owner there "
-                        "keeps a second driver out instead.")
+                       "keeps a second driver out instead.")
             owner = os.path.join(folder, "driver.owner")
             write_owner(owner)
         try:

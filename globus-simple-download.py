@@ -76,8 +76,8 @@ def transfer(client, config, files):
         if may_run and not is_refused:
             page = f"https://app.globus.org/activity/{task_id}".rstrip("/")
             helper.log(f"A task that was submitted goes on without this script: {page}\n"
-                        "Cancel it on its page there, or run this script again to see how it "
-                        "ended.")
+                       "Cancel it on its page there, or run this script again to see how it "
+                       "ended.")
         raise
 
 

@@ -618,7 +618,7 @@ def log_in(scopes, session=()):
         if error.http_status not in (400, 401, 403) or not is_from_globus(error):
             raise
         raise UserError("Globus did not accept this code. A code works once, for a few minutes; "
-                      "run globus-login.py again for a new one.")
+                        "run globus-login.py again for a new one.")
     store_tokens(tokens)
 
 
@@ -846,19 +846,19 @@ def check_collections(client, config):
             if error.http_status not in (404, 410):
                 raise
             raise UserError(f"config.py: {name} = {value!r}: Globus knows no such collection.\n"
-                          + describe_error(error), 2)
+                            + describe_error(error), 2)
         where = f"{get_text(document, 'display_name')} ({name}, {value})"
         if document.get("gcp_connected") is False:
             raise UserError(f"Globus Connect Personal is not running: {where}.\n"
-                          "Start it where it is installed: globusconnectpersonal -start &")
+                            "Start it where it is installed: globusconnectpersonal -start &")
         if document.get("gcp_paused"):
             raise UserError(f"Globus Connect Personal is paused: {where}.\n"
-                          "Go on with: globusconnectpersonal -unpause")
+                            "Go on with: globusconnectpersonal -unpause")
         if document.get("high_assurance"):
             minutes = document.get("authentication_timeout_mins")
             often = f"every {minutes} minutes" if minutes else "from time to time"
             log(f"High-assurance collection: {where}.\nIt wants a fresh login {often}; "
-                 "what takes longer needs globus-login.py again.")
+                "what takes longer needs globus-login.py again.")
         documents.append(document)
     return documents
 
@@ -869,7 +869,7 @@ def check_destination(client, config):
     Raises UserError if the destination collection does not show it, or shows no directory."""
     try:
         entry = retry(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
-                          path=config.DESTINATION_PATH, required={"type": str})
+                      path=config.DESTINATION_PATH, required={"type": str})
         require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
         return True
     except GlobusAPIError as error:
@@ -916,7 +916,7 @@ def list_files(client, config):
         folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
         log("Left out, neither file nor directory: " + ", ".join(left_out[:5])
-             + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
+            + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
 
 
 def find_twins(entries, is_recursive):
@@ -953,7 +953,7 @@ def list_directory(client, config, path):
             query["offset"] = seen
         try:
             answer = retry(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=path,
-                               query_params=query, required={"DATA": list})
+                           query_params=query, required={"DATA": list})
         except GlobusAPIError as error:
             if error.http_status != 400 or not query.pop("fields", None):
                 raise
@@ -968,7 +968,7 @@ def list_directory(client, config, path):
             total = None  # a full page may be followed by another one
         elif not here and seen < total:
             raise UserError(f"The listing of {path} broke off: {seen} of {total} entries came. "
-                          "Try again.")
+                            "Try again.")
         elif was not in (None, total):
             log(f"{path} changed while it was listed; start again later for what may be missing.")
 
@@ -981,10 +981,10 @@ def listing_error(error, path):
         return UserError(f"config.py: PATH = {path!r} is a file, not a directory.", 2)
     if error.http_status == 404:
         return UserError(f"config.py: PATH = {path!r} is not on the source collection.\n"
-                       + describe_error(error), 2)
+                         + describe_error(error), 2)
     if "PermissionDenied" in code:
         return UserError(f"You may not read PATH = {path!r} on the source collection.\n"
-                       + describe_error(error))
+                         + describe_error(error))
     return error
 
 
@@ -1079,7 +1079,7 @@ def unfinished_tasks(client, ask=retry):
     """The documents of the user's unfinished tasks. Globus lets a user have a hundred of them
     (globus.org, "Transfer limits")."""
     return ask(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
-                     required={"DATA": list})["DATA"]
+               required={"DATA": list})["DATA"]
 
 
 def find_simple_download(client, config):
@@ -1124,7 +1124,7 @@ def cancel_failing_task(client, task_id, task):
             break
         if time.monotonic() - begun > CANCEL_SECONDS and not is_told:
             log(f"Waiting: Globus has accepted to cancel the task, but it is not over.  "
-                 f"(task {task_id})")
+                f"(task {task_id})")
             is_told = True
         time.sleep(pause)
     if task["status"] == "SUCCEEDED":  # in the last moment
@@ -1195,7 +1195,7 @@ def status_detail(client, task_id, task):
 def last_error_event(client, task_id):
     """What a task's newest error event says: its description, and its file. Either may be empty."""
     events = try_once(client.task_event_list, task_id, limit=1, required={"DATA": list},
-                     query_params={"filter": "is_error:1"}).get("DATA")
+                      query_params={"filter": "is_error:1"}).get("DATA")
     event = events[0] if events else {}
     # The details tell of server, command and answer too; the file is what the user needs.
     found = re.search(r"(?m)^File: (.+)$", str(event.get("details")))
@@ -1243,7 +1243,7 @@ def refuse_batches(config, ours=None):
         if not os.path.isdir(home):
             home, advice = home + ", which is not there", f"if it is no more, remove {mark}"
         raise UserError(f"{place} belongs to the batch of {home}.\nLet that one end; or cancel its "
-                      f"jobs, and {advice}; or set another DOWNLOAD_DIR in config.py.", 2)
+                        f"jobs, and {advice}; or set another DOWNLOAD_DIR in config.py.", 2)
 
 
 def marked_by(mark):
@@ -1283,7 +1283,7 @@ def mark_folder(config):
             raise UserError(f"{mark} is in the way: a batch needs this name for its mark.", 2)
     except OSError as error:
         log(f"{config.DOWNLOAD_DIR} cannot be marked as this batch's ({error.strerror}): let "
-             "nothing else download into it.")
+            "nothing else download into it.")
     try:
         refuse_batches(config, ours)  # of two that begin at once, no mark is overlooked
     except UserError:
