@@ -438,7 +438,7 @@ class State:
 
     def reset(self):
         """Nothing has happened yet."""
-        self.run, self.source, self.queue, self.is_finished = None, None, None, True
+        self.run = self.source = self.queue = None
         self.number = 0  # of jobs so far
         self.jobs = {}  # name: Job, while it is open
         self.lost = {}  # name: Job, closed with files that failed with it; a result may come yet
@@ -452,7 +452,7 @@ class State:
         job = self.jobs.get(name) or self.lost.get(name)
         if kind == "run":
             self.reset()
-            self.run, self.source, self.is_finished = event["run"], event["source"], False
+            self.run, self.source = event["run"], event["source"]
         elif kind == "queue":  # where jobs go from here on
             self.queue = event["queue"]
         elif kind == "download":  # about to be asked of Globus
@@ -475,8 +475,6 @@ class State:
             self.add_result(name, job, event["i"], event["reason"])
         elif kind == "closed":  # it will never work again
             self.close(name, event)
-        elif kind == "finished":
-            self.is_finished = True
 
     def open(self, name, files):
         self.number += 1
