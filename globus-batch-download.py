@@ -342,11 +342,11 @@ done
   [ -z "$first" ] || rm -f "$job.claim" "$log"
   exit
 }
+done=$(count_results) # before the look at the journal: the driver removes them when it is there
 if [ "$restarts" != 00 ]; then # perhaps requeued, perhaps long after its end
   ! grep -qsE "$is_over" "$journal" || exit 0
   rm -f "$job.status" "$job.downloaded" "$job.working"
 fi
-done=$(count_results)
 [ "$done" -lt ${#names[@]} ] || exit 0
 export GLOBUS_JOB=$job GLOBUS_SIZES="${sizes[*]:done}" PYTHONUTF8=1
 cd "$working_dir" && bash "$wrapper" "$dir" "${names[@]:done}" </dev/null

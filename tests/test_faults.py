@@ -337,6 +337,20 @@ def test_a_job_that_is_begun_again_after_its_end_does_nothing(stand_in, emulator
     assert processed(stand_in) == {"a": 1}
 
 
+def test_a_job_that_is_begun_again_while_the_driver_takes_its_result_does_nothing(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "sbatch", 'cat >"$0.script"',
+               'echo "bash $0.script; SLURM_RESTART_COUNT=1 bash $0.script; touch over" |',
+               '"$real" "$@"')
+    # Between its look at the journal and what follows, the driver comes by.
+    put_before(stand_in, tmp_path, "grep", '"$real" "$@"; status=$?; sleep 1; exit $status')
+    stand_in.process(*KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    wait_until((stand_in.folder / "over").exists)
+    assert processed(stand_in) == {"a": 1}
+
+
 @pytest.mark.parametrize("env", ["SLURM_RESTART_COUNT=1", "PBS_JOBID=$SLURM_JOB_ID"])
 def test_a_job_that_is_begun_again_when_the_next_run_has_begun_does_nothing(
         env, stand_in, emulator, tmp_path):
