@@ -581,16 +581,18 @@ class Driver:
             if index is None:
                 tell_no_room(self)
                 return []
-        most = min(self.config.FILES_PER_JOB, -(-len(self.pending) // self.config.NUM_JOBS))
+        # Not below a fifth: a transfer task takes seconds, however little it brings.
+        share = -(-len(self.pending) // self.config.NUM_JOBS)
+        most = min(self.config.FILES_PER_JOB, max(share, self.config.FILES_PER_JOB // 5))
         if not self.has_succeeded and self.config.MAX_FAILURES_IN_A_ROW:  # no more at stake
             most = min(most, max(1, self.config.MAX_FAILURES_IN_A_ROW // self.config.NUM_JOBS))
-        share, names, pack = room(self) / free, 0, []
+        space, names, pack = room(self) / free, 0, []
         self.pending.rotate(-index)
         while self.pending and len(pack) < most:
             file = self.pending[0]
-            share -= bytes_of(self, file)
+            space -= bytes_of(self, file)
             names += len(os.fsencode(file.path)) + 32  # two pointers, --file, quotes
-            if pack and (share < 0 or names > LONGEST_COMMAND):
+            if pack and (space < 0 or names > LONGEST_COMMAND):
                 break
             pack.append(self.pending.popleft())
         self.pending.rotate(index)

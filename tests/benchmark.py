@@ -70,6 +70,31 @@ rule one:
     output: "done/{name}"
     shell: "bash wrapper.sh %s/ {wildcards.name} && touch {output}"
 """
+CHUNK = """
+id=$("$GLOBUS_CLI" transfer --jmespath task_id -F unix --batch "$1" %s:%s %s:"$PWD/downloads") &&
+  "$GLOBUS_CLI" task wait "$id" --polling-interval 1 >/dev/null || exit
+while read -r name _; do
+  bash process.sh "$PWD/downloads/$name" && rm "downloads/$name" || exit
+done <"$1"
+touch "$1.done"
+"""
+CHUNK_SNAKEFILE = """
+rule all:
+    input: expand("chunks/{n}.done", n=range(%d))
+rule chunk:
+    input: "chunks/{n}"
+    output: "chunks/{n}.done"
+    shell: "bash chunk.sh {input}"
+"""
+CHUNK_SUBMITIT = """
+import subprocess, submitit
+def work(n):
+    subprocess.run(["bash", "chunk.sh", "chunks/%%d" %% n], check=True)
+executor = submitit.SlurmExecutor(folder="submitit")
+executor.update_parameters(time=10, array_parallelism=6)
+for job in executor.map_array(work, range(%d)):
+    job.result()
+"""
 SUBMITIT = """
 import subprocess, submitit
 def work(name):
@@ -327,11 +352,16 @@ def drive(site, names):
 
 def snakemake(site, names):
     """The same jobs by snakemake, which may look as often as it likes."""
-    (site.folder / "Snakefile").write_text(SNAKEFILE % (names, PATH))
+    return by_snakemake(site, SNAKEFILE % (names, PATH), 8)
+
+
+def by_snakemake(site, snakefile, jobs):
+    """The Cost of a Snakefile, with so many jobs at a time."""
+    (site.folder / "Snakefile").write_text(snakefile)
     # It takes all SLURM_ variables from its jobs, where srun needs this one.
     put_before(site, site.home, "srun", "export SLURM_CONF=" + os.environ["SLURM_CONF"],
                'exec "$real" "$@"')
-    return by_peer(site, "snakemake", "--executor", "slurm", "--jobs", "8", "--quiet", "all",
+    return by_peer(site, "snakemake", "--executor", "slurm", "--jobs", str(jobs), "--quiet", "all",
                    "--slurm-status-command", "squeue", "--slurm-no-account",
                    "--seconds-between-status-checks", "1",
                    "--slurm-init-seconds-before-status-checks", "1",
@@ -388,6 +418,41 @@ def packs(sizes):
             yield (f"| FILES_PER_JOB = {number}, DOWNLOAD_BY = {where!r} | {files:,} | "
                    f"{files / ours.wall * 3600:,.0f} | {files / ours.wall / rate:.2f} | "
                    f"{ours.cpu / files * 1000:.2f} ms |")
+
+
+    size = max(sizes.packed)
+    for name, peer in (("snakemake, a job for", chunks_by_snakemake),
+                       ("submitit, an array of", chunks_by_submitit)):
+        with pack_site(sizes, most) as (site, names):
+            count = write_chunks(site, names, size)
+            cost = peer(site, count)
+            assert cost is None or len(list(site.results.iterdir())) == most, cost.out
+        if cost:
+            say(f"  {name}: {cost}")
+            yield (f"| {name} chunks of {size} files, 6 at a time, each with a `globus transfer` | "
+                   f"{most:,} | {most / cost.wall * 3600:,.0f} | {most / cost.wall / rate:.2f} | |")
+
+
+def write_chunks(site, names, size):
+    """What a user would write who has no collection of scripts; how many chunks there are."""
+    (site.folder / "chunks").mkdir()
+    site.downloads.mkdir(exist_ok=True)
+    (site.folder / "chunk.sh").write_text(CHUNK % (SOURCE, PATH, DESTINATION))
+    starts = range(0, len(names), size)
+    for number, start in enumerate(starts):
+        (site.folder / "chunks" / str(number)).write_text(
+            "".join(f"{name} {name}\n" for name in names[start:start + size]))
+    site.env.update(GLOBUS_CLI_CLIENT_ID="4f0448d6-e7e2-4637-bc64-e8f682d1cc77",
+                    GLOBUS_CLI_CLIENT_SECRET="any", GLOBUS_CLI=os.environ["GLOBUS_CLI"])
+    return len(starts)
+
+
+def chunks_by_snakemake(site, count):
+    return by_snakemake(site, CHUNK_SNAKEFILE % count, 6)
+
+
+def chunks_by_submitit(site, count):
+    return by_peer(site, "python", "-c", CHUNK_SUBMITIT % count)
 
 
 @contextlib.contextmanager
