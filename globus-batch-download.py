@@ -33,10 +33,11 @@ from xml.etree import ElementTree
 
 import helper
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = helper.as_named_here(os.path.dirname(os.path.abspath(__file__)))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
+LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 GIVEN_UP = "given up by the driver\n"
 JOURNAL_VERSION = 2
 TASKS_AT_WORK = 3  # of a user, at a time (globus.org, "Transfer limits")
@@ -47,35 +48,42 @@ LONGEST_COMMAND = 1000000  # bytes
 # ---- the schedulers ----
 
 # A kind of scheduler, told by
-#   submit      the command that takes a job's script on stdin, with what is to be put in
-#   log         lines for the job's script, where the scheduler does not write the log itself
-#   read_id     (text): the job's id, from what submit printed
-#   queue       the command that asks for all jobs of the user
-#   parse_queue  (text): {job name: QueueEntry}, from what queue printed
-#   job_info   the command, to which an id is added, that tells of one job, where it is needed
-#   cancel      the command, to which ids are added
-#   linger_seconds      seconds that a job stays in the queue after it wrote its exit status
-# The two that read raise ValueError when the text is not what the scheduler prints.
+#   submit          the command that takes a job's script on stdin, with what is to be put in
+#   log             lines for the job's script, where the scheduler does not write the log itself
+#   id              pattern of a job's id, a line of what submit prints
+#   queue           the command that asks for all jobs of the user
+#   parse_queue     (text): {job name: QueueEntry}, from what queue printed. Lines that it does not
+#                   know are passed over; raises ValueError if it may not be the whole answer
+#   job_info        the command, to which an id is added, that tells of one job, where it is needed
+#   cancel          the command, to which ids are added
+#   release         the same, for jobs that are held
+#   linger_seconds  seconds that a job stays in the queue after it wrote its exit status
 Scheduler = collections.namedtuple(
-    "Scheduler", "submit log read_id queue parse_queue job_info cancel linger_seconds")
+    "Scheduler", "submit log id queue parse_queue job_info cancel release linger_seconds")
 
-# What the queue says of a job. state: "waiting", "running", "held" (it will not begin by itself)
-# or "ended"; words: the scheduler's own.
+# What the queue says of a job. state: "waiting", "running", "held" (until somebody releases it),
+# "blocked" (it cannot start as it is) or "ended"; reason: in the scheduler's words.
 QueueEntry = collections.namedtuple("QueueEntry", "id state reason")
 
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
+SLURM_LINE = re.compile(r"(\d[^|]*)\|(.*)\|(\w+)\|([^|]*)")
 # Not REVOKED: of a federation's job the sibling in another cluster is at work.
 SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
                "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
-SLURM_HELD = re.compile(
-    "JobHeld|BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|launch failed|"
+SLURM_HELD = re.compile("held|hold", re.I)  # whoever did it, and also after a node's failure
+SLURM_BLOCKED = re.compile(
+    "BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|"
     "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
 PBS_STATES = {"Q": "waiting", "W": "waiting", "T": "waiting", "H": "held", "F": "ended",
               "C": "ended", "X": "ended"}  # of PBS and Torque; any other letter: running
+PBS_LINE = re.compile(r"(\d\S*) +\S+ +\S+ +(\S+) .* ([A-Z]) +\S+ *")
 GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
 
 # What qstat says of a job that has left the queue.
 GONE = re.compile("unknown job|has finished|not exist", re.I)
+
+# ... and of a server that there is not; no outage where RESOURCES names one.
+NO_SERVER = re.compile("resolve|unknown host", re.I)
 
 # What schedulers say when a limit of the site is reached ...
 LIMIT = re.compile(
@@ -87,90 +95,78 @@ UNSURE = re.compile(
     "broken pipe|interrupted|slurm_load|controller is|in standby|shutting down", re.I)
 
 
-def read_slurm_id(text):
-    """'123', or '123;cluster' where the job went to another cluster than this one."""
-    return full_match(r"(\d+(;\S+)?)", text.strip().split("\n")[-1])
+def read_job_id(pattern, text):
+    """The job's id, on a line of its own, whatever else was printed; None if there is none."""
+    lines = (line.strip() for line in text.splitlines())
+    return next((line for line in lines if re.fullmatch(pattern, line)), None)
 
 
 def parse_slurm_queue(text):
     """The answer of squeue. Its heading tells no jobs from no answer; where clusters were named,
     each has a heading of its own, below its name."""
-    if text.count(SLURM_HEADING + "\n") != max(1, text.count("CLUSTER: ")) or text[-1:] != "\n":
-        raise ValueError("not an answer of squeue")
+    lines = text.split("\n")
+    clusters = sum(line.startswith("CLUSTER: ") for line in lines)
+    if lines.count(SLURM_HEADING) < max(1, clusters) or lines[-1]:
+        raise ValueError("not the whole answer of squeue")
     entries, cluster = {}, ""
-    for line in filter(None, text.split("\n")):
+    for line in lines:
         if line.startswith("CLUSTER: "):
             cluster = ";" + line[len("CLUSTER: "):]
-        if line.startswith("CLUSTER: ") or line == SLURM_HEADING:
+        match = SLURM_LINE.fullmatch(line)
+        if not match:
             continue
-        number, rest = line.split("|", 1)
-        number += cluster
-        name, state, reason = rest.rsplit("|", 2)
-        if state == "PENDING":
-            ours = "held" if SLURM_HELD.search(reason) else "waiting"
-            entries[name] = QueueEntry(number, ours, reason)
-        elif state not in SLURM_ENDED:
-            entries[name] = QueueEntry(number, "running", state)
+        number, name, state, reason = match.groups()
+        if state in SLURM_ENDED:
+            words = state if reason == "None" else f"{state}, {reason}"
+            entries.setdefault(name, QueueEntry(number + cluster, "ended", words))
         else:
-            entries.setdefault(name, QueueEntry(number, "ended", state))
+            ours = ("held" if SLURM_HELD.search(state + reason) else "running"
+                    if state != "PENDING" else "blocked" if SLURM_BLOCKED.search(reason)
+                    else "waiting")
+            entries[name] = QueueEntry(number + cluster, ours,
+                                       state if ours == "running" else reason)
     return entries
-
-
-def read_pbs_id(text):
-    """'123.server'."""
-    return full_match(r"(\d+(\.\S+)?)", text.strip().split("\n")[-1])
 
 
 def parse_pbs_queue(text):
     """The answer of qstat -u, of PBS (with its comments below the jobs) or of Torque. No jobs:
-    nothing is printed."""
+    nothing is printed, or what the site has to say."""
     heading, dashes, rest = re.sub(r"(?m)^-[- ]+$", "---", text).partition("---\n")
     lines = rest.split("\n")
-    if text and (not dashes or lines.pop()):
-        raise ValueError("not an answer of qstat")
+    if dashes and lines.pop():
+        raise ValueError("not the whole answer of qstat")
     entries, name = {}, None
-    for line in filter(None, lines):
-        if line.startswith(" "):
-            number, state, words = entries[name]
-            if "Can Never Run" in line:
-                state = "held"
-            entries[name] = QueueEntry(number, state, line.strip(" -") or words)
-            continue
-        number, _user, _queue, name, *_, letter, _elapsed = line.split()
-        full_match(r"(\d+).*", number)  # or it is no line of a job
-        words = "held" if letter == "H" else "state " + letter
-        entries[name] = QueueEntry(number, PBS_STATES.get(letter, "running"), words)
+    for line in lines:
+        match = PBS_LINE.fullmatch(line)
+        if match:
+            number, name, letter = match.groups()
+            entries[name] = QueueEntry(number, PBS_STATES.get(letter, "running"),
+                                       "held" if letter == "H" else "state " + letter)
+        elif name and line.startswith(" "):
+            number, state, reason = entries[name]
+            state = "blocked" if "Can Never Run" in line else state
+            entries[name] = QueueEntry(number, state, line.strip(" -") or reason)
+            name = None  # of a comment with several lines the first one tells
     return entries
-
-
-def read_sge_id(text):
-    """'123'."""
-    return full_match(r"(\d+)", text.strip().split("\n")[-1])
 
 
 def parse_sge_queue(text):
     """The answer of qstat -xml."""
-    try:
-        answer = ElementTree.fromstring(text)
-        found = [[job.find(tag).text for tag in ("JB_job_number", "JB_name", "state")]
-                 for job in answer.iter("job_list")]
-    except (ElementTree.ParseError, AttributeError) as error:
-        raise ValueError(str(error))
-    if answer.find("queue_info") is None:
-        raise ValueError("not an answer of qstat")
+    if "<queue_info" not in text or not text.rstrip().endswith("</job_info>"):
+        raise ValueError("not the whole answer of qstat")
     entries = {}
-    for number, name, state in found:
-        ours = "held" if "E" in state or "h" in state else "waiting" if "q" in state else "running"
+    for job in re.findall("(?s)<job_list.*?</job_list>", text):
+        try:
+            tags = ElementTree.fromstring(job)
+            number, name, state = (
+                tags.find(tag).text for tag in ("JB_job_number", "JB_name", "state"))
+        except (ElementTree.ParseError, AttributeError):
+            continue
+        # hr: it runs, and may not be restarted.
+        ours = ("running" if "q" not in state else "blocked" if "E" in state else
+                "held" if "h" in state else "waiting")
         entries[name] = QueueEntry(number, ours, "state " + state)
     return entries
-
-
-def full_match(pattern, text):
-    """The first group of a pattern that has to fit the whole text."""
-    match = re.fullmatch(pattern, text)
-    if not match:
-        raise ValueError("unexpected: " + text)
-    return match.group(1)
 
 
 try:
@@ -180,31 +176,45 @@ except KeyError:  # nobody knows its name, as in some containers
 TO_LOG = "exec >{log} 2>&1\n"  # PBS would bring the log only when the job has ended
 QSUB = ["qsub", "-V", "-r", "n", "RESOURCES", "-S", "/bin/bash", "-N", "{name}", "-o", "/dev/null",
         "-j"]
+PBS_ID = r"\d+(\.\S+)?"
 SCHEDULERS = {
     "slurm": Scheduler(
-        ["sbatch", "--no-requeue", "RESOURCES", "--parsable", "--output={log}",
+        # The limits (ulimit) of a login node are not for a job.
+        ["sbatch", "--no-requeue", "--propagate=NONE", "RESOURCES", "--parsable", "--output={log}",
          "--job-name", "{name}"], "",
-        read_slurm_id,
+        r"\d+(;\S+)?",
         # --all: also jobs in partitions that are hidden.
         ["squeue", "--user=" + USER, "--all", "--states=all", "--format=%i|%j|%T|%r"],
         parse_slurm_queue,
-        None, "scancel", 0.1),
+        None, ["scancel"], ["scontrol", "release"], 0.1),
     "pbs": Scheduler(
-        QSUB + ["oe"], TO_LOG, read_pbs_id,
-        ["qstat", "-s", "-w", "-u", USER], parse_pbs_queue, ["qstat"], "qdel", 1),
+        QSUB + ["oe"], TO_LOG, PBS_ID,
+        ["qstat", "-s", "-w", "-u", USER], parse_pbs_queue, ["qstat"], ["qdel"], ["qrls"], 1),
     "torque": Scheduler(
-        QSUB + ["oe"], TO_LOG, read_pbs_id,
-        ["qstat", "-u", USER], parse_pbs_queue, ["qstat"], "qdel", 1),
+        QSUB + ["oe"], TO_LOG, PBS_ID,
+        ["qstat", "-u", USER], parse_pbs_queue, ["qstat"], ["qdel"], ["qrls"], 1),
     "sge": Scheduler(
         # -notify: SIGUSR2 before the end, and SIGUSR1 before a mere suspension.
         # -s a: jobs in all states, whatever ~/.sge_qstat says.
-        QSUB + ["y", "-terse", "-notify"], TO_LOG + "trap '' USR1\n", read_sge_id,
-        ["qstat", "-u", USER, "-s", "a", "-xml"], parse_sge_queue, ["qstat", "-j"], "qdel", 1),
+        QSUB + ["y", "-terse", "-notify"], TO_LOG + "trap '' USR1\n", r"\d+",
+        ["qstat", "-u", USER, "-s", "a", "-xml"], parse_sge_queue, ["qstat", "-j"], ["qdel"],
+        ["qrls"], 1),
 }
 
 # The variables that make a scheduler's commands ask another cluster. (Slurm's: named_clusters().)
 WHICH_CLUSTER = {"slurm": (), "pbs": ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER"),
                  "torque": ("PBS_DEFAULT",), "sge": ("SGE_ROOT", "SGE_CELL", "SGE_QMASTER_PORT")}
+
+FINDS_THE_SCHEDULER = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SGE_EXECD_PORT",
+                       "SGE_CLUSTER_NAME", "PBS_EXEC", *itertools.chain(*WHICH_CLUSTER.values())}
+# Every job has the first, and others that begin like the second.
+SET_FOR_A_JOB = {"SLURM_JOB_ID": ["SLURM"], "PBS_JOBID": ["PBS_"], "SGE_TASK_ID": ["SGE_", "JOB_"]}
+
+# Options that make a job something else than the driver's: it would never run, or never end.
+FOREIGN_OPTIONS = {
+    "slurm": "-a -d -h -H -V -W --array --dependency --help --hold --test-only --version --wait "
+             "--wrap",
+    "pbs": "-h -I -J -z", "torque": "-h -I -t -z", "sge": "-h -help -hold_jid -sync -t -verify"}
 
 
 def find_scheduler(config):
@@ -217,6 +227,38 @@ def find_scheduler(config):
                                f"{command} here.\nRun this on a login node of the cluster.", 2)
     config.SCHEDULER = name
     return SCHEDULERS[name]
+
+
+def check_options(config):
+    """Raise UserError (exit status 2) if RESOURCES holds a command, or an option that makes the job
+    something else."""
+    words = shlex.split(config.RESOURCES)
+    for before, word in zip([None, *words], words):
+        if is_command(before, word, words) or is_foreign_option(config.SCHEDULER, word):
+            raise helper.UserError(
+                f"config.py: RESOURCES holds {word!r}, which makes the job another one than the "
+                "driver's: a command,\nan array, or a job that is held, waits for others or asks "
+                "questions. Leave it out.", 2)
+
+
+def is_command(before, word, words):
+    """True if a word is no option, and no value of the one before it; only -pe of Grid Engine has
+    two values."""
+    return word == "--" or not word.startswith("-") and "-pe" not in words and (
+        before is None or "=" in before or not before.startswith("-"))
+
+
+def is_foreign_option(scheduler, word):
+    """True if a word is one of FOREIGN_OPTIONS, whose name may be shortened, or, of one letter,
+    stand together with its value."""
+    if scheduler in ("pbs", "torque") and re.match("(-W)?depend=", word):
+        return True
+    for name in FOREIGN_OPTIONS[scheduler].split():
+        if len(name) == 2 and (word == name if scheduler == "sge" else word.startswith(name)):
+            return True
+        if len(name) > 2 and len(word) > 4 and name.startswith(word.partition("=")[0]):
+            return True
+    return False
 
 
 def which_queue(config):
@@ -255,31 +297,41 @@ def option_value(config, letter, name="--"):
     return found
 
 
-def cancel_commands(scheduler, ids):
-    """The commands that cancel jobs, one for each cluster that they are in."""
+def commands_for(command, ids):
+    """The commands that cancel or release jobs, one for each cluster that they are in."""
     by_cluster = {}
     for job_id in ids:
         number, _, cluster = job_id.partition(";")
         by_cluster.setdefault(cluster, []).append(number)
-    return [[scheduler.cancel, *([f"--clusters={cluster}"] if cluster else []), *numbers]
+    return [[command[0], *([f"--clusters={cluster}"] if cluster else []), *command[1:], *numbers]
             for cluster, numbers in by_cluster.items()]
 
 
 def cancel(scheduler, ids):
     """Cancel jobs."""
-    for command in cancel_commands(scheduler, ids):
+    for command in commands_for(scheduler.cancel, ids):
         run_command(command, env=plain_env("SCANCEL_"))
 
 
-def shown_cancel(scheduler, ids):
-    """The same for a person, to copy."""
-    return "; ".join(" ".join(command) for command in cancel_commands(scheduler, ids))
+def shown_command(command, ids):
+    """A command for jobs as a person can copy it."""
+    return "; ".join(" ".join(one) for one in commands_for(command, ids))
 
 
 def plain_env(prefix):
     """The environment without the variables that would filter what a command of Slurm shows, or
     cancels."""
     return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
+
+
+def submit_env():
+    """The environment for a job: the driver's, without what a scheduler has set for the driver, if
+    that is a job itself, and without options of the shell that would change what scripts do."""
+    foreign = [prefix for sign, prefixes in SET_FOR_A_JOB.items() if sign in os.environ
+               for prefix in prefixes]
+    return {name: value for name, value in os.environ.items()
+            if name in FINDS_THE_SCHEDULER or not name.startswith(tuple(foreign))
+            and name not in ("SHELLOPTS", "BASHOPTS")}
 
 
 def guess_scheduler():
@@ -299,20 +351,16 @@ def output_of(command):
     return "".join(run_command(command)[1:])
 
 
-def run_command(command, text="", seconds=QUEUE_SECONDS, env=None):
+def run_command(command, stdin=subprocess.DEVNULL, seconds=QUEUE_SECONDS, env=None):
     """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
-    status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it, and its
-    input in a file, so that it gets all of it even if this driver is killed meanwhile."""
-    with tempfile.TemporaryFile() as file:
-        file.write(text.encode())
-        file.seek(0)
-        try:
-            done = subprocess.run(command, stdin=file, capture_output=True, timeout=seconds,
-                                  start_new_session=True, env=env)
-        except subprocess.TimeoutExpired:
-            return None, "", f"{command[0]} did not answer within {seconds} s"
-        except OSError as error:
-            return 127, "", f"{command[0]}: {error.strerror}"
+    status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it."""
+    try:
+        done = subprocess.run(command, stdin=stdin, capture_output=True, timeout=seconds,
+                              start_new_session=True, env=env)
+    except subprocess.TimeoutExpired:
+        return None, "", f"{command[0]} did not answer within {seconds} s"
+    except OSError as error:
+        return 127, "", f"{command[0]}: {error.strerror}"
     return (done.returncode, done.stdout.decode(errors="replace"),
             done.stderr.decode(errors="replace"))
 
@@ -343,10 +391,11 @@ done
   exit
 }
 done=$(count_results) # before the look at the journal: the driver removes them when it is there
-if [ "$restarts" != 00 ]; then # perhaps requeued, perhaps long after its end
-  ! grep -qsE "$is_over" "$journal" || exit 0
-  rm -f "$job.status" "$job.downloaded" "$job.working"
+if grep -qsE "$is_over" "$journal"; then # given up by the driver, or requeued long after its end
+  [ "$restarts" != 00 ] || rm -f "$job.claim" "$log"
+  exit 0
 fi
+[ "$restarts" = 00 ] || rm -f "$job.status" "$job.downloaded" "$job.working"
 [ "$done" -lt ${#names[@]} ] || exit 0
 export GLOBUS_JOB=$job GLOBUS_SIZES="${sizes[*]:done}" PYTHONUTF8=1
 cd "$working_dir" && bash "$wrapper" "$dir" "${names[@]:done}" </dev/null
@@ -360,7 +409,8 @@ case $status in
   *) # a wrapper.sh that ended early, or one from before FILES_PER_JOB
     missing=$((${#names[@]} - $(count_results)))
     [ $missing = 0 ] || ! grep -qsE "$is_over" "$journal" || missing=0 # the driver has them
-    [ $status != 0 ] || [ ${#names[@]} = 1 ] || [ $missing = 0 ] || status=1
+    # A success without a result is an old wrapper.sh's; or BASH_ENV has exited.
+    [ $status != 0 ] || [ $missing = 0 ] || ! grep -qs GLOBUS_JOB "$wrapper" || status=1
     for ((; missing > 0; missing--)); do
       until echo $status >>"$job.results"; do sleep 5; done
     done ;;
@@ -406,9 +456,13 @@ class Journal:
         if os.fstat(self.file.fileno()).st_size != self.length:  # a lock of this host only
             raise helper.UserError(f"Another driver writes to {self.path}. This one stops.")
         lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
-        if self.file.write(lines) != len(lines):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
-        os.fsync(self.file.fileno())
+        try:
+            if self.file.write(lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self.file.fileno())
+        except OSError as error:  # what is in the file now, the next start finds out
+            raise helper.UserError(f"{error.strerror}: {self.path}\nFix that, and start this "
+                                   "script again; it goes on where it was.")
         self.length += len(lines)
 
 
@@ -438,7 +492,8 @@ class State:
 
     def reset(self):
         """Nothing has happened yet."""
-        self.run = self.source = self.queue = None
+        self.run = self.source = self.queue = self.resources = None
+        self.is_accepted = False  # the scheduler has taken a job for this queue, with these options
         self.number = 0  # of jobs so far
         self.jobs = {}  # name: Job, while it is open
         self.lost = {}  # name: Job, closed with files that failed with it; a result may come yet
@@ -454,7 +509,8 @@ class State:
             self.reset()
             self.run, self.source = event["run"], event["source"]
         elif kind == "queue":  # where jobs go from here on
-            self.queue = event["queue"]
+            self.queue, self.resources = event["queue"], event.get("resources")
+            self.is_accepted = False
         elif kind == "download":  # about to be asked of Globus
             job = self.open(name, event["files"])
             job.submission_id = event["submission_id"]
@@ -470,7 +526,7 @@ class State:
             job = job or self.open(name, event["files"])
             job.step = "submitted"
         elif kind == "queued":  # accepted by the scheduler
-            job.id = event["id"]
+            job.id, self.is_accepted = event["id"], True
         elif kind == "result":
             self.add_result(name, job, event["i"], event["reason"])
         elif kind == "closed":  # it will never work again
@@ -534,7 +590,6 @@ class Driver:
         self.lost_sizes = {}  # name of a lost job: bytes of its results when they were last read
         self.missing_since = {}  # job name: since when the queue does not list it
         self.submit_limit = config.NUM_JOBS  # what the scheduler takes; fewer after a refusal
-        self.is_accepted = False  # the scheduler has taken a job of this command
         self.failures_in_a_row = []  # their reasons
         self.is_halted = False  # so many that the next files would fail, too
         self.has_succeeded = False  # a file, since this start
@@ -629,22 +684,26 @@ class Driver:
         job = self.state.jobs[name]
         forget_leftovers(self, job.files)
         command = submit_command(self.scheduler, self.config, self.file_of(name, "log"), name)
-        status, output, errors = run_command(command, self.job_script(name, job), SUBMIT_SECONDS)
         try:
-            job_id = self.scheduler.read_id(output) if status == 0 else None
-        except ValueError:
-            job_id = None
+            # A file: it gets the whole script even if this driver is killed meanwhile.
+            with tempfile.TemporaryFile(dir=self.folder) as script:
+                script.write(self.job_script(name, job).encode())
+                script.seek(0)
+                status, output, errors = run_command(command, script, SUBMIT_SECONDS, submit_env())
+        except OSError as error:
+            status, output, errors = 127, "", f"{error.strerror}: {self.folder}"
+        job_id = read_job_id(self.scheduler.id, output) if status == 0 else None
         if job_id:
             self.append({"event": "queued", "job": name, "id": job_id})
-            self.is_accepted = True
             what = (job.files[0][0] if len(job.files) == 1 else
                     helper.plural(len(job.files), "file"))
             tell_event(f"submitted {what} (job {job_id})")
             if len(self.submitted()) == self.config.NUM_JOBS:
                 self.told.pop("submit", None)
         else:
-            self.handle_submit_failure(name, command, status, errors or output)
-            self.submit_limit = len(self.submitted())  # until the queue answers, or a job ends
+            self.handle_submit_failure(name, command, status, output + "\n" + errors)
+            if status != 0:
+                self.submit_limit = len(self.submitted())  # until the queue answers, or a job ends
 
     def job_script(self, name, job):
         """The job: a head of assignments, then JOB_SCRIPT."""
@@ -670,14 +729,12 @@ class Driver:
 
     def handle_submit_failure(self, name, command, status, said):
         """What follows from a submission that gave no id: look for the job, wait, or give up."""
-        said = "; ".join(filter(None, said.splitlines()))
-        words = helper.first_line(said)
-        for word in re.split("[ =,]+", self.config.RESOURCES):
-            # A partition called timeout, say, is not the scheduler's word.
-            said = said.replace(word, "") if UNSURE.search(word) else said
+        words = both_ends(said)
+        said = without_values(said, self.config.RESOURCES)
+        is_outage = UNSURE.search(said) and not (
+            NO_SERVER.search(said) and named_server(self.config))
         # No exit status: it was not over in time; 0: without an id; below 0: it was killed.
-        is_unsure = status is None or status <= 0 or UNSURE.search(said)
-        if is_unsure or not self.give_up(name):
+        if status is None or status <= 0 or is_outage or not self.give_up(name):
             # It may have been accepted all the same: the next answer of the queue tells.
             self.tell_once("submit", "It is not clear whether the scheduler took a job: "
                            f"{words}\nLooking for it in the queue.")
@@ -689,14 +746,15 @@ class Driver:
         if is_limit or ("limit" in said and self.submitted()):
             self.tell_once("submit", f"The scheduler takes no more jobs for now: {words}\n"
                            "Trying again when a job has ended, or it has answered.")
-        elif self.is_accepted:
+        elif self.state.is_accepted:
             self.tell_once("submit", f"The scheduler refuses a job, though it took others: {words}"
                            f"\nTrying again every {self.config.POLL_SECONDS:g} s.")
         else:
             raise helper.UserError(
                 f"The scheduler refuses the job: {words}\n"
                 f"The command was: {' '.join(map(shlex.quote, command))}\n"
-                "Mend RESOURCES in config.py and start again; nothing is lost.")
+                "Fix RESOURCES in config.py, which has to fit the limits of its queue or partition,"
+                "\nand start again; nothing is lost.")
 
     def give_up(self, name):
         """True if the job had not begun, and now never will: exactly one of job and driver creates
@@ -795,7 +853,8 @@ class Driver:
         """': the last words of a job's log on a file (the log's path)'."""
         job = self.state.jobs.get(name) or self.state.lost[name]
         words = last_words(self.file_of(name, "log"), path if len(job.files) > 1 else None)
-        return (": " + words if words else "") + f" ({self.file_of(name, 'log')})"
+        log = self.file_of(name, "log")
+        return (": " + words if words else "") + (f" ({log})" if os.path.exists(log) else "")
 
     def remove_job_files(self, name):
         """Remove the files of a job that went well."""
@@ -809,28 +868,33 @@ class Driver:
         self.collect_results()  # what ended meanwhile
         if entries is None:
             return
+        gone = {}
         for name, job in self.submitted().items():
             entry = entries.get(name)
             if name in self.adopted and read(self.file_of(name, "claim")) == GIVEN_UP:
                 self.take_back(name, "given up")  # by a driver that was killed at that
                 continue
-            if entry and job.id is None:
+            if entry and entry.id and job.id is None:
                 self.append({"event": "queued", "job": name, "id": entry.id})
             if entry and entry.state != "ended":
                 self.missing_since.pop(name, None)
                 self.adopted.discard(name)
                 continue
             status = read(self.file_of(name, "status"))
+            words = f"the scheduler says {entry.reason}" if entry else (
+                "it is not in the queue any more")
             if status:  # a signal has ended it, and the scheduler does not begin it again
-                self.close(name, f"exit status {status.strip()}")
+                gone[name] = f"exit status {status.strip()}"
             elif job.id is None and self.give_up(name):
                 self.take_back(name, "it never came to the queue")
+            elif entry and name in self.missing_since and self.give_up(name):
+                gone[name] = words  # and it never began
             elif now - self.missing_since.setdefault(name, now) >= self.config.GRACE_SECONDS:
-                words = f"the scheduler says {entry.reason}" if entry else (
-                    "it is not in the queue any more")
-                if job.id:  # the queue may be wrong
-                    cancel(self.scheduler, [job.id])
-                self.close(name, "the job was lost: no exit status, and " + words)
+                gone[name] = "the job was lost: no exit status, and " + words
+        jobs = [self.state.jobs[name] for name in gone]
+        cancel(self.scheduler, [job.id for job in jobs if job.id])  # the queue may be wrong
+        for name, why in gone.items():
+            self.close(name, why)
         self.submit_limit = self.config.NUM_JOBS
         self.cancel_given_up(entries)
         ours = [entries[name] for name in self.submitted() if name in entries]
@@ -856,7 +920,8 @@ class Driver:
         if name not in self.state.jobs:
             return
         if not has_begun:
-            why += f"; it did not begin: can the compute nodes see {self.config.WORKING_DIR}?"
+            why = (f"the job never began: {why}. Can the compute nodes see, and write, "
+                   f"{self.config.WORKING_DIR}? Does a start-up file of your shell exit?")
         is_downloaded = job.is_downloaded or os.path.exists(self.file_of(name, "downloaded"))
         at_work = job.left()
         if not has_begun and name in self.adopted:
@@ -868,12 +933,12 @@ class Driver:
         failed = {path: why + self.words_on(name, path) for path, _ in at_work}
         self.append({"event": "closed", "job": name, "why": why, "failed": failed,
                      "in_transfer": has_begun and not is_downloaded})
-        self.job_ended(name)
-        self.tell_failures(failed)
         self.put_back(rest)
+        self.tell_failures(failed)
         if has_begun and not is_downloaded:
             for path, size in at_work:
                 note_leftover(self, path, size)
+        self.job_ended(name)
 
     def cancel_given_up(self, entries):
         """Cancel what the scheduler accepted after all, long after it said no; it would do nothing,
@@ -882,6 +947,12 @@ class Driver:
                and name in self.state.kept and read(self.file_of(name, "claim")) == GIVEN_UP]
         if ids:
             cancel(self.scheduler, ids)
+
+    def forget_claims(self):
+        """Remove the claims of jobs that were given up: the journal keeps them out, too."""
+        for name in self.state.kept:
+            if read(self.file_of(name, "claim")) == GIVEN_UP:
+                helper.remove_if_there(self.file_of(name, "claim"))
 
     def tell_once(self, topic, text, gist=None):
         """Say it, unless its gist (the text, as a rule) is what was said last on this topic."""
@@ -901,17 +972,30 @@ class Driver:
         pauses = helper.backoff(0.05, 0.5, 1.05)  # an end is seen at most a twentieth too late
         while not self.stopping and (self.submitted() if self.is_halted else
                                      self.pending or state.jobs):
-            if self.collect_results():
-                pauses = helper.backoff(0.05, 0.5, 1.05)
-            if time.monotonic() >= self.next_poll:
-                self.poll()
-                report_stall(self)
             if self.login_suspect and time.monotonic() >= self.next_check:
                 self.check_login()
             keep_downloading(self)
-            self.fill_slots()
+            if self.step():
+                pauses = helper.backoff(0.05, 0.5, 1.05)
             show_progress(self)
             time.sleep(next(pauses))
+
+    def step(self):
+        """Take in what has happened, and submit jobs; how many have ended. A disk that is out of
+        order for a moment is told, and tried again."""
+        try:
+            ended = self.collect_results()
+            if time.monotonic() >= self.next_poll:
+                self.poll()
+                report_stall(self)
+            self.fill_slots()
+            self.told.pop("disk", None)
+            return ended
+        except FileNotFoundError:  # jobs/ was removed
+            raise
+        except OSError as error:
+            self.tell_once("disk", f"Waiting: {error.strerror}: {error.filename}. Trying again.")
+            return 0
 
     def check_login(self):
         """After a failure: was it the login? Then all further jobs would fail as well. Raises
@@ -962,8 +1046,8 @@ def open_journal(driver):
         # A letter and six more: with the number they fit the 15 characters of old servers.
         driver.append({"event": "run", "run": "g" + secrets.token_hex(3), "source": source,
                        "version": JOURNAL_VERSION})
-    if state.queue != queue:
-        driver.append({"event": "queue", "queue": queue})
+    if [state.queue, state.resources] != [queue, config.RESOURCES]:
+        driver.append({"event": "queue", "queue": queue, "resources": config.RESOURCES})
     driver.adopted = set(driver.submitted())
 
 
@@ -1320,17 +1404,21 @@ def query_queue(driver):
     status, output, errors = run_command(list(filter(None, command)), env=env)
     entries = None
     if status == 0:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError):
             entries = driver.scheduler.parse_queue(output)
     if len(names) > 1 and not all(f"CLUSTER: {name}\n" in output for name in names):
         entries = None  # one of them is silent
-    if entries is None or not entries and not confirm_empty(driver):
+    if entries is None or not entries and not confirm_empty(driver, output):
         words = helper.first_line(errors or output)
         driver.tell_once("queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"
                          f"Asking again every {driver.config.POLL_SECONDS:g} s.",
                          errors or "nonsense")
         return None
     driver.told.pop("queue", None)
+    for name in driver.submitted().keys() - entries.keys():
+        # On a line that cannot be read, perhaps; then it is not gone.
+        if re.search(rf"(?<![\w-]){name}(?![\w-])", output):
+            entries[name] = QueueEntry(None, "running", "")
     return entries
 
 
@@ -1343,12 +1431,14 @@ def clusters_of(driver):
     return sorted({name.strip() for name in names} - {""})
 
 
-def confirm_empty(driver):
+def confirm_empty(driver, output):
     """True if the scheduler means it when it lists nothing: silence is PBS's way to say that
     there are no jobs, so it is asked about one of them."""
     ids = [job.id for job in driver.state.jobs.values() if job.id]
-    if not ids or not driver.scheduler.job_info:
+    if not driver.scheduler.job_info or not ids and not output.strip():
         return True
+    if not ids:
+        return False
     return GONE.search(output_of(driver.scheduler.job_info + ids[:1])) is not None
 
 
@@ -1362,16 +1452,21 @@ def login_wanted(error):
 
 
 def report_held(driver, entries):
-    """Say which jobs are held, or cannot start, when they change."""
-    held = [entry for entry in entries if entry.state == "held"]
-    ids = shown_cancel(driver.scheduler, [entry.id for entry in held])
-    if not held:
-        driver.told.pop("held", None)
-    elif driver.told.get("held") != ids:
-        driver.told["held"] = ids
-        words = why_held(driver.scheduler, held)
-        helper.log(f"{helper.plural(len(held), 'job')} cannot begin: {words}\n"
-                   "Mend the cause, or cancel (they count as failed then): " + ids)
+    """Say which jobs are held, or cannot start, and what to do, when they change."""
+    for state, what in (("held", "held"), ("blocked", "cannot start")):
+        stuck = [entry for entry in entries if entry.state == state]
+        ids = [entry.id for entry in stuck]
+        if not stuck:
+            driver.told.pop(state, None)
+        elif driver.told.get(state) != ids:
+            driver.told[state] = ids
+            release = shown_command(driver.scheduler.release, ids)
+            helper.log(f"{helper.plural(len(ids), 'job')} {what}: "
+                       f"{why_held(driver.scheduler, stuck)}\n"
+                       + (f"To release: {release}\n" if state == "held" else
+                          "Fix the cause, often RESOURCES in config.py, and start again.\n")
+                       + "To cancel (the files count as failed then): "
+                       + shown_command(driver.scheduler.cancel, ids))
 
 
 def report_waiting(driver, entries):
@@ -1454,7 +1549,7 @@ def print_how_to_go_on(driver):
     helper.log(f"Stopped. {helper.plural(len(ids), 'job')} left in the queue; "
                "to go on with them and the rest, start this script again.")
     if ids:
-        helper.log("To cancel them: " + shown_cancel(driver.scheduler, ids))
+        helper.log("To cancel them: " + shown_command(driver.scheduler.cancel, ids))
     if tasks:
         helper.log(f"{helper.plural(len(tasks), 'transfer task')} of this script go on, too; "
                    "but the jobs for what they bring are submitted only after the next start.\n"
@@ -1472,6 +1567,24 @@ def print_halt(driver):
 
 
 # ---- commands, logs and clocks ----
+
+
+def both_ends(text):
+    """The beginning and the end of what a scheduler says, in one line, without its usage text: the
+    reason may stand below a banner, or above a hint."""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" []")]
+    usage = [n for n, line in enumerate(lines) if re.match("usage:", line, re.I)]
+    lines = lines[:usage[0]] or lines if usage else lines
+    lines = lines if len(lines) < 4 else [lines[0], "...", lines[-1]]
+    return "; ".join(map(helper.first_line, lines)) or "(nothing)"
+
+
+def without_values(text, resources):
+    """What a scheduler says without the values of the user's options: a partition called unlimited
+    is no limit."""
+    for value in re.split("[ =,@]+", resources):
+        text = text.replace(value, "") if len(value) > 2 else text
+    return text
 
 
 def submit_command(scheduler, config, log, job_name):
@@ -1562,11 +1675,14 @@ def is_needed(config, file):
                                f"{type(error).__name__}: {error}", 2)
 
 
-def classify(config, files):
-    """Yield each File with what becomes of it: True (needed), False, or why it cannot be."""
+def classify(config, files, known=()):
+    """Yield each File that is not known with what becomes of it: True (needed), False, or why it
+    cannot be."""
     for number, file in enumerate(files):
         if number % 1000 == 0:
             helper.show_progress("Listing: " + helper.plural(number, "file"))
+        if file.path in known:
+            continue
         if file.refused:
             yield file, file.refused
         elif not is_needed(config, file):
@@ -1596,13 +1712,18 @@ def plan(driver, files, limit):
     """Fill the list of what is to be done, from all files but those of the journal."""
     known = driver.state.known()
     room = float("inf") if limit is None else max(0, limit - len(known))
-    for file, fate in classify(driver.config, files):
-        if file.path in known:
-            continue
+    next_look = time.monotonic() + LISTING_SECONDS
+    for file, fate in classify(driver.config, files, known):
+        if driver.state.number and time.monotonic() >= next_look:  # jobs go on meanwhile
+            driver.step()
+            next_look = time.monotonic() + LISTING_SECONDS
+        if driver.stopping:
+            return
         if fate is False:
             driver.not_needed += 1
         elif fate is True:
-            if len(driver.pending) < room:
+            if room > 0:
+                room -= 1
                 driver.pending.append(file)
             else:
                 driver.beyond_limit += 1
@@ -1685,7 +1806,7 @@ def install_signal_handlers(driver):
         driver.stopping = True
         signal.signal(number, signal.default_int_handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in helper.ENDING_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
 
@@ -1723,12 +1844,16 @@ def batch(config, scheduler, client, files, limit):
     with lock(driver.folder):
         open_journal(driver)
         resume(driver)
-        plan(driver, files, limit)
+        is_resumed = driver.state.number > 0  # then its jobs go on while the listing comes
+        if not is_resumed:
+            plan(driver, files, limit)
         take_folder(driver)
         measure_leftovers(driver)
-        helper.set_retry_limits(client, 20, 1)  # from here on waiting would hold up the jobs
         install_signal_handlers(driver)
         helper.remove_if_there(os.path.join(driver.folder, "halted"))
+        if is_resumed:
+            plan(driver, files, limit)
+        helper.set_retry_limits(client, 20, 1)  # from here on waiting would hold up the jobs
         driver.main_loop()
         if driver.stopping:
             print_how_to_go_on(driver)
@@ -1740,6 +1865,7 @@ def batch(config, scheduler, client, files, limit):
         remove_empty_folders(config, driver.state.processed)
         helper.remove_if_there(os.path.join(driver.folder, "halted"))
         driver.append({"event": "finished"})
+        driver.forget_claims()
         helper.unmark_folder(config)
         print_summary(driver)
     return 1 if driver.count_failed() else 0
@@ -1766,6 +1892,7 @@ def main(argv=None):
     config = helper.load_config()
     client = helper.transfer_client()
     scheduler = find_scheduler(config)
+    check_options(config)
     helper.check_collections(client, config)
     helper.check_destination(client, config)
     if not options.dry_run:

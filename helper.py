@@ -407,7 +407,21 @@ CHECKS = [
 ]
 
 
+def as_named_here(folder):
+    """The folder by the name that the user's shell has for it: its real one, which Python prefers,
+    may be another one on each machine, as of a home folder that is a link."""
+    name = os.environ.get("PWD", "")
+    if folder != os.path.realpath(folder) or not os.path.isabs(name) or (
+            os.path.realpath(name) != os.getcwd()):
+        return folder
+    while not (folder + "/").startswith(os.path.join(os.path.realpath(name), "")):
+        name = os.path.dirname(name)
+    return os.path.normpath(os.path.join(name, os.path.relpath(folder, os.path.realpath(name))))
+
+
 def check_paths(config):
+    if config.WORKING_DIR == os.path.dirname(os.path.abspath(config.__file__)):
+        config.WORKING_DIR = as_named_here(config.WORKING_DIR)
     if config.DOWNLOAD_DIR is None:
         config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
     if config.DESTINATION_PATH is None:

@@ -35,7 +35,7 @@ download() {
     name=${line#"$folder"/}
     [ -n "$folder" ] || [ $# != 1 ] || [[ $line != /*/"$1" ]] || name=$1
     [[ $line != /* || ! -f $line ]] || arrived["/$name"]=$line
-  done <<<"$said"
+  done < <(printf "%s\n" "$said") # a here-string needs room in /tmp
 }
 
 process() {

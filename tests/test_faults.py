@@ -125,7 +125,7 @@ def test_jobs_of_other_users_and_other_runs_are_not_mistaken_for_ours(cluster, e
     cluster.process("sleep 1", *KEEP)
     done = cluster.run(BATCH)
     assert last_line(done) == "3 processed, 0 failed, 0 not needed"
-    assert "cannot begin" not in done.err
+    assert " held" not in done.err
 
 
 def test_jobs_that_wait_for_long_are_told_once_with_the_scheduler_s_words(
@@ -139,22 +139,21 @@ def test_jobs_that_wait_for_long_are_told_once_with_the_scheduler_s_words(
     assert last_line(done) == "1 processed, 0 failed, 0 not needed"
 
 
-# How a user holds a job from the beginning, and lets it go.
-HOLD = {"slurm": ("--hold", ["scontrol", "release"]), "sge": ("-h", ["qrls"])}
+# How a user holds a job from the beginning.
+HOLD = {"slurm": "--hold", "sge": "-h"}
 
 
 def test_a_job_that_is_held_is_told_with_the_way_to_cancel_it_and_goes_on_when_released(
-        real_cluster, emulator):
+        real_cluster, emulator, tmp_path):
     emulator.add({"a": b"1"})
-    option, release = HOLD[real_cluster.scheduler]
-    real_cluster.config("RESOURCES = %r" % option)
+    kind = real_cluster.scheduler
+    put_before(real_cluster, tmp_path, SUBMIT[kind], 'exec "$real" %s "$@"' % HOLD[kind])
     driver = real_cluster.start(BATCH)
     said = []
-    wait_until(lambda: said.append(driver.stderr.readline().decode()) or "cannot begin" in said[-1])
-    assert said[-1].startswith("1 job cannot begin: ")
-    mend = driver.stderr.readline().decode()
-    assert "Mend the cause, or cancel (they count as failed then): " in mend
-    subprocess.run([*release, mend.split()[-1]], env=real_cluster.env, check=True,
+    wait_until(lambda: said.append(driver.stderr.readline().decode()) or "1 job held: " in said[-1])
+    release = driver.stderr.readline().decode()
+    assert "To cancel (the files count as failed then): " in driver.stderr.readline().decode()
+    subprocess.run(release.split()[2:], env=real_cluster.env, check=True,
                    stdout=subprocess.DEVNULL)
     assert driver.communicate()[0].decode().endswith("1 processed, 0 failed, 0 not needed\n")
 
@@ -165,7 +164,7 @@ def test_a_job_that_is_held_is_told_once(stand_in, emulator, tmp_path):
                '"$real" "$@" | sed "s/RUNNING|.*/PENDING|JobHeldUser/"')
     stand_in.config("POLL_SECONDS = 0.3")
     stand_in.process("sleep 2")
-    assert stand_in.run(BATCH).err.count("1 job cannot begin: JobHeldUser\nMend the cause") == 1
+    assert stand_in.run(BATCH).err.count("1 job held: JobHeldUser\nTo release: ") == 1
 
 
 def test_a_scheduler_that_is_down_is_waited_for(cluster, emulator, tmp_path):
@@ -254,12 +253,13 @@ def test_a_filter_of_squeue_in_the_environment_hides_no_job(real_slurm, emulator
     assert last_line(real_slurm.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
-def test_a_filter_of_qstat_in_the_home_folder_hides_no_job(real_sge, emulator):
+def test_a_filter_of_qstat_in_the_home_folder_hides_no_job(real_sge, emulator, tmp_path):
     emulator.add({"a": b"1"})
     (real_sge.home / ".sge_qstat").write_text("-s r\n")
-    real_sge.config("RESOURCES = '-h'", "GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    put_before(real_sge, tmp_path, "qsub", 'exec "$real" -h "$@"')
+    real_sge.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
     driver = real_sge.start(BATCH)
-    wait_until(lambda: b"1 job cannot begin: " in driver.stderr.readline())
+    wait_until(lambda: b"1 job held: " in driver.stderr.readline())
     subprocess.run(["qrls", driver.stderr.readline().split()[-1]], env=real_sge.env, check=True,
                    stdout=subprocess.DEVNULL)
     assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")

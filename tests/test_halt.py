@@ -69,7 +69,7 @@ def test_a_folder_that_the_nodes_do_not_see_costs_a_few_files(stand_in, emulator
     stand_in.config("MAX_FAILURES_IN_A_ROW = 2", "GRACE_SECONDS = 0.5", "POLL_SECONDS = 0.3")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
-    assert "can the compute nodes see %s?" % stand_in.folder in done.err
+    assert "Can the compute nodes see, and write, %s?" % stand_in.folder in done.err
     assert "files left" in done.err
 
 

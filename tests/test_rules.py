@@ -1,0 +1,414 @@
+"""What the driver does with a scheduler's words, lines and states that it does not know, and in
+the surroundings of real login nodes: it goes by rules, so that the unknown does no harm."""
+import json
+import os
+import resource
+import shlex
+import signal
+import subprocess
+
+import hypothesis
+import pytest
+from conftest import (
+    BATCH,
+    DIE,
+    KEEP,
+    count_calls,
+    journal,
+    last_line,
+    processed,
+    put_before,
+    wait_until,
+    with_stand_in,
+)
+from hypothesis import strategies
+
+ONCE_IN = 'mkdir "$0.first" 2>/dev/null && exec "$real" "$@"'  # the first time it works
+
+# What schedulers were seen to say in the middle of a run.
+REFUSALS = [
+    "sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\n"
+    "sbatch: fatal: Could not establish a configuration source",
+    "sbatch: error: Munge encode failed: Failed to access \"/run/munge/munge.socket.2\": No such "
+    "file or directory\nsbatch: error: slurm_send_node_msg: g_slurm_auth_create failed",
+    "sbatch: error: Batch job submission failed: Required partition not available (inactive or "
+    "drain)",
+    "sbatch: error: AssocGrpSubmitJobsLimit\nsbatch: error: Batch job submission failed: Job "
+    "violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+    "qsub: Invalid credential", "qsub: Unknown queue", "",
+]
+
+
+def refuse(site, tmp_path, name, words):
+    """Let submissions be refused in these words, one after the other, after a first one that was
+    accepted; then all are accepted again. Returns the file that tells how many were refused."""
+    folder = put_before(
+        site, tmp_path, name, ONCE_IN, 'n=$(($(cat "$0.n") + 1)); echo $n >"$0.n"',
+        '[ -e "$0.words.$n" ] || exec "$real" "$@"', 'cat "$0.words.$n" >&2; exit 1')
+    (folder / (name + ".n")).write_text("0\n")
+    for number, text in enumerate(words, 1):
+        (folder / f"{name}.words.{number}").write_text(text + "\n", encoding="utf-8")
+    return folder / (name + ".n")
+
+
+def unknown_words(number):
+    """Texts that nobody thought of; the same ones each time."""
+    drawn = []
+
+    @hypothesis.given(strategies.text(strategies.characters(exclude_categories=["Cs"])))
+    @hypothesis.settings(max_examples=number, derandomize=True, database=None)
+    def draw(text):
+        drawn.append(text)
+
+    draw()
+    return drawn
+
+
+@pytest.mark.parametrize("kind", ["slurm", "pbs"])
+def test_no_refusal_stops_a_run_that_has_begun(kind, site, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2", "c": b"3"})
+    words = REFUSALS + unknown_words(20)
+    refused = refuse(with_stand_in(site, tmp_path, kind), tmp_path,
+                     "sbatch" if kind == "slurm" else "qsub", words)
+    site.config("POLL_SECONDS = 0.1", "NUM_JOBS = 1")
+    site.process(*KEEP)
+    done = site.run(BATCH)
+    assert last_line(done) == "3 processed, 0 failed, 0 not needed", done.err
+    assert processed(site) == {"a": 1, "b": 1, "c": 1}
+    assert int(refused.read_text()) > len(words)
+    assert sorted(os.listdir(str(site.jobs))) == ["driver.lock", "journal.jsonl"]
+
+
+def test_a_refusal_after_a_restart_does_not_stop_the_run_either(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2"})
+    refuse(stand_in, tmp_path, "sbatch", ["out of cheese"] * 3)
+    stand_in.config("POLL_SECONDS = 0.2", "NUM_JOBS = 1")
+    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: any(event["event"] == "queued" for event in journal(stand_in)))
+    driver.kill()
+    driver.communicate()
+    (stand_in.folder / "go").touch()
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
+    assert done.err.count("refuses a job, though it took others: out of cheese") == 1
+
+
+def test_other_resources_than_those_that_were_accepted_may_stop_the_run(stand_in, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    stand_in.config("NUM_JOBS = 1", "POLL_SECONDS = 0.2")
+    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: any(event["event"] == "queued" for event in journal(stand_in)))
+    driver.kill()
+    driver.communicate()
+    (stand_in.folder / "go").touch()
+    stand_in.config("RESOURCES = '--nonsense=3'")
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1
+    assert "The scheduler refuses the job: sbatch: unrecognized option '--nonsense=3'" in done.err
+
+
+# name: RESOURCES, what the first submission says, what the person is told
+FIRST_REFUSALS = {
+    "a partition that sounds like a limit": (
+        "-p unlimited", "sbatch: error: invalid partition specified: unlimited",
+        "invalid partition specified: unlimited"),
+    "a queue that sounds like an outage": (
+        "-q timeout", "qsub: Unknown queue timeout", "qsub: Unknown queue timeout"),
+    "the reason below a banner": (
+        "", "\n".join(f"* line {n} of the banner *" for n in range(10)) + "\nout of cheese",
+        "* line 0 of the banner *; ...; out of cheese"),
+    "the reason above a usage text": (
+        "", "qsub: illegal -N value\nusage: qsub [-a date_time]\n\t[-c interval]\n  qsub --version",
+        "job: qsub: illegal -N value\n"),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_REFUSALS)
+def test_the_first_refusal_stops_the_run_with_its_reason(name, stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    resources, words, told = FIRST_REFUSALS[name]
+    put_before(stand_in, tmp_path, "sbatch", f"echo {shlex.quote(words)} >&2; exit 1")
+    stand_in.config(f"RESOURCES = {resources!r}")
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1
+    assert "The scheduler refuses the job: " in done.err and told in done.err
+    assert "Fix RESOURCES in config.py" in done.err
+
+
+def test_a_server_that_there_is_not_is_no_outage(site, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    with_stand_in(site, tmp_path, "torque")
+    put_before(site, tmp_path, "qsub",
+               "echo 'Can not resolve name for server nosuch. (rc = -2 - )' >&2",
+               "echo 'qsub: cannot connect to server nosuch (errno=15010)' >&2; exit 162")
+    site.config("RESOURCES = '-q batch@nosuch'")
+    done = site.run(BATCH)
+    assert done.returncode == 1
+    assert "refuses the job: Can not resolve name for server nosuch." in done.err
+
+
+def test_a_notice_behind_the_id_does_no_harm(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "sbatch", '"$real" "$@"; echo "Maintenance on Tuesday at 5"')
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+    assert "not clear" not in done.err
+
+
+def test_a_submission_without_an_id_that_went_well_costs_no_slot(stand_in, emulator, tmp_path):
+    emulator.add({"f%d" % n: b"x" for n in range(3)})
+    put_before(stand_in, tmp_path, "sbatch", '"$real" "$@" >/dev/null')
+    stand_in.process("sleep 1", *KEEP)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "3 processed, 0 failed, 0 not needed"
+    events = [event["event"] for event in journal(stand_in)]
+    assert events.index("queued") == events.index("submit") + 3
+    assert done.err.count("not clear") == 1
+
+
+OPTIONS = [
+    ("slurm", "--array=1-3"), ("slurm", "-a 1-3"), ("slurm", "--arr=1-3"), ("slurm", "--hold"),
+    ("slurm", "-H"), ("slurm", "--wrap=true"), ("slurm", "--dependency=singleton"),
+    ("slurm", "--test-only"), ("slurm", "-W"), ("slurm", "--time=1:00 job.sh"),
+    ("pbs", "-- /bin/true"), ("pbs", "-J 1-3"), ("pbs", "-h"), ("pbs", "-I"), ("pbs", "-z"),
+    ("pbs", "-W depend=afterok:1"), ("pbs", "-l walltime=1:00:00 job.sh"), ("torque", "-t 1-3"),
+    ("sge", "-t 1-3"), ("sge", "-h"), ("sge", "-hold_jid 5"), ("sge", "-sync y")]
+
+
+@pytest.mark.parametrize("kind,resources", OPTIONS)
+def test_options_that_make_another_job_are_named_before_the_first_job(
+        kind, resources, site, tmp_path):
+    with_stand_in(site, tmp_path, kind)
+    site.config(f"RESOURCES = {resources!r}")
+    done = site.run(BATCH)
+    assert done.returncode == 2
+    assert done.err.startswith("config.py: RESOURCES holds '") and len(done.err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind,resources", [
+    ("slurm", "-p short --time 1:00:00 --mem=4G -A me --exclusive --wait-all-nodes=1 -N 1"),
+    ("pbs", "-l select=1:ncpus=1 -q a@b -W group_list=x -p -5 -A me"),
+    ("sge", "-pe smp 4 -l h_vmem=4G -v A=b -hard -p -100 -terse")])
+def test_other_options_are_the_users_own(kind, resources, site, tmp_path):
+    with_stand_in(site, tmp_path, kind)
+    site.config(f"RESOURCES = {resources!r}")
+    assert site.run(BATCH, "--dry-run").returncode == 0
+
+
+# ---- the queue ----
+
+FOREIGN = {
+    "a name with a line feed": ("slurm", '"$real" "$@"; echo "7|two"; echo "lines|RUNNING|None"'),
+    "a notice before the heading": ("slurm", 'echo "Maintenance on Tuesday"; "$real" "$@"'),
+    "a notice of PBS": ("pbs", 'echo "Maintenance on Tuesday"; "$real" "$@"'),
+    "a comment with many lines": ("pbs", '"$real" "$@" | sed "s/^   Job run.*/   no licence\\n'
+                                         'asked for: 3\\n\\n9 there are/"'),
+    "a name that is no XML": ("sge", '"$real" "$@" | sed "s/^ *<queue_info>/&<job_list><JB_name>'
+                                     '\\x01<\\/JB_name><\\/job_list>/"'),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_lines_hide_neither_jobs_nor_that_one_is_gone(name, site, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2"})
+    kind, line = FOREIGN[name]
+    with_stand_in(site, tmp_path, kind)
+    put_before(site, tmp_path, "squeue" if kind == "slurm" else "qstat",
+               '[[ "$*" != *version* && "$*" != *help* ]] || exec "$real" "$@"', line)
+    site.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    site.process("case $1 in *a) %s ;; esac; sleep 1" % DIE, *KEEP)
+    done = site.run(BATCH)
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+    assert "FAILED a: the job was lost" in done.err
+    assert processed(site) == {"b": 1}
+
+
+def test_a_job_on_a_line_that_cannot_be_read_is_not_lost(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | sed "s/|RUNNING|None$/ RUNNING/"')
+    stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.2")
+    stand_in.process("sleep 2", *KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_job_that_was_requeued_and_held_is_told_with_the_way_to_release_it(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    real_slurm.config("RESOURCES = '--requeue'")
+    real_slurm.process('if mkdir once; then scontrol requeuehold "$SLURM_JOB_ID"; sleep 100; fi',
+                       *KEEP)
+    driver, said = real_slurm.start(BATCH), []
+    wait_until(lambda: said.append(driver.stderr.readline().decode())
+               or said[-1].startswith("To release: "))
+    assert said[-2].startswith("1 job held: ")
+    subprocess.run(said[-1].split()[2:], env=real_slurm.env, check=True)
+    assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
+
+
+def test_a_job_that_never_began_is_told_at_once_without_a_log_that_is_not_there(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "sbatch", 'cat >/dev/null',
+               'for option; do shift; [[ $option = --output* ]] || set -- "$@" "$option"; done',
+               'echo "exit 1" | "$real" "$@"')
+    put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | sed "s/None$/JobLaunchFailure/"')
+    stand_in.config("GRACE_SECONDS = 1000", "POLL_SECONDS = 0.3")
+    done = stand_in.run(BATCH)
+    assert (f"FAILED a: the job never began: the scheduler says FAILED, JobLaunchFailure. Can the "
+            f"compute nodes see, and write, {stand_in.folder}?" in done.err)
+    assert ".log" not in done.err
+
+
+def test_several_lost_jobs_are_cancelled_by_one_command(stand_in, emulator, tmp_path):
+    emulator.add({"f%d" % n: b"x" for n in range(3)})
+    calls = count_calls(stand_in, tmp_path, "scancel")
+    stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 2")
+    stand_in.process(DIE)
+    assert last_line(stand_in.run(BATCH)) == "0 processed, 3 failed, 0 not needed"
+    assert calls() == 1
+
+
+# ---- the login node ----
+
+
+def test_a_folder_has_the_name_that_the_shell_gives_it(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    link = tmp_path / "home-by-another-name"
+    link.symlink_to(stand_in.folder.parent)
+    named = link / stand_in.folder.name
+    folder = put_before(stand_in, tmp_path, "sbatch", 'tee "$0.script" | "$real" "$@"')
+    os.symlink("/usr/bin/tee", str(tmp_path / "bin" / "tee"))
+    stand_in.env["PWD"] = str(named)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    script = (folder / "sbatch.script").read_text()
+    assert f"\nworking_dir={named}\n" in script and f"\nwrapper={named}/wrapper.sh\n" in script
+
+
+IN_A_JOB = {
+    "slurm": ({"SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "1"}, {"SLURM_CONF": "/kept"}),
+    "pbs": ({"PBS_JOBID": "1.a", "PBS_NODEFILE": "/nowhere"}, {"PBS_CONF_FILE": "/kept"}),
+    "sge": ({"SGE_TASK_ID": "undefined", "JOB_ID": "1", "JOB_NAME": "x", "SGE_STDIN_PATH": "x"},
+            {"SGE_CELL": "kept"}),
+}
+
+
+@pytest.mark.parametrize("kind", IN_A_JOB)
+def test_what_the_scheduler_set_for_the_driver_is_not_for_its_jobs(
+        kind, site, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    foreign, kept = IN_A_JOB[kind]
+    with_stand_in(site, tmp_path, kind).env.update({**foreign, **kept})
+    site.process("env >../env")
+    assert last_line(site.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    env = dict(line.split("=", 1) for line in (site.folder.parent / "env").read_text().splitlines()
+               if "=" in line)
+    assert not [name for name, value in foreign.items() if env.get(name) == value]
+    assert kept.items() <= env.items()
+
+
+def test_a_driver_that_is_a_job_has_jobs_that_can_use_srun(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    real_slurm.env.update(SLURM_JOB_ID="1", SLURM_MEM_PER_NODE="1", SLURM_MEM_PER_CPU="1")
+    real_slurm.process("srun true", *KEEP)
+    assert last_line(real_slurm.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_the_limits_of_the_login_node_are_not_for_jobs(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    real_slurm.process("ulimit -t >limit")
+    driver = subprocess.run(
+        real_slurm.command(BATCH), cwd=str(real_slurm.folder), env=real_slurm.env,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (500, 500)))
+    assert driver.returncode == 0, driver.stderr
+    assert (real_slurm.folder / "limit").read_text() == "unlimited\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGXCPU, signal.SIGUSR2, signal.SIGTERM])
+def test_a_driver_that_is_ended_by_its_own_walltime_says_how_to_go_on(number, stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"submitted" in driver.stderr.readline())
+    driver.send_signal(number)
+    err = driver.communicate()[1].decode()
+    assert driver.returncode == 130
+    assert "Stopped. 1 job left in the queue; to go on with them and the rest, start" in err
+    (stand_in.folder / "go").touch()
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_full_tmp_does_no_harm(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.config("import tempfile", "tempfile.tempdir = '/nonexistent'")
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+STALE = """
+import os, errno
+real, left = os.listdir, [3]
+def listdir(path="."):
+    if str(path).endswith("/jobs") and left[0]:
+        left[0] -= 1
+        raise OSError(errno.%s, os.strerror(errno.%s), path)
+    return real(path)
+os.listdir = listdir
+"""
+
+
+@pytest.mark.parametrize("code", ["ESTALE", "EIO"])
+def test_a_disk_that_is_out_of_order_for_a_moment_is_told_and_waited_for(
+        code, stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.config(STALE % (code, code))
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+    assert done.err.count("Waiting: ") == 1 and f"{stand_in.jobs}. Trying again." in done.err
+
+
+def test_jobs_end_and_begin_while_the_listing_of_a_resumed_run_still_comes(stand_in, emulator):
+    emulator.add({f"d{n}/f": b"x" for n in range(4)})
+    stand_in.config("RECURSIVE = True", "NUM_JOBS = 1", "POLL_SECONDS = 0.2",
+                    "def is_file_needed(file):",
+                    "    open('asked', 'a').write(file.path + chr(10)); return True")
+    stand_in.edit(BATCH, "LISTING_SECONDS = 1", "LISTING_SECONDS = 0")
+    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: any(event["event"] == "queued" for event in journal(stand_in)))
+    driver.kill()
+    driver.communicate()
+    (stand_in.folder / "asked").unlink()
+    (stand_in.folder / "go").touch()
+    emulator.bend_collection("6c54cade-bde5-45c1-bdea-f4bd71dba2cc", list_seconds=1)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"processed" in driver.stderr.readline())
+    assert "d3/f" not in (stand_in.folder / "asked").read_text()
+    assert driver.communicate()[0].endswith(b"4 processed, 0 failed, 0 not needed\n")
+    assert (stand_in.folder / "asked").read_text() == "d1/f\nd2/f\nd3/f\n"
+    assert set(processed(stand_in).values()) == {1}
+
+
+# ---- shells ----
+
+
+def test_options_of_the_shell_that_are_exported_do_not_reach_the_job(stand_in, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = None")
+    stand_in.process("case $1 in *a) exit 3 ;; esac", *KEEP)
+    stand_in.env["SHELLOPTS"] = "errexit"
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+    assert "FAILED a: exit status 3" in done.err and processed(stand_in) == {"b": 1}
+
+
+@pytest.mark.parametrize("script", ["wrapper.sh", "script"])
+def test_a_start_up_file_that_exits_is_no_success(script, stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    start_up = tmp_path / "profile"
+    start_up.write_text(f'case $0 in */{script}) exit 0 ;; esac\n')
+    stand_in.env["BASH_ENV"] = str(start_up)
+    stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.3")
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "0 processed, 1 failed, 0 not needed"
+    assert json.dumps(journal(stand_in)).count('"processed"') == 0
