@@ -203,8 +203,10 @@ FOREIGN = {
     "a name with a line feed": ("slurm", '"$real" "$@"; echo "7|two"; echo "lines|RUNNING|None"'),
     "a notice before the heading": ("slurm", 'echo "Maintenance on Tuesday"; "$real" "$@"'),
     "a notice of PBS": ("pbs", 'echo "Maintenance on Tuesday"; "$real" "$@"'),
-    "a comment with many lines": ("pbs", '"$real" "$@" | sed "s/^   Job run.*/   no licence\\n'
-                                         'asked for: 3\\n\\n9 there are/"'),
+    "a comment with many lines": (
+        "pbs", 'out=$("$real" "$@"); if [ -n "$out" ]; then echo "$out"; else echo "---"; fi; '
+        'echo "99.pbshost root workq theirs -- 1 1 -- -- Q --"; echo "   no licence"; '
+        'echo "asked for: 3"; echo; echo "9 there are"'),
     "a name that is no XML": ("sge", '"$real" "$@" | sed "s/^ *<queue_info>/&<job_list><JB_name>'
                                      '\\x01<\\/JB_name><\\/job_list>/"'),
 }
