@@ -69,6 +69,7 @@ else
   download "$@"
   end_if_stopped $failure
 fi
+unset GLOBUS_SIZES # process.sh may download, too
 [ -z "${GLOBUS_JOB:-}" ] || : >"$GLOBUS_JOB.downloaded" # from here on a file fails alone
 
 worst=0

@@ -2,9 +2,11 @@
 import ast
 import gzip
 import re
+import subprocess
+import sys
 
 import pytest
-from conftest import BATCH, COLLECTION, last_line, load
+from conftest import BATCH, COLLECTION, KEEP, contents, last_line, load, wait_until
 
 README = (COLLECTION / "README.md").read_text(encoding="utf-8")
 CODE = "\n".join(re.findall(r"(?m)^    +(\S.*)$", README)) + "\n" + " ".join(
@@ -13,7 +15,7 @@ SCRIPTS = sorted(COLLECTION.glob("*.py"))
 
 
 def section(title):
-    return re.search(r"(?ms)^#+ %s\n(.*?)(^#|\Z)" % re.escape(title), README).group(1)
+    return re.search(r"(?ms)^#+ %s\n(.*?)(^#+ |\Z)" % re.escape(title), README).group(1)
 
 
 def rows(title):
@@ -111,3 +113,103 @@ def test_each_help_is_one_screen_with_an_example(site):
         lines = site.run(script.name, "--help").out.splitlines()
         assert len(lines) <= 24 and max(map(len, lines)) <= 80
         assert "    ./" + script.name in "\n".join(lines)
+
+
+# ---- the recipes ----
+
+
+def recipe(site, title):
+    """Set a site up as a recipe says, with its process.sh and its filter."""
+    for language, text in re.findall(r"(?s)```(\w+)\n(.*?)```", section(title)):
+        if language == "python":
+            site.config(text)
+        else:
+            (site.folder / "process.sh").write_text(text)
+    site.env["PATH"] += ":/usr/bin:/bin"
+
+
+def test_the_recipe_that_keeps_the_files(stand_in, emulator):
+    emulator.add({"a b": b"1", "sub/c": b"2"})
+    recipe(stand_in, "Keep the files")
+    stand_in.config("RECURSIVE = True")
+    assert last_line(stand_in.run(BATCH)) == "2 processed, 0 failed, 0 not needed"
+    assert contents(stand_in.folder / "kept") == {"a b": b"1", "sub/c": b"2"}
+    assert last_line(stand_in.run(BATCH)) == "0 processed, 0 failed, 2 not needed"
+
+
+def test_the_recipe_for_pairs_of_files(stand_in, emulator):
+    emulator.add({"x_R1.fq": b"1", "x_R2.fq": b"22", "y_R1.fq": b"3", "y_R2.fq": b"44"})
+    recipe(stand_in, "Pairs of files in one job")
+    stand_in.config("MAX_BYTES = 100")
+    assert last_line(stand_in.run(BATCH)) == "2 processed, 0 failed, 2 not needed"
+    assert contents(stand_in.results) == {"x_R1.fq.both": b"122", "y_R1.fq.both": b"344"}
+    assert contents(stand_in.downloads) == {}
+
+
+def test_the_recipe_for_a_disk_of_the_compute_node(stand_in, emulator, tmp_path):
+    emulator.add({"a b": b"2\n1\n"})
+    recipe(stand_in, "A disk of the compute node")
+    (tmp_path / "scratch").mkdir()
+    stand_in.env["TMPDIR"] = str(tmp_path / "scratch")
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert contents(stand_in.results) == {"a b.sorted": b"1\n2\n"}
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_the_recipe_for_an_argument(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    line = re.search(r"(?m)^    (export .*)$", section("An argument for process.sh")).group(1)
+    stand_in.edit("wrapper.sh", "edit here ----\n", "edit here ----\n" + line + "\n")
+    stand_in.process('echo "$REFERENCE" >argument')
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert (stand_in.folder / "argument").read_text() == "/scratch/me/hg38.fa\n"
+
+
+def test_the_recipe_for_several_cores(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    recipe(real_slurm, "Several cores")
+    real_slurm.config(re.search(r"RESOURCES = .*", section("Several cores")).group())
+    assert last_line(real_slurm.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert contents(real_slurm.results) == {"a.cores": b"4\n"}
+
+
+def test_the_recipe_for_a_mail_at_the_end(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    (tmp_path / "bin" / "mail").write_text('#!/bin/bash\n(echo "$@"; cat) >"$0.sent.new"\n'
+                                           'mv "$0.sent.new" "$0.sent"\n')
+    (tmp_path / "bin" / "mail").chmod(0o755)
+    stand_in.env["PATH"] += ":/usr/bin:/bin"
+    text = re.search(r"(?s)```bash\n(.*?)```", section("A mail at the end")).group(1)
+    text = text.replace("./globus", sys.executable + " ./globus")
+    subprocess.run(["bash", "-c", text], cwd=str(stand_in.folder), env=stand_in.env, check=True)
+    sent = tmp_path / "bin" / "mail.sent"
+    wait_until(sent.exists)
+    assert sent.read_text() == "-s The batch has ended me@example.org\nexit status 0\n"
+
+
+def test_the_recipe_for_two_batches_side_by_side(stand_in, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    command = re.search(r"(?m)^    (mkdir .*)$", section("Two batches, or another data set"))
+    stand_in.env["PATH"] += ":/usr/bin:/bin"
+    subprocess.run(["bash", "-c", command.group(1)], cwd=str(stand_in.folder), env=stand_in.env,
+                   check=True)
+    second = stand_in.folder.parent / "second"
+    stand_in.process("until [ -e ../go ]; do sleep 0.1; done", *KEEP)
+    first = stand_in.start(BATCH)
+    wait_until(lambda: b"submitted" in first.stderr.readline())
+    done = subprocess.run([sys.executable, str(second / BATCH)], cwd=str(second),
+                          env=stand_in.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.stdout.endswith(b"2 processed, 0 failed, 0 not needed\n"), done.stderr
+    (stand_in.folder.parent / "go").touch()
+    assert first.communicate()[0].endswith(b"2 processed, 0 failed, 0 not needed\n")
+
+
+def test_the_recipe_for_the_driver_as_a_job(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    command = re.search(r"(?m)^    (sbatch .*)$", section("The driver as a job")).group(1)
+    command = command.replace("./globus", sys.executable + " ./globus")
+    subprocess.run(["bash", "-c", command.replace("--wrap ", "--wrap '") + "'"], check=True,
+                   cwd=str(real_slurm.folder), env=real_slurm.env, stdout=subprocess.DEVNULL)
+    log = real_slurm.folder / "batch.log"
+    wait_until(lambda: log.exists() and "not needed" in log.read_text())
+    assert "1 processed, 0 failed, 0 not needed" in log.read_text()
