@@ -37,6 +37,7 @@ HERE = helper.as_named_here(os.path.dirname(os.path.abspath(__file__)))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
+VAIN_POLLS = 3  # in which no job that was submitted came to the queue, before any was accepted
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 GIVEN_UP = "given up by the driver\n"
 JOURNAL_VERSION = 2
@@ -70,7 +71,8 @@ SLURM_LINE = re.compile(r"(\d[^|]*)\|(.*)\|(\w+)\|([^|]*)")
 # Not REVOKED: of a federation's job the sibling in another cluster is at work.
 SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
                "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
-SLURM_HELD = re.compile("held|hold", re.I)  # whoever did it, and also after a node's failure
+# Whoever did it, and also after a node's failure.
+SLURM_HELD = re.compile(r"Held|\bheld\b|JobHold|_HOLD\b|SPECIAL_EXIT|special exit")
 SLURM_BLOCKED = re.compile(
     "BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|"
     "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
@@ -97,8 +99,8 @@ UNSURE = re.compile(
 
 def read_job_id(pattern, text):
     """The job's id, on a line of its own, whatever else was printed; None if there is none."""
-    lines = (line.strip() for line in text.splitlines())
-    return next((line for line in lines if re.fullmatch(pattern, line)), None)
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if re.fullmatch(pattern, line)), None)
 
 
 def parse_slurm_queue(text):
@@ -120,7 +122,7 @@ def parse_slurm_queue(text):
             words = state if reason == "None" else f"{state}, {reason}"
             entries.setdefault(name, QueueEntry(number + cluster, "ended", words))
         else:
-            ours = ("held" if SLURM_HELD.search(state + reason) else "running"
+            ours = ("held" if SLURM_HELD.search(f"{state} {reason}") else "running"
                     if state != "PENDING" else "blocked" if SLURM_BLOCKED.search(reason)
                     else "waiting")
             entries[name] = QueueEntry(number + cluster, ours,
@@ -147,6 +149,8 @@ def parse_pbs_queue(text):
             state = "blocked" if "Can Never Run" in line else state
             entries[name] = QueueEntry(number, state, line.strip(" -") or reason)
             name = None  # of a comment with several lines the first one tells
+        else:
+            name = None
     return entries
 
 
@@ -159,7 +163,7 @@ def parse_sge_queue(text):
         try:
             tags = ElementTree.fromstring(job)
             number, name, state = (
-                tags.find(tag).text for tag in ("JB_job_number", "JB_name", "state"))
+                tags.find(tag).text or "" for tag in ("JB_job_number", "JB_name", "state"))
         except (ElementTree.ParseError, AttributeError):
             continue
         # hr: it runs, and may not be restarted.
@@ -176,7 +180,7 @@ except KeyError:  # nobody knows its name, as in some containers
 TO_LOG = "exec >{log} 2>&1\n"  # PBS would bring the log only when the job has ended
 QSUB = ["qsub", "-V", "-r", "n", "RESOURCES", "-S", "/bin/bash", "-N", "{name}", "-o", "/dev/null",
         "-j"]
-PBS_ID = r"\d+(\.\S+)?"
+PBS_ID = r"\d+(\.(?=\S*[A-Za-z])\S+)?"  # no date
 SCHEDULERS = {
     "slurm": Scheduler(
         # The limits (ulimit) of a login node are not for a job.
@@ -205,16 +209,20 @@ SCHEDULERS = {
 WHICH_CLUSTER = {"slurm": (), "pbs": ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER"),
                  "torque": ("PBS_DEFAULT",), "sge": ("SGE_ROOT", "SGE_CELL", "SGE_QMASTER_PORT")}
 
-FINDS_THE_SCHEDULER = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SGE_EXECD_PORT",
-                       "SGE_CLUSTER_NAME", "PBS_EXEC", *itertools.chain(*WHICH_CLUSTER.values())}
-# Every job has the first, and others that begin like the second.
-SET_FOR_A_JOB = {"SLURM_JOB_ID": ["SLURM"], "PBS_JOBID": ["PBS_"], "SGE_TASK_ID": ["SGE_", "JOB_"]}
+FINDS_THE_SCHEDULER = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT",
+                       "SGE_EXECD_PORT", "SGE_CLUSTER_NAME", "PBS_EXEC",
+                       *itertools.chain(*WHICH_CLUSTER.values())}
+# Every job has the first one, and those that the pattern fits.
+SET_FOR_A_JOB = {
+    "SLURM_JOB_ID": "SLURM.*", "PBS_JOBID": "PBS_.*",
+    "SGE_TASK_ID": "(SGE|JOB)_.*|PE|PE_HOSTFILE|NSLOTS|NHOSTS|NQUEUES|QUEUE|RESTARTED|ARC|REQUEST"}
 
 # Options that make a job something else than the driver's: it would never run, or never end.
 FOREIGN_OPTIONS = {
     "slurm": "-a -d -h -H -V -W --array --dependency --help --hold --test-only --version --wait "
              "--wrap",
-    "pbs": "-h -I -J -z", "torque": "-h -I -t -z", "sge": "-h -help -hold_jid -sync -t -verify"}
+    "pbs": "-h -I -J -z", "torque": "-h -I -t -z",
+    "sge": "-h -help -hold_jid -hold_jid_ad -sync -t -verify"}
 
 
 def find_scheduler(config):
@@ -234,24 +242,24 @@ def check_options(config):
     something else."""
     words = shlex.split(config.RESOURCES)
     for before, word in zip([None, *words], words):
-        if is_command(before, word, words) or is_foreign_option(config.SCHEDULER, word):
+        if is_command(config.SCHEDULER, before, word) or is_foreign_option(config.SCHEDULER, word):
             raise helper.UserError(
                 f"config.py: RESOURCES holds {word!r}, which makes the job another one than the "
                 "driver's: a command,\nan array, or a job that is held, waits for others or asks "
                 "questions. Leave it out.", 2)
 
 
-def is_command(before, word, words):
-    """True if a word is no option, and no value of the one before it; only -pe of Grid Engine has
-    two values."""
-    return word == "--" or not word.startswith("-") and "-pe" not in words and (
-        before is None or "=" in before or not before.startswith("-"))
+def is_command(scheduler, before, word):
+    """True if a word is no option, and no value of the one before it, of which only some of Grid
+    Engine have two."""
+    return word == "--" or not word.startswith("-") and (before is None or scheduler != "sge" and (
+        "=" in before or not before.startswith("-")))
 
 
 def is_foreign_option(scheduler, word):
     """True if a word is one of FOREIGN_OPTIONS, whose name may be shortened, or, of one letter,
     stand together with its value."""
-    if scheduler in ("pbs", "torque") and re.match("(-W)?depend=", word):
+    if scheduler in ("pbs", "torque") and re.match("(-W)?(.*,)?(depend|block)=", word):
         return True
     for name in FOREIGN_OPTIONS[scheduler].split():
         if len(name) == 2 and (word == name if scheduler == "sge" else word.startswith(name)):
@@ -327,11 +335,10 @@ def plain_env(prefix):
 def submit_env():
     """The environment for a job: the driver's, without what a scheduler has set for the driver, if
     that is a job itself, and without options of the shell that would change what scripts do."""
-    foreign = [prefix for sign, prefixes in SET_FOR_A_JOB.items() if sign in os.environ
-               for prefix in prefixes]
+    foreign = "|".join(["SHELLOPTS", "BASHOPTS", "POSIXLY_CORRECT", *(
+        pattern for sign, pattern in SET_FOR_A_JOB.items() if sign in os.environ)])
     return {name: value for name, value in os.environ.items()
-            if name in FINDS_THE_SCHEDULER or not name.startswith(tuple(foreign))
-            and name not in ("SHELLOPTS", "BASHOPTS")}
+            if name in FINDS_THE_SCHEDULER or not re.fullmatch(foreign, name)}
 
 
 def guess_scheduler():
@@ -391,11 +398,14 @@ done
   exit
 }
 done=$(count_results) # before the look at the journal: the driver removes them when it is there
-if grep -qsE "$is_over" "$journal"; then # given up by the driver, or requeued long after its end
-  [ "$restarts" != 00 ] || rm -f "$job.claim" "$log"
+if [[ $(tail -n 1 "$journal") == '{"event": "finished"'* ]]; then # accepted long after, say
+  [ "$restarts" = 1 ] || rm -f "$job.claim" "$log"
   exit 0
 fi
-[ "$restarts" = 00 ] || rm -f "$job.status" "$job.downloaded" "$job.working"
+if [ "$restarts" != 00 ]; then # perhaps requeued, perhaps long after its end
+  ! grep -qsE "$is_over" "$journal" || exit 0
+  rm -f "$job.status" "$job.downloaded" "$job.working"
+fi
 [ "$done" -lt ${#names[@]} ] || exit 0
 export GLOBUS_JOB=$job GLOBUS_SIZES="${sizes[*]:done}" PYTHONUTF8=1
 cd "$working_dir" && bash "$wrapper" "$dir" "${names[@]:done}" </dev/null
@@ -453,10 +463,10 @@ class Journal:
 
     def append(self, events):
         """Write events down to the disk. Raises UserError if somebody else writes there, too."""
-        if os.fstat(self.file.fileno()).st_size != self.length:  # a lock of this host only
-            raise helper.UserError(f"Another driver writes to {self.path}. This one stops.")
         lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
         try:
+            if os.fstat(self.file.fileno()).st_size != self.length:  # a lock of this host only
+                raise helper.UserError(f"Another driver writes to {self.path}. This one stops.")
             if self.file.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self.file.fileno())
@@ -593,7 +603,8 @@ class Driver:
         self.failures_in_a_row = []  # their reasons
         self.is_halted = False  # so many that the next files would fail, too
         self.has_succeeded = False  # a file, since this start
-        self.stopping = False
+        self.stopping = self.is_listing = False
+        self.vain_polls, self.submit_words = 0, ""  # before the first acceptance
         self.next_poll = self.next_look = 0
         self.waiting_since = None  # since when no job of the queue is running
         self.login_suspect, self.next_check = False, 0
@@ -629,7 +640,7 @@ class Driver:
         another one has a long pack before it."""
         index = first_that_fits(self, itertools.islice(self.pending, 1000))  # it is asked often
         if index is None:
-            if self.state.jobs or time.monotonic() < self.next_look:
+            if self.state.jobs or self.is_listing or time.monotonic() < self.next_look:
                 return []
             measure_leftovers(self)
             index = first_that_fits(self, self.pending)
@@ -701,7 +712,7 @@ class Driver:
             if len(self.submitted()) == self.config.NUM_JOBS:
                 self.told.pop("submit", None)
         else:
-            self.handle_submit_failure(name, command, status, output + "\n" + errors)
+            self.handle_submit_failure(name, command, status, output, errors)
             if status != 0:
                 self.submit_limit = len(self.submitted())  # until the queue answers, or a job ends
 
@@ -717,6 +728,7 @@ class Driver:
         exports = {
             "PYTHON": sys.executable, "GLOBUS_DESTINATION": config.DESTINATION_ENDPOINT_ID,
             "GLOBUS_DOWNLOAD_DIR": config.DOWNLOAD_DIR,
+            "GLOBUS_DESTINATION_PATH": config.DESTINATION_PATH,
             "GLOBUS_DOWNLOAD_BY": "driver" if job.is_downloaded else "job"}
         lines = [f"{key}={shlex.quote(value)}" for key, value in head.items()]
         lines += [f"export {key}={shlex.quote(value)}" for key, value in exports.items()]
@@ -727,10 +739,11 @@ class Driver:
         traps = "#!/bin/bash\ntrap : HUP INT TERM XCPU USR1 USR2\n"
         return traps + log + "\n".join(lines) + JOB_SCRIPT
 
-    def handle_submit_failure(self, name, command, status, said):
+    def handle_submit_failure(self, name, command, status, output, errors):
         """What follows from a submission that gave no id: look for the job, wait, or give up."""
-        words = both_ends(said)
-        said = without_values(said, self.config.RESOURCES)
+        words = self.submit_words = both_ends(output + "\n" + errors)
+        # A banner on stdout decides nothing.
+        said = without_values(errors if errors.strip() else output, self.config.RESOURCES)
         is_outage = UNSURE.search(said) and not (
             NO_SERVER.search(said) and named_server(self.config))
         # No exit status: it was not over in time; 0: without an id; below 0: it was killed.
@@ -791,8 +804,8 @@ class Driver:
         for name in self.state.lost:
             size = helper.size_of(self.file_of(name, "results"))
             if size != self.lost_sizes.get(name):
-                self.lost_sizes[name] = size
                 self.read_results(name)
+                self.lost_sizes[name] = size
         return before - len(self.state.jobs)
 
     def read_results(self, name):
@@ -846,8 +859,6 @@ class Driver:
         most = self.config.MAX_FAILURES_IN_A_ROW
         if most is not None and len(self.failures_in_a_row) >= most and not self.is_halted:
             self.is_halted = True
-            with open(os.path.join(self.folder, "halted"), "w"):
-                pass  # for wrapper.sh: the jobs end after the files that they are at work on
 
     def words_on(self, name, path):
         """': the last words of a job's log on a file (the log's path)'."""
@@ -859,7 +870,7 @@ class Driver:
     def remove_job_files(self, name):
         """Remove the files of a job that went well."""
         for kind in ("log", "results", "status", "new", "downloaded", "working", "closed", "claim"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.remove(self.file_of(name, kind))
 
     def poll(self):
@@ -868,7 +879,7 @@ class Driver:
         self.collect_results()  # what ended meanwhile
         if entries is None:
             return
-        gone = {}
+        gone, is_vain = {}, False
         for name, job in self.submitted().items():
             entry = entries.get(name)
             if name in self.adopted and read(self.file_of(name, "claim")) == GIVEN_UP:
@@ -887,6 +898,7 @@ class Driver:
                 gone[name] = f"exit status {status.strip()}"
             elif job.id is None and self.give_up(name):
                 self.take_back(name, "it never came to the queue")
+                is_vain = not self.state.is_accepted
             elif entry and name in self.missing_since and self.give_up(name):
                 gone[name] = words  # and it never began
             elif now - self.missing_since.setdefault(name, now) >= self.config.GRACE_SECONDS:
@@ -895,6 +907,11 @@ class Driver:
         cancel(self.scheduler, [job.id for job in jobs if job.id])  # the queue may be wrong
         for name, why in gone.items():
             self.close(name, why)
+        self.vain_polls += is_vain
+        if self.vain_polls == VAIN_POLLS:
+            raise helper.UserError(
+                f"The scheduler has taken no job so far, in {VAIN_POLLS} tries: {self.submit_words}"
+                "\nFix that, and start this script again; nothing is lost.")
         self.submit_limit = self.config.NUM_JOBS
         self.cancel_given_up(entries)
         ours = [entries[name] for name in self.submitted() if name in entries]
@@ -943,7 +960,7 @@ class Driver:
     def cancel_given_up(self, entries):
         """Cancel what the scheduler accepted after all, long after it said no; it would do nothing,
         but it has a place in the queue."""
-        ids = [entry.id for name, entry in entries.items() if entry.state != "ended"
+        ids = [entry.id for name, entry in entries.items() if entry.id and entry.state != "ended"
                and name in self.state.kept and read(self.file_of(name, "claim")) == GIVEN_UP]
         if ids:
             cancel(self.scheduler, ids)
@@ -951,8 +968,9 @@ class Driver:
     def forget_claims(self):
         """Remove the claims of jobs that were given up: the journal keeps them out, too."""
         for name in self.state.kept:
-            if read(self.file_of(name, "claim")) == GIVEN_UP:
-                helper.remove_if_there(self.file_of(name, "claim"))
+            with contextlib.suppress(OSError):
+                if read(self.file_of(name, "claim")) == GIVEN_UP:
+                    os.remove(self.file_of(name, "claim"))
 
     def tell_once(self, topic, text, gist=None):
         """Say it, unless its gist (the text, as a rule) is what was said last on this topic."""
@@ -974,7 +992,6 @@ class Driver:
                                      self.pending or state.jobs):
             if self.login_suspect and time.monotonic() >= self.next_check:
                 self.check_login()
-            keep_downloading(self)
             if self.step():
                 pauses = helper.backoff(0.05, 0.5, 1.05)
             show_progress(self)
@@ -988,13 +1005,19 @@ class Driver:
             if time.monotonic() >= self.next_poll:
                 self.poll()
                 report_stall(self)
+            if self.is_halted:
+                with open(os.path.join(self.folder, "halted"), "w"):
+                    pass  # for wrapper.sh: the jobs end after their file in process.sh
+            if not self.is_listing:
+                keep_downloading(self)
             self.fill_slots()
             self.told.pop("disk", None)
             return ended
         except FileNotFoundError:  # jobs/ was removed
             raise
         except OSError as error:
-            self.tell_once("disk", f"Waiting: {error.strerror}: {error.filename}. Trying again.")
+            self.tell_once("disk", f"Waiting: {error.strerror}: {error.filename or self.folder}. "
+                           "Trying again.")
             return 0
 
     def check_login(self):
@@ -1435,10 +1458,10 @@ def confirm_empty(driver, output):
     """True if the scheduler means it when it lists nothing: silence is PBS's way to say that
     there are no jobs, so it is asked about one of them."""
     ids = [job.id for job in driver.state.jobs.values() if job.id]
-    if not driver.scheduler.job_info or not ids and not output.strip():
+    if not driver.scheduler.job_info:
         return True
-    if not ids:
-        return False
+    if not ids:  # there is text, perhaps nonsense: what has not begun never will
+        return not output.strip() or all(map(driver.give_up, driver.submitted()))
     return GONE.search(output_of(driver.scheduler.job_info + ids[:1])) is not None
 
 
@@ -1676,14 +1699,14 @@ def is_needed(config, file):
 
 
 def classify(config, files, known=()):
-    """Yield each File that is not known with what becomes of it: True (needed), False, or why it
-    cannot be."""
+    """Yield each File with what becomes of it: True (needed), False, why it cannot be, or None if
+    it is known."""
     for number, file in enumerate(files):
         if number % 1000 == 0:
             helper.show_progress("Listing: " + helper.plural(number, "file"))
         if file.path in known:
-            continue
-        if file.refused:
+            yield file, None
+        elif file.refused:
             yield file, file.refused
         elif not is_needed(config, file):
             yield file, False
@@ -1714,11 +1737,9 @@ def plan(driver, files, limit):
     room = float("inf") if limit is None else max(0, limit - len(known))
     next_look = time.monotonic() + LISTING_SECONDS
     for file, fate in classify(driver.config, files, known):
-        if driver.state.number and time.monotonic() >= next_look:  # jobs go on meanwhile
+        if driver.is_listing and time.monotonic() >= next_look:  # jobs go on meanwhile
             driver.step()
             next_look = time.monotonic() + LISTING_SECONDS
-        if driver.stopping:
-            return
         if fate is False:
             driver.not_needed += 1
         elif fate is True:
@@ -1727,7 +1748,7 @@ def plan(driver, files, limit):
                 driver.pending.append(file)
             else:
                 driver.beyond_limit += 1
-        else:
+        elif fate:
             driver.refused.append((file.path, fate))
             helper.log(timed(f"FAILED {file.path}: {fate}"))
     helper.show_progress("")
@@ -1836,6 +1857,20 @@ def check_scripts(config):
                                    "and DOWNLOAD_BY = 'job'.", 2)
 
 
+def prepare(driver, files, limit):
+    """Make the folder ours, and list what is to be done. The jobs of a resumed run go on while the
+    listing comes."""
+    driver.is_listing = driver.state.number > 0
+    if not driver.is_listing:
+        plan(driver, files, limit)
+    take_folder(driver)
+    measure_leftovers(driver)
+    helper.remove_if_there(os.path.join(driver.folder, "halted"))
+    if driver.is_listing:
+        plan(driver, files, limit)
+        driver.is_listing = False
+
+
 def batch(config, scheduler, client, files, limit):
     """Run the batch, or go on with it; the exit status."""
     driver = Driver(config, scheduler, client)
@@ -1844,15 +1879,13 @@ def batch(config, scheduler, client, files, limit):
     with lock(driver.folder):
         open_journal(driver)
         resume(driver)
-        is_resumed = driver.state.number > 0  # then its jobs go on while the listing comes
-        if not is_resumed:
-            plan(driver, files, limit)
-        take_folder(driver)
-        measure_leftovers(driver)
+        try:
+            prepare(driver, files, limit)
+        except KeyboardInterrupt:
+            if not driver.state.number:
+                raise
+            driver.stopping = True
         install_signal_handlers(driver)
-        helper.remove_if_there(os.path.join(driver.folder, "halted"))
-        if is_resumed:
-            plan(driver, files, limit)
         helper.set_retry_limits(client, 20, 1)  # from here on waiting would hold up the jobs
         driver.main_loop()
         if driver.stopping:

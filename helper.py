@@ -410,22 +410,29 @@ CHECKS = [
 def as_named_here(folder):
     """The folder by the name that the user's shell has for it: its real one, which Python prefers,
     may be another one on each machine, as of a home folder that is a link."""
-    name = os.environ.get("PWD", "")
-    if folder != os.path.realpath(folder) or not os.path.isabs(name) or (
-            os.path.realpath(name) != os.getcwd()):
-        return folder
-    while not (folder + "/").startswith(os.path.join(os.path.realpath(name), "")):
-        name = os.path.dirname(name)
-    return os.path.normpath(os.path.join(name, os.path.relpath(folder, os.path.realpath(name))))
+    script = os.path.dirname(sys.argv[0])
+    for name in filter(os.path.isabs, (os.environ.get("PWD", ""), script)):
+        while not (folder + "/").startswith(os.path.join(os.path.realpath(name), "")):
+            name = os.path.dirname(name)
+        below = os.path.relpath(folder, os.path.realpath(name))
+        named = os.path.normpath(os.path.join(name, below))
+        if named != folder == os.path.realpath(named):
+            return named
+    return folder
 
 
 def check_paths(config):
-    if config.WORKING_DIR == os.path.dirname(os.path.abspath(config.__file__)):
-        config.WORKING_DIR = as_named_here(config.WORKING_DIR)
+    if "GLOBUS_JOB" in os.environ:  # the driver's names, which may be others than this node's
+        config.DOWNLOAD_DIR = os.environ.get("GLOBUS_DOWNLOAD_DIR") or config.DOWNLOAD_DIR
+        config.DESTINATION_PATH = (os.environ.get("GLOBUS_DESTINATION_PATH")
+                                   or config.DESTINATION_PATH)
+    real = config.WORKING_DIR
+    if real == os.path.dirname(os.path.abspath(config.__file__)):
+        config.WORKING_DIR = as_named_here(real)
+    if config.DESTINATION_PATH is None:  # by its real name: labels of tasks go by it
+        config.DESTINATION_PATH = config.DOWNLOAD_DIR or os.path.join(str(real), "downloads")
     if config.DOWNLOAD_DIR is None:
         config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
-    if config.DESTINATION_PATH is None:
-        config.DESTINATION_PATH = config.DOWNLOAD_DIR
     for name in ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"):
         value = getattr(config, name)
         require(config, name, isinstance(value, str) and value.startswith("/"),

@@ -31,11 +31,14 @@ download() {
   for name; do options+=(--file "$name"); done
   said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$dir" "${options[@]}")
   failure=$?
-  while IFS= read -r line; do # a module or a start-up file may have said something, too
+  local IFS=$'\n'
+  set -f
+  for line in $said; do # a module or a start-up file may have said something, too
     name=${line#"$folder"/}
     [ -n "$folder" ] || [ $# != 1 ] || [[ $line != /*/"$1" ]] || name=$1
     [[ $line != /* || ! -f $line ]] || arrived["/$name"]=$line
-  done < <(printf "%s\n" "$said") # a here-string needs room in /tmp
+  done
+  set +f
 }
 
 process() {

@@ -325,7 +325,8 @@ def bare_path(tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in ("bash", "sh", "cat", "mv", "rm", "mkdir", "dirname", "sha256sum", "sleep", "env",
-                 "cp", "touch", "rmdir", "setsid", "date", "kill", "sed", "grep", "seq", "head"):
+                 "cp", "touch", "rmdir", "setsid", "date", "kill", "sed", "grep", "seq", "head",
+                 "tail"):
         found = shutil.which(tool)
         if found:
             (folder / tool).symlink_to(found)

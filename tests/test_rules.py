@@ -6,6 +6,8 @@ import resource
 import shlex
 import signal
 import subprocess
+import time
+import zlib
 
 import hypothesis
 import pytest
@@ -118,10 +120,12 @@ FIRST_REFUSALS = {
         "-q timeout", "qsub: Unknown queue timeout", "qsub: Unknown queue timeout"),
     "the reason below a banner": (
         "", "\n".join(f"* line {n} of the banner *" for n in range(10)) + "\nout of cheese",
-        "* line 0 of the banner *; ...; out of cheese"),
+        "* Connections to this cluster are monitored *; ...; out of cheese"),
+    "a banner on stdout that sounds like an outage": (
+        "", "sbatch: error: out of cheese", "out of cheese"),
     "the reason above a usage text": (
         "", "qsub: illegal -N value\nusage: qsub [-a date_time]\n\t[-c interval]\n  qsub --version",
-        "job: qsub: illegal -N value\n"),
+        "monitored *; qsub: illegal -N value\n"),
 }
 
 
@@ -129,7 +133,8 @@ FIRST_REFUSALS = {
 def test_the_first_refusal_stops_the_run_with_its_reason(name, stand_in, emulator, tmp_path):
     emulator.add({"a": b"1"})
     resources, words, told = FIRST_REFUSALS[name]
-    put_before(stand_in, tmp_path, "sbatch", f"echo {shlex.quote(words)} >&2; exit 1")
+    put_before(stand_in, tmp_path, "sbatch", "echo '* Connections to this cluster are monitored *'",
+               f"echo {shlex.quote(words)} >&2; exit 1")
     stand_in.config(f"RESOURCES = {resources!r}")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
@@ -168,12 +173,23 @@ def test_a_submission_without_an_id_that_went_well_costs_no_slot(stand_in, emula
     assert done.err.count("not clear") == 1
 
 
+def test_a_submission_that_brings_no_job_to_the_queue_is_not_tried_for_ever(
+        stand_in, emulator, tmp_path):
+    emulator.add({"f%d" % n: b"x" for n in range(3)})
+    put_before(stand_in, tmp_path, "sbatch", "echo swallowed by a hook of the site")
+    stand_in.config("POLL_SECONDS = 0.2")
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1
+    assert "taken no job so far, in 3 tries: swallowed by a hook of the site" in done.err
+
+
 OPTIONS = [
     ("slurm", "--array=1-3"), ("slurm", "-a 1-3"), ("slurm", "--arr=1-3"), ("slurm", "--hold"),
     ("slurm", "-H"), ("slurm", "--wrap=true"), ("slurm", "--dependency=singleton"),
     ("slurm", "--test-only"), ("slurm", "-W"), ("slurm", "--time=1:00 job.sh"),
     ("pbs", "-- /bin/true"), ("pbs", "-J 1-3"), ("pbs", "-h"), ("pbs", "-I"), ("pbs", "-z"),
-    ("pbs", "-W depend=afterok:1"), ("pbs", "-l walltime=1:00:00 job.sh"), ("torque", "-t 1-3"),
+    ("pbs", "-W depend=afterok:1"), ("pbs", "-W group_list=x,block=true"),
+    ("pbs", "-l walltime=1:00:00 job.sh"), ("torque", "-t 1-3"),
     ("sge", "-t 1-3"), ("sge", "-h"), ("sge", "-hold_jid 5"), ("sge", "-sync y")]
 
 
@@ -190,7 +206,7 @@ def test_options_that_make_another_job_are_named_before_the_first_job(
 @pytest.mark.parametrize("kind,resources", [
     ("slurm", "-p short --time 1:00:00 --mem=4G -A me --exclusive --wait-all-nodes=1 -N 1"),
     ("pbs", "-l select=1:ncpus=1 -q a@b -W group_list=x -p -5 -A me"),
-    ("sge", "-pe smp 4 -l h_vmem=4G -v A=b -hard -p -100 -terse")])
+    ("sge", "-pe smp 4 -binding set linear:1 -l h_vmem=4G -v A=b -hard -p -100 -terse")])
 def test_other_options_are_the_users_own(kind, resources, site, tmp_path):
     with_stand_in(site, tmp_path, kind)
     site.config(f"RESOURCES = {resources!r}")
@@ -282,9 +298,14 @@ def test_a_folder_has_the_name_that_the_shell_gives_it(stand_in, emulator, tmp_p
     folder = put_before(stand_in, tmp_path, "sbatch", 'tee "$0.script" | "$real" "$@"')
     os.symlink("/usr/bin/tee", str(tmp_path / "bin" / "tee"))
     stand_in.env["PWD"] = str(named)
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    stand_in.edit("wrapper.sh", "edit here ----\n", "edit here ----\ncd /\n")
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
     script = (folder / "sbatch.script").read_text()
     assert f"\nworking_dir={named}\n" in script and f"\nwrapper={named}/wrapper.sh\n" in script
+    # A task goes by the real name, or another name would be another destination.
+    real = zlib.crc32(str(stand_in.downloads).encode())
+    assert emulator.tasks()[0]["label"].split()[-1] == f"{real:08x}"
 
 
 IN_A_JOB = {
@@ -347,6 +368,21 @@ def test_a_full_tmp_does_no_harm(stand_in, emulator):
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
+def test_a_journal_that_cannot_be_written_for_a_moment_ends_the_driver_and_loses_no_file(
+        stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(6)})
+    stand_in.config("import errno", "real, calls = os.fstat, []", "def fstat(fd):",
+                    "    calls.append(1)",
+                    "    if len(calls) == 12 and not os.path.exists('once'):",
+                    "        open('once', 'w'); raise OSError(errno.EIO, os.strerror(errno.EIO))",
+                    "    return real(fd)", "os.fstat = fstat")
+    stand_in.process(*KEEP)
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1 and f"Input/output error: {stand_in.jobs}/journal" in done.err
+    assert last_line(stand_in.run(BATCH)) == "6 processed, 0 failed, 0 not needed"
+    assert set(processed(stand_in).values()) == {1}
+
+
 STALE = """
 import os, errno
 real, left = os.listdir, [3]
@@ -369,26 +405,59 @@ def test_a_disk_that_is_out_of_order_for_a_moment_is_told_and_waited_for(
     assert done.err.count("Waiting: ") == 1 and f"{stand_in.jobs}. Trying again." in done.err
 
 
+# ---- a resumed run ----
+
+
+def interrupted_run(site, emulator, **bent):
+    """A run with one job that has ended since its driver was killed; the next listing is slow."""
+    site.edit(BATCH, "LISTING_SECONDS = 1", "LISTING_SECONDS = 0")
+    site.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = site.start(BATCH)
+    wait_until(lambda: any(event["event"] == "queued" for event in journal(site)))
+    driver.kill()
+    driver.communicate()
+    (site.folder / "go").touch()
+    wait_until(lambda: list(site.jobs.glob("*.results")))
+    emulator.bend_collection("6c54cade-bde5-45c1-bdea-f4bd71dba2cc", list_seconds=1)
+
+
 def test_jobs_end_and_begin_while_the_listing_of_a_resumed_run_still_comes(stand_in, emulator):
     emulator.add({f"d{n}/f": b"x" for n in range(4)})
     stand_in.config("RECURSIVE = True", "NUM_JOBS = 1", "POLL_SECONDS = 0.2",
                     "def is_file_needed(file):",
                     "    open('asked', 'a').write(file.path + chr(10)); return True")
-    stand_in.edit(BATCH, "LISTING_SECONDS = 1", "LISTING_SECONDS = 0")
-    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
-    driver = stand_in.start(BATCH)
-    wait_until(lambda: any(event["event"] == "queued" for event in journal(stand_in)))
-    driver.kill()
-    driver.communicate()
-    (stand_in.folder / "asked").unlink()
-    (stand_in.folder / "go").touch()
-    emulator.bend_collection("6c54cade-bde5-45c1-bdea-f4bd71dba2cc", list_seconds=1)
-    driver = stand_in.start(BATCH)
-    wait_until(lambda: b"processed" in driver.stderr.readline())
-    assert "d3/f" not in (stand_in.folder / "asked").read_text()
+    interrupted_run(stand_in, emulator)
+    asked = stand_in.folder / "asked"
+    asked.unlink()
+    driver, said = stand_in.start(BATCH), []
+    wait_until(lambda: said.append(driver.stderr.readline()) or b"submitted" in said[-1])
+    assert any(b"processed d0/f" in line for line in said)
+    assert "d3/f" not in asked.read_text()
     assert driver.communicate()[0].endswith(b"4 processed, 0 failed, 0 not needed\n")
-    assert (stand_in.folder / "asked").read_text() == "d1/f\nd2/f\nd3/f\n"
+    assert asked.read_text() == "d1/f\nd2/f\nd3/f\n"
     assert set(processed(stand_in).values()) == {1}
+
+
+def test_a_signal_is_obeyed_while_the_listing_of_a_resumed_run_comes(stand_in, emulator):
+    emulator.add({f"d{n:02d}/f": b"x" for n in range(20)})
+    stand_in.config("RECURSIVE = True", "NUM_JOBS = 1")
+    interrupted_run(stand_in, emulator)
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: b"Going on" in driver.stderr.readline())
+    begun = time.monotonic()
+    driver.send_signal(signal.SIGTERM)
+    assert b"Stopped. " in driver.communicate()[1]
+    assert driver.returncode == 130 and time.monotonic() - begun < 10
+
+
+def test_no_room_for_what_is_listed_so_far_does_not_stop_a_resumed_run(stand_in, emulator):
+    emulator.add({"d0/f": b"x" * 10, "d1/f": b"x" * 900, "d2/f": b"x"})
+    stand_in.config("RECURSIVE = True", "NUM_JOBS = 1", "MAX_BYTES = 1000")
+    interrupted_run(stand_in, emulator)
+    (stand_in.downloads / "left").write_bytes(b"x" * 200)
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1 and "leaves no room for another file" in done.err
+    assert processed(stand_in) == {"d0/f": 1, "d2/f": 1}
 
 
 # ---- shells ----

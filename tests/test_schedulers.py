@@ -33,6 +33,7 @@ def states(queue):
     ("slurm", "123\nsome news of 2026\n", "123"),
     ("pbs", "4.pbshost\n", "4.pbshost"),
     ("torque", "21.torque-host.example.org\n", "21.torque-host.example.org"),
+    ("pbs", "Welcome\n25.11.2026\n4.pbshost\n25.11.2026\n", "4.pbshost"),
     ("sge", "481\n", "481"),
     ("sge", "warning: no suitable queues\n481\nhave a nice day\n", "481"),
 ])
@@ -66,7 +67,7 @@ def test_slurms_reasons_that_never_clear(reason):
 @pytest.mark.parametrize("state,reason", [
     ("PENDING", "JobHeldAdmin"), ("PENDING", "JobHeldUser"), ("PENDING", "JobHoldMaxRequeue"),
     ("PENDING", "launch failed requeued held"), ("PENDING", "job requeued in held state"),
-    ("REQUEUE_HOLD", "None")])
+    ("REQUEUE_HOLD", "None"), ("SPECIAL_EXIT", "None")])
 def test_slurms_words_for_jobs_that_are_held(state, reason):
     text = read.SLURM_HEADING + f"\n7|name|{state}|{reason}\n"
     assert states(read.parse_slurm_queue(text)) == {"name": "held"}
@@ -74,7 +75,8 @@ def test_slurms_words_for_jobs_that_are_held(state, reason):
 
 @pytest.mark.parametrize("reason", [
     "Priority", "Resources", "QOSMaxJobsPerUserLimit", "AssocGrpCpuLimit", "ReqNodeNotAvail",
-    "PartitionDown", "Licenses", "None", "QOSMaxCpuPerUserLimit", "AssocMaxJobsLimit"])
+    "PartitionDown", "Licenses", "None", "QOSUsageThreshold",
+    "ReqNodeNotAvail, sheldon1", "QOSMaxCpuPerUserLimit", "AssocMaxJobsLimit"])
 def test_slurms_reasons_that_clear(reason):
     text = read.SLURM_HEADING + "\n7|name|PENDING|" + reason + "\n"
     assert states(read.parse_slurm_queue(text)) == {"name": "waiting"}
@@ -200,6 +202,11 @@ def test_a_line_that_nobody_knows_changes_no_other_jobs_state(kind, data):
 def test_foreign_lines_are_passed_over(kind, text, expected):
     queue = states(read.SCHEDULERS[kind].parse_queue(text))
     assert expected.items() <= queue.items()
+
+
+def test_a_job_of_grid_engine_without_a_state_is_running():
+    text = recorded("sge-qstat.xml").replace("<state>r</state>", "<state/>")
+    assert states(read.parse_sge_queue(text))["run-1"] == "running"
 
 
 def test_a_job_of_grid_engine_that_may_not_be_restarted_is_running():
