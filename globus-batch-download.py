@@ -86,6 +86,11 @@ UNSURE = re.compile(
     "no response|temporar|try again later|commlib|unable to send|zero bytes|unexpected message|"
     "broken pipe|interrupted|slurm_load|controller is|in standby|shutting down", re.I)
 
+# What a line of a job's log has that names the setting or the cause of a failure.
+CAUSE = re.compile(
+    r"^config\.py: |\b(\w*(error|exception)|no module named|not found|no such|denied|failed|cannot|"
+    r"could not|no space|quota|killed|cancelled)\b", re.I)
+
 
 def read_slurm_id(text):
     """'123', or '123;cluster' where the job went to another cluster than this one."""
@@ -790,9 +795,9 @@ class Driver:
                 pass  # for wrapper.sh: the jobs end after the files that they are at work on
 
     def words_on(self, name, path):
-        """': the last words of a job's log on a file (the log's path)'."""
+        """': the cause, or the last words, of a job's log on a file (the log's path)'."""
         job = self.state.jobs.get(name) or self.state.lost[name]
-        words = last_words(self.file_of(name, "log"), path if len(job.files) > 1 else None)
+        words = last_words(self.file_of(name, "log"), path if len(job.files) > 1 else None, CAUSE)
         return (": " + words if words else "") + f" ({self.file_of(name, 'log')})"
 
     def remove_job_files(self, name):
@@ -1239,7 +1244,7 @@ def look_at_transfer(driver, name, task):
     driver.waits[name] = helper.waiting_reason(task)
     is_fatal = driver.detectors.setdefault(name, helper.stall_detector())
     if name not in driver.fatal and is_fatal(task):
-        reason = helper.failure_reason(driver.client, job.task_id, task)
+        reason = helper.failure_reason(driver.client, task)
         try:
             helper.attempt(driver.client.cancel_task, job.task_id)
         except helper.GlobusAPIError as error:  # it has ended meanwhile, perhaps
@@ -1254,7 +1259,7 @@ def look_at_arrivals(driver, name, task):
     job = driver.state.jobs[name]
     files = [helper.File(path, size, None, None) for path, size in job.files]
     if name not in driver.ended_tasks:
-        failure = helper.failure_reason(driver.client, task["task_id"], task)
+        failure = helper.failure_reason(driver.client, task)
         if name in driver.fatal and failure:
             failure = helper.CANCELLED + driver.fatal[name]
         missing = helper.outcomes(driver.client, driver.config, driver.config.PATH, files, task,
@@ -1503,8 +1508,9 @@ def read(path):
         return None
 
 
-def last_words(path, name=None):
-    """The last words of a log; of a job with several files, on the file of that name."""
+def last_words(path, name=None, pattern=""):
+    """The last line of a log that has the pattern, or else the last one; of a job with several
+    files, on the file of that name."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - (2000 if name is None else 200000)))
@@ -1514,7 +1520,8 @@ def last_words(path, name=None):
         return ""
     if name is not None:
         lines = lines_on(name, lines)
-    return helper.first_line(lines[-1]) if lines else ""
+    found = [line for line in lines if re.search(pattern, line)] or lines
+    return helper.first_line(found[-1]) if found else ""
 
 
 def lines_on(name, lines):

@@ -95,7 +95,23 @@ ERRORS = {
     "VERIFY_CHECKSUM": ("a checksum did not match, Globus sends the file again", None),
     "FILE_SIZE_CHANGED": ("a file changes while it is sent, Globus sends it again", None),
     "CONNECTION_RESET": ("the connection broke off, Globus keeps trying", None),
+    "CONNECTION_BROKEN": ("the connection broke off, Globus keeps trying", None),
     "TIMEOUT": ("the collection's server takes too long, Globus keeps trying", None),
+    "AUTH": ("the collection's server refuses your login", 300),
+    "NO_CREDENTIALS": ("Globus has no login of yours for the collection: globus-login.py", 300),
+    "INVALID_SERVICE_CREDENTIAL": ("the certificate of the collection's server is not valid; "
+                                   "its administrator has to fix it", 3600),
+    "GSI_DN_MISMATCH": ("the collection's server is another one than its certificate says", 3600),
+    "CLOCK": ("the clock of the collection's server is wrong", 3600),
+    "ACL_CHANGED": ("your permissions on the collection have changed", 60),
+    "LIMIT_EXCEEDED": ("a limit of the collection's server is exceeded", 3600),
+    "ENDPOINT_ERROR": ("the collection's server reports an error", 3600),
+    "NO_PHYSICALS": ("the collection has no server", 3600),
+    "INTERNAL_ERROR": ("an error inside Globus", 3600),
+    "MPU_NOT_FOUND": ("the destination has lost the parts of an upload", 3600),
+    "NO_APPEND_FILESYSTEM": ("the destination cannot append to a file", 60),
+    "FILE_ACCESS": ("the file cannot be accessed", 60),
+    "UNKNOWN": ("", 3600),
     "PERMISSION_DENIED": ("permission denied", 60),
     "FILE_NOT_FOUND": ("file not found", 10),
     "NO_SPACE_LEFT": ("no space left at the destination", 60),
@@ -104,6 +120,7 @@ ERRORS = {
     "IS_A_FILE": ("", 10),
     "NOT_A_DIRECTORY": ("", 10),
     "NOT_A_FILE": ("", 10),
+    "NOT_A_SYMLINK": ("", 10),
     "INVALID_PATH_NAME": ("", 10),
     "INVALID_SYMLINK": ("", 10),
     "AMBIGUOUS_PATH": ("", 10),
@@ -111,9 +128,10 @@ ERRORS = {
 UNKNOWN = ("", None)
 CANCELLED = "cancelled, because it cannot succeed: "
 STALE_STATUS_SECONDS = 900  # so long Globus shows a trouble without having tried again
-FATAL_CHECKSUMS = 5  # so often a checksum may fail while no file gets through
+FATAL_CHECKSUMS = 5  # so often a file may fail these while no file gets through:
+MISMATCHES = {"VERIFY_CHECKSUM", "FILE_SIZE_CHANGED"}
 # With these the same bytes are sent again and again: more of them are no progress.
-RETRANSMITTING = {"VERIFY_CHECKSUM", "NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
+RETRANSMITTING = MISMATCHES | {"NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
 # What a collection's server answers for good (by the code or the message of the error).
 PERMANENT = re.compile(
     "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound|"
@@ -292,10 +310,35 @@ def error_code(error):
 
 
 def error_message(error):
-    """Globus's words on an error, in one line."""
+    """Globus's words on an error, in one line; of what a collection's server says in many lines,
+    what tells most."""
     document = error_document(error)
-    said = (get_text(document, name) for name in ("message", "error_description", "error"))
-    return next(filter(None, said), first_line(error.text))
+    said = [name for name in ("message", "error_description", "error") if get_text(document, name)]
+    text = document[said[0]] if said else error.text
+    server = parse_server_error(text)
+    if not server["words"]:
+        return first_line(text)
+    head = re.sub(r"(Command Failed: |, )?Error \(.*", "", first_line(text))
+    said = ": ".join(dict.fromkeys(filter(None, [head, server["words"]])))
+    return said + (f" ({server['name']})" if server["name"] else "")
+
+
+def parse_server_error(text):
+    """What the many lines of an error of a collection's server tell, be they text or JSON: a dict
+    of the words that tell most, the collection's name and id, and the file, each may be empty."""
+    text = re.sub(r"%0D%0A|\\r\\n|\r\n", "\n", text)  # FTP's line ends, also written out
+    fields = dict(re.findall(
+        r"(?m)^(?:\d{3}[- ])?(Endpoint|File|Message|GridFTP-[\w-]+): (.*\S)", text))
+    noise = r"(?:\d{3}[- ])?(?:GlobusError:|GridFTP-|End\.)|2\d\d[- ]"  # and what greets
+    replies = re.findall(rf"(?m)^(?!{noise})(?:\d{{3}}[- ])?(.*[a-z].*)",
+                         text.partition("\nDetails: ")[2])
+    words = [fields.get("GridFTP-Message"), fields.get("GridFTP-Error-String"), *replies[-1:],
+             re.sub("(?i)fatal ftp response", "", fields.get("Message", ""))]
+    path = re.search(r'"(?:\w+_)?(?:file|path)": *("(?:[^"\\]|\\.)*")', text)
+    name, _, place = fields.get("Endpoint", "").rpartition(" (")
+    return {"words": get_text({0: next(filter(None, words), "")}, 0), "name": name,
+            "id": place.rstrip(")"),
+            "file": fields.get("File") or (json.loads(path.group(1), strict=False) if path else "")}
 
 
 def all_of_message(error):
@@ -873,14 +916,29 @@ def check_destination(client, config):
         require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
         return True
     except GlobusAPIError as error:
-        if re.search("PermissionDenied|Path not allowed", all_of_message(error)):
-            raise UserError(
-                f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. A Globus "
-                "Connect Personal shows your home\nfolder only: add the folder to "
-                f"~/.globusonline/lta/config-paths, and start it again. {describe_error(error)}")
-        if error.http_status != 404:
+        if error.http_status == 404:
+            return False
+        refusal = re.search("LoginFailed|PermissionDenied|Path not allowed", all_of_message(error))
+        if not refusal or reauth_reason(error):
             raise
-        return False
+        advice = access_advice(client, error)
+        document = try_once(client.get_endpoint, config.DESTINATION_ENDPOINT_ID)
+        if refusal.group() != "LoginFailed" and get_text(document, "entity_type")[:3] == "GCP":
+            advice = ("A Globus Connect Personal shows your home\nfolder only: add the folder to "
+                      "~/.globusonline/lta/config-paths, and start it again.")
+        raise UserError(f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. "
+                        f"{advice} {describe_error(error)}")
+
+
+def access_advice(client, error):
+    """As whom one is logged in, and what a collection that refuses that asks for."""
+    found = try_once(client.endpoint_search, filter_scope="my-endpoints", limit=1,
+                     required={"DATA": list}).get("DATA")
+    me = get_text(found[0], "owner_string") if found else "the identity on app.globus.org/settings"
+    domains = re.search(r'"allowed_domains": *\[([^]]+)\]', all_of_message(error))
+    wanted = f" of {domains.group(1)}" if domains else ""
+    return (f"You are logged in as {me}. Log in as an identity{wanted} that it lets in, or ask its "
+            "administrator for access.")
 
 
 def list_files(client, config):
@@ -911,7 +969,7 @@ def list_files(client, config):
                     found.append(file.path + "/")
         except GlobusAPIError as error:
             if not folder or reauth_reason(error):
-                raise listing_error(error, config.PATH)
+                raise listing_error(client, error, config.PATH)
             yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
         folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
@@ -973,7 +1031,7 @@ def list_directory(client, config, path):
             log(f"{path} changed while it was listed; start again later for what may be missing.")
 
 
-def listing_error(error, path):
+def listing_error(client, error, path):
     code = error_code(error)
     if reauth_reason(error):
         return error
@@ -982,9 +1040,9 @@ def listing_error(error, path):
     if error.http_status == 404:
         return UserError(f"config.py: PATH = {path!r} is not on the source collection.\n"
                          + describe_error(error), 2)
-    if "PermissionDenied" in code:
-        return UserError(f"You may not read PATH = {path!r} on the source collection.\n"
-                         + describe_error(error))
+    if re.search("PermissionDenied|LoginFailed", code):
+        return UserError(f"You may not read PATH = {path!r} on the source collection. "
+                         f"{access_advice(client, error)}\n{describe_error(error)}")
     return error
 
 
@@ -1093,19 +1151,22 @@ def wait_for_task(client, task_id, progress):
     """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
     progress(task, reason) is called at each look. Why a task does not move is told when it
     changes; one that cannot succeed is cancelled."""
-    told, is_fatal = None, stall_detector()
+    told, is_fatal, least = None, stall_detector(), 0
     for pause in backoff(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
         time.sleep(pause)
         task = retry(client.get_task, task_id, required=TASK)
         if task["status"] in ENDED:
             if told and task["status"] == "SUCCEEDED":
                 log("Going on.")
-            return task, failure_reason(client, task_id, task)
+            return task, failure_reason(client, task)
         reason = waiting_reason(task)
         if reason and reason != told:
             log(f"Waiting: {reason}{status_detail(client, task_id, task)}  (task {task_id})")
-            told = reason
-        elif told and not reason and get_number(task, "bytes_transferred"):
+            # Bytes that are sent again are no progress; the next file is.
+            is_resent = get_text(task, "nice_status") in RETRANSMITTING
+            told, least = reason, files_done(task) + is_resent
+        elif (told and not reason and get_number(task, "bytes_transferred")
+              and files_done(task) >= least):
             log("Going on.")
             told = None
         progress(task, reason)
@@ -1115,7 +1176,7 @@ def wait_for_task(client, task_id, progress):
 
 def cancel_failing_task(client, task_id, task):
     """Cancel a task that cannot succeed; the same as wait_for_task()."""
-    cause = failure_reason(client, task_id, task)
+    cause = failure_reason(client, task)
     retry(client.cancel_task, task_id)
     begun, is_told = time.monotonic(), False
     for pause in backoff(0.125, SLOWEST_POLL, 1.3):
@@ -1146,16 +1207,16 @@ def stall_detector():
         nonlocal stuck, since, faults
         status, now = get_text(task, "nice_status"), time.monotonic()
         seconds = ERRORS.get(status, UNKNOWN)[1]
-        now_stuck = (status, files_done(task),
+        now_stuck = (MISMATCHES if status in MISMATCHES else status, files_done(task),
                      None if status in RETRANSMITTING else get_number(task, "bytes_transferred"))
-        if status != "VERIFY_CHECKSUM" and seconds is None:
+        if status not in MISMATCHES and seconds is None:
             if status not in ("", "OK", "Queued"):  # then Globus tries again just now, or will
                 stuck = None  # another trouble: the time with it does not count
             return False
         if now_stuck != stuck:
             stuck, since, faults = now_stuck, now, get_number(task, "faults")
         more_faults = get_number(task, "faults") - faults
-        if status == "VERIFY_CHECKSUM":
+        if status in MISMATCHES:
             return more_faults >= FATAL_CHECKSUMS
         # A task that waits for its turn shows its last trouble for a while.
         return now - since >= (seconds if more_faults else STALE_STATUS_SECONDS)
@@ -1172,7 +1233,7 @@ def waiting_reason(task):
         status = "INACTIVE"
     if status in ("", "OK"):
         return None
-    description = get_text(task, "nice_status_short_description")
+    description = get_text(task, "nice_status_short_description") or "Globus gives no reason"
     return ERRORS.get(status, UNKNOWN)[0] or f"{description} ({status}), Globus keeps trying"
 
 
@@ -1188,31 +1249,35 @@ def status_detail(client, task_id, task):
         return f": {said}" if said else ""
     if task.get("nice_status") == "Queued" or not get_number(task, "faults"):
         return ""
-    file = last_error_event(client, task_id)[1]
-    return f": {file}" if file else ""
+    said = ", ".join(filter(None, last_error_event(client, task)[1:]))
+    return f": {said}" if said else ""
 
 
-def last_error_event(client, task_id):
-    """What a task's newest error event says: its description, and its file. Either may be empty."""
-    events = try_once(client.task_event_list, task_id, limit=1, required={"DATA": list},
+def last_error_event(client, task):
+    """What a task's newest error event says: its description, its file, and which collection's
+    server says what. Each may be empty."""
+    events = try_once(client.task_event_list, task["task_id"], limit=1, required={"DATA": list},
                       query_params={"filter": "is_error:1"}).get("DATA")
     event = events[0] if events else {}
-    # The details tell of server, command and answer too; the file is what the user needs.
-    found = re.search(r"(?m)^File: (.+)$", str(event.get("details")))
-    return get_text(event, "description"), first_line(found.group(1)) if found else ""
+    server = parse_server_error(str(event.get("details")))
+    said = [f"on the {side} collection ({server['name']})" for side in ("source", "destination")
+            if server["id"] and task.get(side + "_endpoint_id") == server["id"]][:1]
+    return (get_text(event, "description"), get_text(server, "file"),
+            ": ".join(filter(None, [*said, server["words"]])))
 
 
-def failure_reason(client, task_id, task):
+def failure_reason(client, task):
     """One line that says why a task failed, or what it stumbles over, in Globus's words; None if
     it SUCCEEDED."""
     if task["status"] == "SUCCEEDED":
         return None
     error = task.get("fatal_error")
     status = get_text(task, "nice_status")
-    description, file = last_error_event(client, task_id)
-    causes = [get_text(error, "description") if isinstance(error, dict) else "",
+    error = error if isinstance(error, dict) else {}
+    description, file, server = last_error_event(client, task)
+    causes = [ERRORS.get(get_text(error, "code"), UNKNOWN)[0] or get_text(error, "description"),
               ERRORS.get(status, UNKNOWN)[0] or get_text(task, "nice_status_short_description"),
-              get_text(task, "canceled_by_admin_message"), file or description]
+              get_text(task, "canceled_by_admin_message"), file or description, server]
     return ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
 
 
@@ -1311,7 +1376,9 @@ def outcomes(client, config, directory, files, task, ask=retry):
         for path, error in task_files(client.task_skipped_errors, directory, task, ask):
             code = get_text(error, "error_code")
             if path in paths:
-                missing[path] = ERRORS.get(code, UNKNOWN)[0] or code or "no reason given"
+                words = parse_server_error(str(error.get("error_details")))["words"]
+                missing[path] = (ERRORS.get(code, UNKNOWN)[0] or words
+                                 or code.lower().replace("_", " ") or "no reason given")
     if task["status"] == "SUCCEEDED":
         return missing
     whole = {path for path, _ in
@@ -1324,7 +1391,7 @@ def not_come_to(client, config, directory, files, task, missing):
     """Of those Files that a task did not bring, which was cancelled because it could not succeed,
     the ones that it may not have come to, because it kept trying another one of them; none if it
     does not say which. missing: see outcomes()."""
-    file = last_error_event(client, task["task_id"])[1]
+    file = last_error_event(client, task)[1]
     folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
     blamed = {file[len(folder):] for folder in folders if file.startswith(folder)}
     if not blamed.intersection(missing):
