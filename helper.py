@@ -279,6 +279,9 @@ def describe_error(error):
         text = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
         return ("no answer from Globus itself, only from a server in between: "
                 f"{first_line(text)} (HTTP {error.http_status})")
+    if is_client_refused(error):
+        return (f"Globus does not accept CLIENT_ID = {CLIENT_ID!r} in helper.py, as which these "
+                f"scripts log in: {error_message(error)}. README.md says how to register another.")
     details = [error_code(error), get_text(error_document(error), "request_id")]
     details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
     login = reauth_reason(error)
@@ -302,6 +305,16 @@ def is_from_globus(error):
     of a proxy or a portal between here and there, tells nothing of what Globus knows."""
     document = error_document(error)
     return bool(get_text(document, "code") or get_text(document, "error"))
+
+
+def is_client_refused(error):
+    """True if Globus Auth does not know the application that asks, whatever its user does."""
+    return get_text(error_document(error), "error") in ("invalid_client", "unauthorized_client")
+
+
+def is_token_refused(error):
+    """True if Globus does not accept the access token; it has said so with a 400, too."""
+    return error.http_status == 401 or error_code(error).endswith("AuthenticationFailed")
 
 
 def error_code(error):
@@ -361,9 +374,9 @@ def root_cause(error):
 def reauth_reason(error):
     """Why a new login is what helps, for an error of Globus; None if it would not help."""
     document = error_document(error)
-    if not is_from_globus(error):
+    if not is_from_globus(error) or is_client_refused(error):
         return None
-    if document.get("error") == "invalid_grant" or error.http_status == 401:
+    if document.get("error") == "invalid_grant" or is_token_refused(error):
         return "Globus no longer accepts the stored login (revoked, or unused for 6 months)."
     if error_code(error) == "ConsentRequired":
         return "The collection wants a consent of yours."
@@ -537,8 +550,11 @@ def read_tokens(path=None):
     try:
         with open(path, encoding="utf-8") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                log(f"{path} could be read by others; it is yours alone now.")
-                os.fchmod(file.fileno(), 0o600)
+                try:
+                    os.fchmod(file.fileno(), 0o600)
+                    log(f"{path} could be read by others; it is yours alone now.")
+                except OSError as error:
+                    log(f"{path} can be read by others, which cannot be changed: {error.strerror}.")
             tokens = json.load(file)
         if not isinstance(tokens, dict) or not all(isinstance(t, dict) for t in tokens.values()):
             raise ValueError
@@ -562,12 +578,28 @@ def store_tokens(by_resource_server):
             # The answer to a refresh may leave out the refresh token.
             tokens[server] = dict(
                 fresh, refresh_token=fresh.get("refresh_token") or old.get("refresh_token"))
-        with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
-                  encoding="utf-8") as file:
-            json.dump(tokens, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
+        write_private(new, json.dumps(tokens, indent=2))
         os.replace(new, os.path.realpath(token_file()))
+
+
+def check_token_file():
+    """Raise UserError if no tokens could be stored."""
+    try:
+        with token_lock() as new:
+            read_tokens()
+            write_private(new, " " * 10000)  # about the size of tokens
+    except OSError as error:
+        raise UserError(f"Your login cannot be stored in {token_file()}: {error.strerror}. Make "
+                        "room there, or set another TOKEN_FILE in config.py.")
+
+
+def write_private(path, text):
+    """Write a new file that only the user can read, through to the disk."""
+    with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
+              encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -645,23 +677,29 @@ def texts(value):
 def log_in(scopes, session=()):
     """Show the login page's URL, ask for the code, store the tokens (refresh tokens, which last
     6 months after their last use). Raises UserError if there is nobody to ask."""
+    check_token_file()
     client = auth_client()
     client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
     print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
           f"{client.oauth2_get_authorize_url(**dict(session))}\n")
+    wrong_code = UserError("Globus did not accept this code. A code works once, for a few minutes; "
+                           "run globus-login.py again for a new one.")
     try:
         code = input("Code: ").strip()
+        if not code.isprintable():
+            raise wrong_code
+        tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
     except (EOFError, RuntimeError):  # no more input, or none at all
         raise UserError("No code came. Run globus-login.py by hand, in a terminal.")
-    try:
-        tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
+    except UnicodeError:
+        raise wrong_code
     except MALFORMED as error:
         raise UserError(f"Globus's answer makes no sense ({type(error).__name__}). Try again.")
     except GlobusAPIError as error:
-        if error.http_status not in (400, 401, 403) or not is_from_globus(error):
+        if (error.http_status not in (400, 401, 403) or not is_from_globus(error)
+                or is_client_refused(error)):
             raise
-        raise UserError("Globus did not accept this code. A code works once, for a few minutes; "
-                        "run globus-login.py again for a new one.")
+        raise wrong_code
     store_tokens(tokens)
 
 
@@ -770,7 +808,9 @@ def attempt(call, *arguments, required=None, **options):
         except (GlobusAPIError, NetworkError) as error:
             # With a tried error before it, a 401 keeps globus-sdk from renewing the access token;
             # and the one that another process has stored may be refused as well.
-            if getattr(error, "http_status", None) == 401 and refusals < MOST_REFUSALS:
+            if (isinstance(error, GlobusAPIError) and is_token_refused(error)
+                    and refusals < MOST_REFUSALS):
+                call.__self__.authorizer.handle_missing_authorization()
                 continue
             if not is_transient(error):
                 raise
