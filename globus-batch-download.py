@@ -309,7 +309,7 @@ def run_command(command, text="", seconds=QUEUE_SECONDS, env=None):
     status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it, and its
     input in a file, so that it gets all of it even if this driver is killed meanwhile."""
     with tempfile.TemporaryFile() as file:
-        file.write(text.encode())
+        file.write(os.fsencode(text))
         file.seek(0)
         try:
             done = subprocess.run(command, stdin=file, capture_output=True, timeout=seconds,
@@ -1502,7 +1502,7 @@ def why_held(scheduler, held):
 def read(path):
     """The text of a file, or None if there is none."""
     try:
-        with open(path) as file:
+        with open(path, errors="surrogateescape") as file:  # as file names are read
             return file.read()
     except FileNotFoundError:
         return None
@@ -1514,7 +1514,7 @@ def last_words(path, name=None, pattern=""):
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - (2000 if name is None else 200000)))
-            lines = [line for line in file.read().decode(errors="replace").splitlines()
+            lines = [line for line in os.fsdecode(file.read()).splitlines()
                      if line.strip()]
     except OSError:
         return ""

@@ -181,8 +181,10 @@ def main(argv=None):
     """Download the files; the exit status."""
     options = parse(argv)
     config = helper.load_config()
-    failed = download(helper.transfer_client(), config, options.globus_path, options.file)
-    for name in options.file:
+    names = [helper.local_path(name) for name in options.file]
+    failed = download(helper.transfer_client(), config, helper.plain_path(options.globus_path),
+                      names)
+    for name in names:
         if name in failed:
             helper.log(f"{name}: {failed[name]}")
         print("" if name in failed else os.path.join(config.DOWNLOAD_DIR, name))

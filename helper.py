@@ -59,8 +59,10 @@ FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 # not valid at all.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
-# Or a part is "", "." or "..", or the mark.
-UNSAFE_NAME = re.compile(CONTROL.pattern + rf"|(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
+# Or a part is "", "." or "..", or the mark. (Python writes bytes that are no UTF-8 as U+DC80 on.)
+UNSAFE_NAME = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]|"
+                         rf"(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
 LONGEST_NAME = 255  # bytes, of a file system
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -470,6 +472,9 @@ def check_paths(config):
         config.DESTINATION_PATH = config.DOWNLOAD_DIR
     for name in ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"):
         value = getattr(config, name)
+        if name.endswith("PATH") and isinstance(value, str):
+            value = plain_path(value)
+            setattr(config, name, value)
         require(config, name, isinstance(value, str) and value.startswith("/"),
                 "must be an absolute path, in quotes")
         require(config, name, not CONTROL.search(value), "holds a control character")
@@ -532,6 +537,35 @@ def name_problem(path):
     if MARK in path.split("/"):
         return "is the name of the mark that a batch leaves in DOWNLOAD_DIR"
     return "would leave the download folder"
+
+
+def local_path(path):
+    """A path of Globus as Python writes it. Of a name that is no UTF-8 Globus takes the bytes for
+    Latin-1, after a U+FFFD (globus.org, "File operations", "Path encoding")."""
+    if "\ufffd" not in path:
+        return path
+    return "/".join(map(local_name, path.split("/")))
+
+
+def local_name(name):
+    try:
+        local = os.fsdecode(name[1:].encode("latin-1"))
+    except UnicodeEncodeError:  # a true U+FFFD
+        return name
+    return local if name.startswith("\ufffd") and NOT_UTF8.search(local) else name
+
+
+def globus_path(path):
+    """The reverse of local_path()."""
+    if path.isascii():  # which is quick
+        return path
+    return re.sub(f"[^/]*{NOT_UTF8.pattern}[^/]*",
+                  lambda name: "\ufffd" + os.fsencode(name.group()).decode("latin-1"), path)
+
+
+def plain_path(path):
+    """An absolute path without the // and /./ that Globus would leave out of its answers."""
+    return re.sub(r"/(\.?(/|\Z))+", "/", path)
 
 
 def join(directory, path):
@@ -990,13 +1024,13 @@ def list_files(client, config):
     folders, left_out = [""], []
     while folders:
         folder = folders.pop()
-        found, path = [], join(config.PATH, folder)
+        found, path = [], globus_path(join(config.PATH, folder))
         try:
             entries = [(parse_entry(folder, entry), entry.get("type"), entry.get("link_target"))
                        for entry in list_directory(client, config, path)]
             twins = find_twins(entries, config.RECURSIVE)
             for file, kind, link in entries:
-                if kind == "file":
+                if kind == "file" or not isinstance(kind, str):
                     yield file._replace(refused=twins[file.path]) if file.path in twins else file
                 elif kind != "dir":
                     left_out.append(f"{first_line(file.path)} ({first_line(str(kind))})")
@@ -1034,7 +1068,8 @@ def find_twins(entries, is_recursive):
 def parse_entry(folder, entry):
     """An entry of a listing as a File."""
     name, size = entry.get("name"), entry.get("size")
-    refused = name_problem(name)
+    name = local_path(name) if isinstance(name, str) else name
+    refused = name_problem(name) or (None if isinstance(entry.get("type"), str) else "has no type")
     if isinstance(name, str) and "/" in name:
         refused = refused or "holds a slash"
     if not isinstance(size, int) or size < 0:
@@ -1056,6 +1091,10 @@ def list_directory(client, config, path):
             if error.http_status != 400 or not query.pop("fields", None):
                 raise
             continue  # without the fields that it does not know
+        if "fields" in query and any(
+                entry.get("name") is None or entry.get("type") is None for entry in answer["DATA"]):
+            del query["fields"]  # nor these
+            continue
         yield from answer["DATA"]
         here, was, total = len(answer["DATA"]), total, answer.get("total")
         del answer  # before the next one comes: it may be large
@@ -1089,7 +1128,7 @@ def listing_error(client, error, path):
 def stat_source(client, config, path, name, ask=retry):
     """The File on the source collection. Raises UserError if there is none."""
     try:
-        entry = ask(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=path,
+        entry = ask(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
                     required={"type": str})
     except GlobusAPIError as error:
         if error.http_status != 404:
@@ -1113,7 +1152,7 @@ def build_transfer(config, submission_id, label, pairs, **options):
         label=task_label(label, config.DESTINATION_PATH), verify_checksum=True,
         sync_level="checksum", **options)
     for source, destination in pairs:
-        request.add_item(source, destination, recursive=False)
+        request.add_item(globus_path(source), globus_path(destination), recursive=False)
     return request
 
 
@@ -1139,7 +1178,7 @@ def job_label(sources):
 
 
 def checksum(text):
-    return f"{zlib.crc32(text.encode(errors='replace')):08x}"
+    return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
 
 
 def submit(client, request):
@@ -1433,7 +1472,7 @@ def not_come_to(client, config, directory, files, task, missing):
     does not say which. missing: see outcomes()."""
     file = last_error_event(client, task)[1]
     folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
-    blamed = {file[len(folder):] for folder in folders if file.startswith(folder)}
+    blamed = {local_path(file[len(folder):]) for folder in folders if file.startswith(folder)}
     if not blamed.intersection(missing):
         return []
     return [file for file in files if missing.get(file.path) == "" and file.path not in blamed]
@@ -1451,7 +1490,7 @@ def task_files(call, directory, task, ask):
                 raise
             return
         for document in page["DATA"]:
-            yield str(document.get("source_path"))[start:], document
+            yield local_path(str(document.get("source_path"))[start:]), document
         marker = page.get("next_marker")
         if not marker:
             return

@@ -31,7 +31,8 @@ download() {
   for name; do options+=(--file "$name"); done
   said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$dir" "${options[@]}")
   failure=$?
-  while IFS= read -r line; do # a module or a start-up file may have said something, too
+  # A module or a start-up file may have said something, too; and names need not be UTF-8.
+  while IFS='' LC_ALL=C read -r line; do
     name=${line#"$folder"/}
     [ -n "$folder" ] || [ $# != 1 ] || [[ $line != /*/"$1" ]] || name=$1
     [[ $line != /* || ! -f $line ]] || arrived["/$name"]=$line

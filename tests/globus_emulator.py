@@ -289,12 +289,25 @@ def check_access(name, token):
 def local_path(known, path):
     """The folder or file on this machine; PermissionError where the collection does not show it."""
     path = re.sub(r"^/?~(?=/|$)", known["home"].rstrip("/"), path or known["home"]) or "/"
-    path = os.path.normpath("/" + path)
+    path = "/".join(map(file_name, os.path.normpath("/" + path).split("/")))
     real = os.path.normpath(known["root"] + "/" + path.lstrip("/"))
     if known["allowed"] is not None and not any(
             (real + "/").startswith(a.rstrip("/") + "/") for a in known["allowed"]):
         raise PermissionError(errno.EACCES, "Path not allowed", path)
     return real
+
+
+def shown_name(name):
+    """A file's name as Globus shows it: bytes that are no UTF-8 as Latin-1, after a U+FFFD."""
+    data = os.fsencode(name)
+    return name if data.decode(errors="replace") == name else "\ufffd" + data.decode("latin-1")
+
+
+def file_name(shown):
+    """The reverse of shown_name()."""
+    data = shown[1:].encode("latin-1", "replace")
+    is_bytes = shown.startswith("\ufffd") and shown_name(os.fsdecode(data)) == shown
+    return os.fsdecode(data) if is_bytes else shown
 
 
 def endpoint_document(name):
@@ -368,7 +381,7 @@ def file_document(name, path):
         kinds = {0o100000: "file", 0o040000: "dir", 0o020000: "chr", 0o060000: "blk",
                  0o010000: "pipe"}
         kind = kinds.get(info.st_mode & 0o170000, "other")
-    document.update(DATA_TYPE="file", name=name, type=kind, size=info.st_size,
+    document.update(DATA_TYPE="file", name=shown_name(name), type=kind, size=info.st_size,
                     last_modified=iso(info.st_mtime, " "), user="user", group="group",
                     permissions="%04o" % (info.st_mode & 0o7777))
     return document
@@ -527,6 +540,8 @@ class Task(threading.Thread):
         super().__init__(daemon=True)
         self.id = str(uuid.uuid4())
         self.request = request
+        for item in request["DATA"]:  # it tells of them so
+            item["source_path"] = re.sub(r"/(\./|/)+", "/", item["source_path"])
         self.begun = now()
         self.deadline = request.get("deadline") or iso(
             self.begun + World["deadline_hours"] * 3600)
