@@ -1192,7 +1192,6 @@ def submit(client, request):
                 raise
         task_id = find_duplicate_task(client, request)
         if task_id:
-            log(f"Globus is already at work on just this; taking over its task {task_id}.")
             return task_id
         if not told:
             log("Waiting: another transfer task of yours has the same paths.")
@@ -1201,13 +1200,15 @@ def submit(client, request):
 
 
 def find_duplicate_task(client, request, ask=retry):
-    """The id of an unfinished task with this request's label and collections; None if there is
-    none."""
+    """The id of an unfinished task with this request's label and collections, which is told; None
+    if there is none."""
     for task in unfinished_tasks(client, ask):
         if (task.get("label") == request["label"]
                 and task.get("source_endpoint_id") == request["source_endpoint"]
                 and task.get("destination_endpoint_id") == request["destination_endpoint"]
                 and UUID.fullmatch(str(task.get("task_id")))):
+            log("Globus is already at work on just this; taking over its task "
+                f"{task['task_id']}.")
             return task["task_id"]
     return None
 
@@ -1470,12 +1471,19 @@ def not_come_to(client, config, directory, files, task, missing):
     """Of those Files that a task did not bring, which was cancelled because it could not succeed,
     the ones that it may not have come to, because it kept trying another one of them; none if it
     does not say which. missing: see outcomes()."""
+    blamed = blamed_file(client, config, directory, task)
+    if blamed not in missing:
+        return []
+    return [file for file in files if missing.get(file.path) == "" and file.path != blamed]
+
+
+def blamed_file(client, config, directory, task):
+    """The path below a directory of the source of the file that a task failed on; None if it does
+    not say which."""
     file = last_error_event(client, task)[1]
     folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
-    blamed = {local_path(file[len(folder):]) for folder in folders if file.startswith(folder)}
-    if not blamed.intersection(missing):
-        return []
-    return [file for file in files if missing.get(file.path) == "" and file.path not in blamed]
+    return next((local_path(file[len(folder):]) for folder in folders if file.startswith(folder)),
+                None)
 
 
 def task_files(call, directory, task, ask):
