@@ -31,6 +31,7 @@ import tempfile
 import time
 from xml.etree import ElementTree
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
 import helper
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -550,7 +551,7 @@ class Driver:
         self.told = {}  # what the person knows already, by topic
         self.begun = time.monotonic()
         self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
-        self.last_end, self.ended_at_begin = self.begun, 0
+        self.last_end, self.pace_from = self.begun, (self.begun, 0)  # time, files ended by then
         self.detectors, self.waits, self.fatal = {}, {}, {}  # of transfer tasks, by job name
         self.ended_tasks = {}  # job name: what its task did not bring, and until when to look
         self.next_ask, self.ask_pauses = 0, task_pauses()
@@ -900,7 +901,7 @@ class Driver:
         """Keep the jobs coming until all files are done, or until stopped."""
         state = self.state
         self.begun = time.monotonic()
-        self.ended_at_begin = len(state.processed) + self.count_failed()
+        self.pace_from = self.begun, len(state.processed) + self.count_failed()
         pauses = helper.backoff(0.05, 0.5, 1.05)  # an end is seen at most a twentieth too late
         while not self.stopping and (self.submitted() if self.is_halted else
                                      self.pending or state.jobs):
@@ -1427,13 +1428,16 @@ def show_progress(driver):
 
 
 def time_left(driver, ended, total, now):
-    """', ~12 min left' at the pace so far; nothing before each place had two files, or at the
-    end."""
-    fresh = ended - driver.ended_at_begin
+    """', ~12 min left' at the pace so far; nothing before each place had two files, at the end, or
+    when all is at a standstill; then the pace begins anew."""
+    topics = set(driver.told)
+    if topics & {"stall", "waiting"} or "submit" in topics and not driver.state.jobs:
+        driver.pace_from = now, ended
+    begun, fresh = driver.pace_from[0], ended - driver.pace_from[1]
     if fresh < 2 * driver.config.NUM_JOBS or ended == total:
         return ""
     last = driver.last_end  # up to then the pace is known
-    seconds = (last - driver.begun) / fresh * (total - ended) - (now - last)
+    seconds = (last - begun) / fresh * (total - ended) - (now - last)
     return f", ~{helper.format_duration(max(seconds, 1))} left"
 
 

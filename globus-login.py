@@ -15,6 +15,7 @@ import contextlib
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
 import helper
 
 

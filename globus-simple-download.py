@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
 import helper
 
 
@@ -46,7 +47,7 @@ def make_progress(files):
         text = (f"{helper.files_done(task):,} of {helper.plural(len(files), 'file')}, "
                 f"{helper.format_bytes(sent)} of {helper.format_bytes(total)}, "
                 f"{helper.format_bytes(rate)}/s")
-        if rate and sent < total and not helper.get_number(task, "files_skipped"):
+        if rate and sent < total and not (reason or helper.get_number(task, "files_skipped")):
             text += f", ~{helper.format_duration((total - sent) / rate)} left"
         helper.show_progress(text + (". " + reason if reason else ""))
 

@@ -277,6 +277,12 @@ def describe_error(error):
         return f"Globus cannot be reached: {root_cause(cause)}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
+    details = [error_code(error), get_text(error_document(error), "request_id")]
+    details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
+    if is_too_large(error):
+        said = f": {error_message(error)}" if is_from_globus(error) else "."
+        return (f"That is too much for one request to Globus{said} {details} Take fewer files at "
+                "a time: by globus-batch-download.py, a smaller FILES_PER_JOB, or a narrower PATH.")
     if not is_from_globus(error):
         text = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
         return ("no answer from Globus itself, only from a server in between: "
@@ -284,8 +290,6 @@ def describe_error(error):
     if is_client_refused(error):
         return (f"Globus does not accept CLIENT_ID = {CLIENT_ID!r} in helper.py, as which these "
                 f"scripts log in: {error_message(error)}. README.md says how to register another.")
-    details = [error_code(error), get_text(error_document(error), "request_id")]
-    details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
     login = reauth_reason(error)
     if login:
         return f"{login} Log in again: globus-login.py  {details}"
@@ -317,6 +321,12 @@ def is_client_refused(error):
 def is_token_refused(error):
     """True if Globus does not accept the access token; it has said so with a 400, too."""
     return error.http_status == 401 or error_code(error).endswith("AuthenticationFailed")
+
+
+def is_too_large(error):
+    """True if a request holds more than Globus, or a server in between, takes."""
+    return error.http_status == 413 or error.http_status == 400 and bool(
+        re.search("(?i)too ?(large|many)|maximum|limit of", all_of_message(error)))
 
 
 def error_code(error):
@@ -1074,7 +1084,8 @@ def parse_entry(folder, entry):
         refused = refused or "holds a slash"
     if not isinstance(size, int) or size < 0:
         size, refused = 0, refused or (None if entry.get("type") == "dir" else "has no size")
-    return File(folder + str(name), size, entry.get("last_modified"), refused)
+    modified = entry.get("last_modified")
+    return File(folder + str(name), size, modified if isinstance(modified, str) else "", refused)
 
 
 def list_directory(client, config, path):

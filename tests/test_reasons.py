@@ -152,3 +152,22 @@ def test_a_file_skipped_for_an_unknown_code_has_the_server_s_words(site, emulato
         "550-GridFTP-Error-String: Input/output error%0D%0A550 End.%0D%0A"}]})
     done = site.run(SIMPLE)
     assert "Did not arrive: a (Input/output error)\n" in done.out
+
+
+# ---- too large a request ----
+
+
+@pytest.mark.parametrize("status,answer", [
+    (413, {"text": "<html><h1>413 Request Entity Too Large</h1>nginx</html>"}),
+    (413, {"json": {"code": "RequestTooLarge", "message": "The request is too large"}}),
+    (400, {"json": {"code": "ClientError.BadRequest",
+                    "message": "A transfer may have at most 3 items: too many items"}}),
+], ids=["a page", "a document", "a limit on items"])
+def test_too_large_a_request_is_told_with_what_to_do(status, answer, site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.fault("POST /v0.10/transfer", status=status, **answer)
+    done = site.run(SIMPLE)
+    assert done.returncode == 1
+    assert "That is too much for one request to Globus" in done.err
+    assert "by globus-batch-download.py, a smaller FILES_PER_JOB, or a narrower PATH." in done.err
+    assert "in between" not in done.err and "goes on without" not in done.err
