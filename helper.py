@@ -118,14 +118,9 @@ ERRORS = {
     "FILE_NOT_FOUND": ("file not found", 10),
     "NO_SPACE_LEFT": ("no space left at the destination", 60),
     "QUOTA_EXCEEDED": ("over quota at the destination", 60),
-    "IS_A_DIRECTORY": ("", 10),
-    "IS_A_FILE": ("", 10),
-    "NOT_A_DIRECTORY": ("", 10),
-    "NOT_A_FILE": ("", 10),
-    "NOT_A_SYMLINK": ("", 10),
-    "INVALID_PATH_NAME": ("", 10),
-    "INVALID_SYMLINK": ("", 10),
-    "AMBIGUOUS_PATH": ("", 10),
+    **dict.fromkeys(("IS_A_DIRECTORY", "IS_A_FILE", "NOT_A_DIRECTORY", "NOT_A_FILE",
+                     "NOT_A_SYMLINK", "INVALID_PATH_NAME", "INVALID_SYMLINK", "AMBIGUOUS_PATH"),
+                    ("", 10)),
 }
 UNKNOWN = ("", None)
 CANCELLED = "cancelled, because it cannot succeed: "
@@ -359,7 +354,8 @@ def parse_server_error(text):
                          text.partition("\nDetails: ")[2])
     words = [fields.get("GridFTP-Message"), fields.get("GridFTP-Error-String"), *replies[-1:],
              re.sub("(?i)fatal ftp response", "", fields.get("Message", ""))]
-    path = re.search(r'"(?:\w+_)?(?:file|path)": *("(?:[^"\\]|\\.)*")', text)
+    path = re.search(r'"(?:\w+_)?(?:file|path)": *'
+                     r'("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-f]{4})+")', text)
     name, _, place = fields.get("Endpoint", "").rpartition(" (")
     return {"words": get_text({0: next(filter(None, words), "")}, 0), "name": name,
             "id": place.rstrip(")"),
@@ -552,17 +548,13 @@ def name_problem(path):
 def local_path(path):
     """A path of Globus as Python writes it. Of a name that is no UTF-8 Globus takes the bytes for
     Latin-1, after a U+FFFD (globus.org, "File operations", "Path encoding")."""
+    def decode(match):
+        local = os.fsdecode(match.group(1).encode("latin-1"))
+        return local if NOT_UTF8.search(local) else match.group()  # a true U+FFFD
+
     if "\ufffd" not in path:
         return path
-    return "/".join(map(local_name, path.split("/")))
-
-
-def local_name(name):
-    try:
-        local = os.fsdecode(name[1:].encode("latin-1"))
-    except UnicodeEncodeError:  # a true U+FFFD
-        return name
-    return local if name.startswith("\ufffd") and NOT_UTF8.search(local) else name
+    return re.sub("(?<![^/])\ufffd([\0-.0-\xff]+)(?![^/])", decode, path)
 
 
 def globus_path(path):
@@ -613,8 +605,9 @@ def no_tokens(path):
     return UserError(f"{path} does not hold tokens. Remove it and log in again: globus-login.py")
 
 
-def store_tokens(by_resource_server):
-    """Merge new tokens into the token file, which at every moment is whole and yours alone."""
+def store_tokens(by_resource_server, is_trial=False):
+    """Merge new tokens into the token file, which at every moment is whole and yours alone; or only
+    see that this can be done."""
     with token_lock() as new:
         tokens = read_tokens()
         for server, fresh in by_resource_server.items():
@@ -622,28 +615,13 @@ def store_tokens(by_resource_server):
             # The answer to a refresh may leave out the refresh token.
             tokens[server] = dict(
                 fresh, refresh_token=fresh.get("refresh_token") or old.get("refresh_token"))
-        write_private(new, json.dumps(tokens, indent=2))
-        os.replace(new, os.path.realpath(token_file()))
-
-
-def check_token_file():
-    """Raise UserError if no tokens could be stored."""
-    try:
-        with token_lock() as new:
-            read_tokens()
-            write_private(new, " " * 10000)  # about the size of tokens
-    except OSError as error:
-        raise UserError(f"Your login cannot be stored in {token_file()}: {error.strerror}. Make "
-                        "room there, or set another TOKEN_FILE in config.py.")
-
-
-def write_private(path, text):
-    """Write a new file that only the user can read, through to the disk."""
-    with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
-              encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
+                  encoding="utf-8") as file:
+            json.dump(tokens, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        if not is_trial:
+            os.replace(new, os.path.realpath(token_file()))
 
 
 @contextlib.contextmanager
@@ -721,7 +699,11 @@ def texts(value):
 def log_in(scopes, session=()):
     """Show the login page's URL, ask for the code, store the tokens (refresh tokens, which last
     6 months after their last use). Raises UserError if there is nobody to ask."""
-    check_token_file()
+    try:
+        store_tokens({}, is_trial=True)
+    except OSError as error:
+        raise UserError(f"Your login cannot be stored in {token_file()}: {error.strerror}. Make "
+                        "room there, or set another TOKEN_FILE in config.py.")
     client = auth_client()
     client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
     print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
@@ -1369,7 +1351,8 @@ def failure_reason(client, task):
     causes = [ERRORS.get(get_text(error, "code"), UNKNOWN)[0] or get_text(error, "description"),
               ERRORS.get(status, UNKNOWN)[0] or get_text(task, "nice_status_short_description"),
               get_text(task, "canceled_by_admin_message"), file or description, server]
-    return ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
+    said = ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
+    return re.sub(", Globus (keeps trying|sends (it|the file) again)", "", said)  # no longer
 
 
 # ---- whose the download folder is ----

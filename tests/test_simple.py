@@ -282,9 +282,11 @@ def test_a_download_that_is_started_again_takes_up_its_task_unasked(site, emulat
     emulator.add({"a": b"1"})
     emulator.bend(slots=0)
     interrupt(site, emulator, 1)
+    process = site.start("globus-simple-download.py")
+    wait_until(lambda: b"taking over its task" in process.stderr.readline())
     emulator.bend(slots=3)
-    done = site.run("globus-simple-download.py")
-    assert done.returncode == 0 and "taking over its task" in done.err
+    process.communicate()
+    assert process.returncode == 0
     assert sum(line.startswith("POST /v0.10/transfer") for line in emulator.requests()) == 1
 
 
