@@ -1242,7 +1242,10 @@ def look_at_transfer(driver, name, task):
     if task["status"] in helper.ENDED:
         look_at_arrivals(driver, name, task)
         return
-    driver.waits[name] = helper.waiting_reason(task)
+    reason = helper.waiting_reason(task)
+    if not (driver.waits.get(name) or "").startswith(reason or "none"):
+        driver.waits[name] = reason and reason + helper.status_detail(
+            driver.client, job.task_id, task)
     is_fatal = driver.detectors.setdefault(name, helper.stall_detector())
     if name not in driver.fatal and is_fatal(task):
         reason = helper.failure_reason(driver.client, task)

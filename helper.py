@@ -59,7 +59,7 @@ FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 # not valid at all.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
-# Or a part is "", "." or "..", or the mark. (Python writes bytes that are no UTF-8 as U+DC80 on.)
+# Or a part is "", "." or "..", or the mark. (Python writes bytes that are not UTF-8 as U+DC80 to U+DCFF.)
 UNSAFE_NAME = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]|"
                          rf"(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -276,8 +276,8 @@ def describe_error(error):
     details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
     if is_too_large(error):
         said = f": {error_message(error)}" if is_from_globus(error) else "."
-        return (f"That is too much for one request to Globus{said} {details} Take fewer files at "
-                "a time: by globus-batch-download.py, a smaller FILES_PER_JOB, or a narrower PATH.")
+        return (f"The request is too large for Globus{said} {details} Transfer fewer files at a "
+                "time: with globus-batch-download.py, a smaller FILES_PER_JOB or a narrower PATH.")
     if not is_from_globus(error):
         text = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
         return ("no answer from Globus itself, only from a server in between: "
@@ -349,7 +349,7 @@ def parse_server_error(text):
     text = re.sub(r"%0D%0A|\\r\\n|\r\n", "\n", text)  # FTP's line ends, also written out
     fields = dict(re.findall(
         r"(?m)^(?:\d{3}[- ])?(Endpoint|File|Message|GridFTP-[\w-]+): (.*\S)", text))
-    noise = r"(?:\d{3}[- ])?(?:GlobusError:|GridFTP-|End\.)|2\d\d[- ]"  # and what greets
+    noise = r"(?:\d{3}[- ])?(?:GlobusError:|GridFTP-|End\.)|2\d\d[- ]"  # and banners
     replies = re.findall(rf"(?m)^(?!{noise})(?:\d{{3}}[- ])?(.*[a-z].*)",
                          text.partition("\nDetails: ")[2])
     words = [fields.get("GridFTP-Message"), fields.get("GridFTP-Error-String"), *replies[-1:],
@@ -546,11 +546,11 @@ def name_problem(path):
 
 
 def local_path(path):
-    """A path of Globus as Python writes it. Of a name that is no UTF-8 Globus takes the bytes for
-    Latin-1, after a U+FFFD (globus.org, "File operations", "Path encoding")."""
+    """A path of Globus as Python writes it. Globus shows a name that is not UTF-8 as Latin-1,
+    after a U+FFFD (globus.org, "File operations", "Path encoding")."""
     def decode(match):
         local = os.fsdecode(match.group(1).encode("latin-1"))
-        return local if NOT_UTF8.search(local) else match.group()  # a true U+FFFD
+        return local if NOT_UTF8.search(local) else match.group()  # it begins with U+FFFD itself
 
     if "\ufffd" not in path:
         return path
@@ -997,14 +997,14 @@ def check_destination(client, config):
 
 
 def access_advice(client, error):
-    """As whom one is logged in, and what a collection that refuses that asks for."""
+    """Who is logged in, and which identities a collection that refuses that one asks for."""
     found = try_once(client.endpoint_search, filter_scope="my-endpoints", limit=1,
                      required={"DATA": list}).get("DATA")
     me = get_text(found[0], "owner_string") if found else "the identity on app.globus.org/settings"
     domains = re.search(r'"allowed_domains": *\[([^]]+)\]', all_of_message(error))
     wanted = f" of {domains.group(1)}" if domains else ""
-    return (f"You are logged in as {me}. Log in as an identity{wanted} that it lets in, or ask its "
-            "administrator for access.")
+    return (f"You are logged in as {me}. Log in with an identity{wanted} that has access, or "
+            "ask the collection's administrator.")
 
 
 def list_files(client, config):
@@ -1224,7 +1224,7 @@ def wait_for_task(client, task_id, progress):
     """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
     progress(task, reason) is called at each look. Why a task does not move is told when it
     changes; one that cannot succeed is cancelled."""
-    told, is_fatal, least = None, stall_detector(), 0
+    told, is_fatal, is_resent, before = None, stall_detector(), False, 0
     for pause in backoff(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
         time.sleep(pause)
         task = retry(client.get_task, task_id, required=TASK)
@@ -1235,11 +1235,9 @@ def wait_for_task(client, task_id, progress):
         reason = waiting_reason(task)
         if reason and reason != told:
             log(f"Waiting: {reason}{status_detail(client, task_id, task)}  (task {task_id})")
-            # Bytes that are sent again are no progress; the next file is.
-            is_resent = get_text(task, "nice_status") in RETRANSMITTING
-            told, least = reason, files_done(task) + is_resent
-        elif (told and not reason and get_number(task, "bytes_transferred")
-              and files_done(task) >= least):
+            told, is_resent = reason, get_text(task, "nice_status") in RETRANSMITTING
+            before = work_done(task, is_resent)
+        elif told and not reason and work_done(task, is_resent) > before:
             log("Going on.")
             told = None
         progress(task, reason)
@@ -1269,6 +1267,11 @@ def cancel_failing_task(client, task_id, task):
 def files_done(task):
     """How many files of a task are through."""
     return get_number(task, "files_transferred") + get_number(task, "files_skipped")
+
+
+def work_done(task, is_resent):
+    """A number that grows as a task moves; bytes that are sent again do not count."""
+    return files_done(task) + (0 if is_resent else get_number(task, "bytes_transferred"))
 
 
 def stall_detector():

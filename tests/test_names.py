@@ -1,4 +1,4 @@
-"""Names and paths of another world."""
+"""Names that are not UTF-8, and paths and entries that are not plain."""
 import os
 
 import pytest
@@ -12,12 +12,12 @@ TRUE = ["\ufffd", "\ufffdplain", "caf\u00e9"]
 
 @pytest.fixture
 def tree(emulator):
-    """Files whose names are no UTF-8, and some that look like it; {name: content}."""
+    """Files whose names are not UTF-8, and some that look like it; {name: content}."""
     names = list(map(os.fsdecode, BYTES)) + TRUE
     return emulator.add({name: os.fsencode(name) for name in names})
 
 
-def test_names_that_are_no_utf8_arrive_under_their_own_bytes(site, tree):
+def test_names_that_are_not_utf8_arrive_under_their_own_bytes(site, tree):
     site.config("RECURSIVE = True", "import helper; helper.ARRIVAL_SECONDS = 1")
     done = site.run(SIMPLE)
     assert done.returncode == 0, done.err
@@ -25,7 +25,7 @@ def test_names_that_are_no_utf8_arrive_under_their_own_bytes(site, tree):
 
 
 @pytest.mark.parametrize("download_by,pack", [("job", 1), ("job", 6), ("driver", 6)])
-def test_names_that_are_no_utf8_go_through_a_batch(download_by, pack, stand_in, tree):
+def test_names_that_are_not_utf8_go_through_a_batch(download_by, pack, stand_in, tree):
     stand_in.config("RECURSIVE = True", "DOWNLOAD_BY = %r" % download_by,
                     "FILES_PER_JOB = %d" % pack, "import helper; helper.ARRIVAL_SECONDS = 1")
     stand_in.process(*KEEP)
@@ -35,7 +35,7 @@ def test_names_that_are_no_utf8_go_through_a_batch(download_by, pack, stand_in, 
     assert contents(stand_in.folder / "out") == tree and stand_in.downloaded() == {}
 
 
-def test_a_failure_of_a_name_that_is_no_utf8_is_told_with_its_reason(stand_in, tree):
+def test_a_failure_of_a_name_that_is_not_utf8_is_told_with_its_reason(stand_in, tree):
     stand_in.config("FILES_PER_JOB = 5", "MAX_FAILURES_IN_A_ROW = None", "NUM_JOBS = 1")
     stand_in.process('echo "cannot read $GLOBUS_NAME" >&2; [ -z "${GLOBUS_NAME##*sli}" ] && exit 3',
                      "exit 0")
@@ -44,7 +44,7 @@ def test_a_failure_of_a_name_that_is_no_utf8_is_told_with_its_reason(stand_in, t
     assert r"FAILED m\udc81sli: exit status 3: cannot read m\udc81sli" in done.out
 
 
-def test_a_name_that_is_no_utf8_may_be_given_as_globus_shows_it(site, tree):
+def test_a_name_that_is_not_utf8_may_be_given_as_globus_shows_it(site, tree):
     done = site.run(SINGLE, "--globus-path", "/" + TUTORIAL, "--file", "\ufffdcaf\u00e9")
     assert done.returncode == 0, done.err
     assert site.downloaded() == {os.fsdecode(BYTES[0]): BYTES[0]}

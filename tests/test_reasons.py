@@ -85,15 +85,15 @@ def test_a_destination_of_a_site_is_not_advised_to_edit_config_paths(site, emula
         "entity_type": "GCP_mapped_collection"}})
     done = site.run(SIMPLE)
     assert "You may not use DESTINATION_PATH" in done.err and "config-paths" not in done.err
-    assert "You are logged in as researcher@example.org. Log in as an identity" in done.err
+    assert "You are logged in as researcher@example.org. Log in with an identity" in done.err
 
 
 def test_a_refused_login_names_the_identity_and_the_domains_that_may(site, emulator):
     fail_login(emulator, UNMAPPED.replace('"usernames": ["arvind"]',
                                           '"allowed_domains": ["sydney.edu.au"]'))
     done = site.run(SIMPLE)
-    assert ("You are logged in as researcher@example.org. Log in as an identity of "
-            '"sydney.edu.au" that it lets in') in done.err
+    assert ("You are logged in as researcher@example.org. Log in with an identity of "
+            '"sydney.edu.au" that has access') in done.err
 
 
 def test_an_unknown_identity_is_no_problem(site, emulator):
@@ -134,6 +134,16 @@ def test_a_file_that_changes_for_ever_is_given_up(site, emulator):
     assert done.err.count("Waiting: ") == 1 and "Going on" not in done.err
 
 
+def test_a_trouble_that_comes_and_goes_is_told_once_until_something_moves(site, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    emulator.bend(retry_seconds=0.4, task_seconds=0.4, troubles=[
+        {"path": "b$", "code": "CONNECT_FAILED", "times": 4}])
+    site.config("import helper; helper.SLOWEST_POLL = 0.1")
+    done = site.run(SIMPLE)
+    assert done.returncode == 0
+    assert done.err.count("Waiting: ") == done.err.count("Going on.") == 1
+
+
 def test_an_unknown_code_has_globus_s_own_description_or_is_said_to_have_none(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(retry_seconds=0.3, troubles=[{"path": "a$", "code": "BRAND_NEW", "times": 3}])
@@ -168,6 +178,6 @@ def test_too_large_a_request_is_told_with_what_to_do(status, answer, site, emula
     emulator.fault("POST /v0.10/transfer", status=status, **answer)
     done = site.run(SIMPLE)
     assert done.returncode == 1
-    assert "That is too much for one request to Globus" in done.err
-    assert "by globus-batch-download.py, a smaller FILES_PER_JOB, or a narrower PATH." in done.err
+    assert "The request is too large for Globus" in done.err
+    assert "with globus-batch-download.py, a smaller FILES_PER_JOB or a narrower PATH." in done.err
     assert "in between" not in done.err and "goes on without" not in done.err
