@@ -59,10 +59,10 @@ FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 # not valid at all.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
-# Or a part is "", "." or "..", or the mark. (Python writes bytes that are not UTF-8 as U+DC80 to U+DCFF.)
+# Or a part is "", "." or "..", or the mark. Bytes that are not UTF-8 (see NOT_UTF8) do no harm.
 UNSAFE_NAME = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]|"
                          rf"(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
-NOT_UTF8 = re.compile("[\udc80-\udcff]")
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python writes the bytes of such a name
 LONGEST_NAME = 255  # bytes, of a file system
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
