@@ -31,6 +31,7 @@ import tempfile
 import time
 from xml.etree import ElementTree
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
 import helper
 
 HERE = helper.as_named_here(os.path.dirname(os.path.abspath(__file__)))
@@ -95,6 +96,11 @@ UNSURE = re.compile(
     "timed out|timeout|time-out|connection|cannot connect|unable to contact|not responding|"
     "no response|temporar|try again later|commlib|unable to send|zero bytes|unexpected message|"
     "broken pipe|interrupted|slurm_load|controller is|in standby|shutting down", re.I)
+
+# What a line of a job's log has that names the setting or the cause of a failure.
+CAUSE = re.compile(
+    r"^config\.py: |\b(\w*(error|exception)|no module named|not found|no such|denied|failed|cannot|"
+    r"could not|no space|quota|killed|cancelled)\b", re.I)
 
 
 def read_job_id(pattern, text):
@@ -611,7 +617,7 @@ class Driver:
         self.told = {}  # what the person knows already, by topic
         self.begun = time.monotonic()
         self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
-        self.last_end, self.ended_at_begin = self.begun, 0
+        self.last_end, self.pace_from = self.begun, (self.begun, 0)  # time, files ended by then
         self.detectors, self.waits, self.fatal = {}, {}, {}  # of transfer tasks, by job name
         self.ended_tasks = {}  # job name: what its task did not bring, and until when to look
         self.next_ask, self.ask_pauses = 0, task_pauses()
@@ -698,7 +704,7 @@ class Driver:
         try:
             # A file: it gets the whole script even if this driver is killed meanwhile.
             with tempfile.TemporaryFile(dir=self.folder) as script:
-                script.write(self.job_script(name, job).encode())
+                script.write(os.fsencode(self.job_script(name, job)))
                 script.seek(0)
                 status, output, errors = run_command(command, script, SUBMIT_SECONDS, submit_env())
         except OSError as error:
@@ -861,9 +867,9 @@ class Driver:
             self.is_halted = True
 
     def words_on(self, name, path):
-        """': the last words of a job's log on a file (the log's path)'."""
+        """': the cause, or the last words, of a job's log on a file (the log's path)'."""
         job = self.state.jobs.get(name) or self.state.lost[name]
-        words = last_words(self.file_of(name, "log"), path if len(job.files) > 1 else None)
+        words = last_words(self.file_of(name, "log"), path if len(job.files) > 1 else None, CAUSE)
         log = self.file_of(name, "log")
         return (": " + words if words else "") + (f" ({log})" if os.path.exists(log) else "")
 
@@ -986,7 +992,7 @@ class Driver:
         """Keep the jobs coming until all files are done, or until stopped."""
         state = self.state
         self.begun = time.monotonic()
-        self.ended_at_begin = len(state.processed) + self.count_failed()
+        self.pace_from = self.begun, len(state.processed) + self.count_failed()
         pauses = helper.backoff(0.05, 0.5, 1.05)  # an end is seen at most a twentieth too late
         while not self.stopping and (self.submitted() if self.is_halted else
                                      self.pending or state.jobs):
@@ -1345,10 +1351,13 @@ def look_at_transfer(driver, name, task):
     if task["status"] in helper.ENDED:
         look_at_arrivals(driver, name, task)
         return
-    driver.waits[name] = helper.waiting_reason(task)
+    reason = helper.waiting_reason(task)
+    if not (driver.waits.get(name) or "").startswith(reason or "none"):
+        driver.waits[name] = reason and reason + helper.status_detail(
+            driver.client, job.task_id, task)
     is_fatal = driver.detectors.setdefault(name, helper.stall_detector())
     if name not in driver.fatal and is_fatal(task):
-        reason = helper.failure_reason(driver.client, job.task_id, task)
+        reason = helper.failure_reason(driver.client, task)
         try:
             helper.attempt(driver.client.cancel_task, job.task_id)
         except helper.GlobusAPIError as error:  # it has ended meanwhile, perhaps
@@ -1363,7 +1372,7 @@ def look_at_arrivals(driver, name, task):
     job = driver.state.jobs[name]
     files = [helper.File(path, size, None, None) for path, size in job.files]
     if name not in driver.ended_tasks:
-        failure = helper.failure_reason(driver.client, task["task_id"], task)
+        failure = helper.failure_reason(driver.client, task)
         if name in driver.fatal and failure:
             failure = helper.CANCELLED + driver.fatal[name]
         missing = helper.outcomes(driver.client, driver.config, driver.config.PATH, files, task,
@@ -1542,13 +1551,16 @@ def show_progress(driver):
 
 
 def time_left(driver, ended, total, now):
-    """', ~12 min left' at the pace so far; nothing before each place had two files, or at the
-    end."""
-    fresh = ended - driver.ended_at_begin
+    """', ~12 min left' at the pace so far; nothing before each place had two files, at the end, or
+    when all is at a standstill; then the pace begins anew."""
+    topics = set(driver.told)
+    if topics & {"stall", "waiting"} or "submit" in topics and not driver.state.jobs:
+        driver.pace_from = now, ended
+    begun, fresh = driver.pace_from[0], ended - driver.pace_from[1]
     if fresh < 2 * driver.config.NUM_JOBS or ended == total:
         return ""
     last = driver.last_end  # up to then the pace is known
-    seconds = (last - driver.begun) / fresh * (total - ended) - (now - last)
+    seconds = (last - begun) / fresh * (total - ended) - (now - last)
     return f", ~{helper.format_duration(max(seconds, 1))} left"
 
 
@@ -1635,24 +1647,26 @@ def why_held(scheduler, held):
 def read(path):
     """The text of a file, or None if there is none."""
     try:
-        with open(path) as file:
+        with open(path, errors="surrogateescape") as file:  # as file names are read
             return file.read()
     except FileNotFoundError:
         return None
 
 
-def last_words(path, name=None):
-    """The last words of a log; of a job with several files, on the file of that name."""
+def last_words(path, name=None, pattern=""):
+    """The last line of a log that has the pattern, or else the last one; of a job with several
+    files, on the file of that name."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - (2000 if name is None else 200000)))
-            lines = [line for line in file.read().decode(errors="replace").splitlines()
+            lines = [line for line in os.fsdecode(file.read()).splitlines()
                      if line.strip()]
     except OSError:
         return ""
     if name is not None:
         lines = lines_on(name, lines)
-    return helper.first_line(lines[-1]) if lines else ""
+    found = [line for line in lines if re.search(pattern, line)] or lines
+    return helper.first_line(found[-1]) if found else ""
 
 
 def lines_on(name, lines):

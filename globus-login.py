@@ -15,6 +15,7 @@ import contextlib
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
 import helper
 
 
@@ -27,7 +28,7 @@ def look_at_source(client, config):
             counts[kind] += 1
             size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0
     except helper.GlobusAPIError as error:
-        raise helper.listing_error(error, config.PATH)
+        raise helper.listing_error(client, error, config.PATH)
     print(f"Source: {config.PATH} holds {helper.plural(counts['file'], 'file')} "
           f"({helper.format_bytes(size)}) and {helper.plural(counts['dir'], 'folder')}.")
 

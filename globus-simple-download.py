@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
 import helper
 
 
@@ -29,17 +30,11 @@ def find_files(client, config):
 def build(client, config, files):
     """One transfer request for all files."""
     source, target = helper.join(config.PATH, ""), helper.join(config.DESTINATION_PATH, "")
+    names = helper.checksum("\n".join(file.path for file in files))
     return helper.build_transfer(
-        config, helper.submission_id(client), "download " + config.PATH,
+        config, helper.submission_id(client), f"download {config.PATH} {names}",
         ((source + file.path, target + file.path) for file in files),
         skip_source_errors=True)  # one unreadable file must not hold up the others
-
-
-def submit(client, config, files):
-    """Submit one transfer task for all files; its id, which is told at once."""
-    task_id = helper.submit(client, build(client, config, files))
-    print(f"Transfer task {task_id}\nhttps://app.globus.org/activity/{task_id}", flush=True)
-    return task_id
 
 
 def make_progress(files):
@@ -52,7 +47,7 @@ def make_progress(files):
         text = (f"{helper.files_done(task):,} of {helper.plural(len(files), 'file')}, "
                 f"{helper.format_bytes(sent)} of {helper.format_bytes(total)}, "
                 f"{helper.format_bytes(rate)}/s")
-        if rate and sent < total and not helper.get_number(task, "files_skipped"):
+        if rate and sent < total and not (reason or helper.get_number(task, "files_skipped")):
             text += f", ~{helper.format_duration((total - sent) / rate)} left"
         helper.show_progress(text + (". " + reason if reason else ""))
 
@@ -61,9 +56,11 @@ def make_progress(files):
 
 def transfer(client, config, files):
     """The document of the task that transfers the files, at its end; why it failed, or None."""
-    task_id, may_run = "", True
+    request, may_run = build(client, config, files), True
+    task_id = helper.find_duplicate_task(client, request)
     try:
-        task_id = submit(client, config, files)
+        task_id = task_id or helper.submit(client, request)
+        print(f"Transfer task {task_id}\nhttps://app.globus.org/activity/{task_id}", flush=True)
         try:
             helper.refuse_batches(config)
         except helper.UserError:  # a batch has begun meanwhile
@@ -74,7 +71,7 @@ def transfer(client, config, files):
     except BaseException as error:  # Ctrl-C, or whatever else ends the wait
         is_refused = not task_id and isinstance(error, (helper.GlobusAPIError, helper.UserError))
         if may_run and not is_refused:
-            page = f"https://app.globus.org/activity/{task_id}".rstrip("/")
+            page = f"https://app.globus.org/activity/{task_id or ''}".rstrip("/")
             helper.log(f"A task that was submitted goes on without this script: {page}\n"
                        "Cancel it on its page there, or run this script again to see how it "
                        "ended.")
@@ -82,14 +79,16 @@ def transfer(client, config, files):
 
 
 def summary(config, files, missing, refused, task):
-    """Print how it ended: each file that did not arrive and why, then the numbers."""
+    """Print how it ended: each file that did not arrive and why, then the numbers, whose sum is
+    all files."""
+    here = len(files) - len(missing)
+    sent = min(here, helper.get_number(task, "files_transferred"))
     for path, reason in missing.items():
         words = f"Did not arrive: {path}" + (f" ({reason})" if reason else "")
         print(helper.escape_control_chars(words))
     print(f"Downloads are in {config.DOWNLOAD_DIR}")
     print(f"{helper.plural(len(files) + len(refused), 'file')}: "
-          f"{helper.get_number(task, 'files_transferred'):,} sent, "
-          f"{helper.get_number(task, 'files_skipped'):,} already there, "
+          f"{sent:,} sent, {here - sent:,} already there, "
           f"{len(missing) + len(refused):,} did not arrive.")
 
 
@@ -99,8 +98,14 @@ def check_result(client, config, files, task):
     missing = helper.outcomes(client, config, config.PATH, files, task)
     if task["status"] != "SUCCEEDED":
         absent = {file.path for file in helper.missing_files(files, config.DOWNLOAD_DIR)}
-        return {file.path: missing[file.path] or ("" if file.path in absent else
-                                                  "it is there, but perhaps not whole")
+        here = {path for path, why in missing.items() if not why and path not in absent}
+        # Globus counts what it compared and found in place, but does not name it.
+        compared = here - {helper.blamed_file(client, config, config.PATH, task)}
+        if len(compared) == helper.get_number(task, "files_skipped"):
+            here -= compared
+            missing = {path: why for path, why in missing.items() if path not in compared}
+        return {file.path: missing[file.path] or (
+                    "it is there, but perhaps not whole" if file.path in here else "")
                 for file in files if file.path in missing}
     helper.show_progress("Looking at what arrived")
     late = helper.wait_for_files([f for f in files if f.path not in missing], config.DOWNLOAD_DIR)

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
 import helper
 
 MOST_EMPTY_ROUNDS = 3  # transfer tasks that were given up, and brought nothing
@@ -26,7 +27,8 @@ def find_files(client, config, directory, names):
     """The Files, and {name: why} of those that cannot be downloaded. The sizes that the batch
     driver has listed will do, unless there is a limit, or only one file to ask for."""
     listed = os.environ.get("GLOBUS_SIZES", "").split()
-    is_whole = len(listed) == len(names) and all(size.isdecimal() for size in listed)
+    is_whole = len(listed) == len(names) and all(
+        size.isdecimal() and len(size) < 20 for size in listed)
     sizes = dict(zip(names, map(int, listed))) if is_whole else {}
     files, failed = [], {}
     for name in dict.fromkeys(names):
@@ -181,8 +183,10 @@ def main(argv=None):
     """Download the files; the exit status."""
     options = parse(argv)
     config = helper.load_config()
-    failed = download(helper.transfer_client(), config, options.globus_path, options.file)
-    for name in options.file:
+    names = [helper.local_path(name) for name in options.file]
+    failed = download(helper.transfer_client(), config, helper.plain_path(options.globus_path),
+                      names)
+    for name in names:
         if name in failed:
             helper.log(f"{name}: {failed[name]}")
         print("" if name in failed else os.path.join(config.DOWNLOAD_DIR, name))

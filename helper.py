@@ -59,8 +59,10 @@ FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 # not valid at all.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
-# Or a part is "", "." or "..", or the mark.
-UNSAFE_NAME = re.compile(CONTROL.pattern + rf"|(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
+# Or a part is "", "." or "..", or the mark. Bytes that are not UTF-8 (see NOT_UTF8) do no harm.
+UNSAFE_NAME = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]|"
+                         rf"(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python writes the bytes of such a name
 LONGEST_NAME = 255  # bytes, of a file system
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -95,25 +97,38 @@ ERRORS = {
     "VERIFY_CHECKSUM": ("a checksum did not match, Globus sends the file again", None),
     "FILE_SIZE_CHANGED": ("a file changes while it is sent, Globus sends it again", None),
     "CONNECTION_RESET": ("the connection broke off, Globus keeps trying", None),
+    "CONNECTION_BROKEN": ("the connection broke off, Globus keeps trying", None),
     "TIMEOUT": ("the collection's server takes too long, Globus keeps trying", None),
+    "AUTH": ("the collection's server refuses your login", 300),
+    "NO_CREDENTIALS": ("Globus has no login of yours for the collection: globus-login.py", 300),
+    "INVALID_SERVICE_CREDENTIAL": ("the certificate of the collection's server is not valid; "
+                                   "its administrator has to fix it", 3600),
+    "GSI_DN_MISMATCH": ("the collection's server is another one than its certificate says", 3600),
+    "CLOCK": ("the clock of the collection's server is wrong", 3600),
+    "ACL_CHANGED": ("your permissions on the collection have changed", 60),
+    "LIMIT_EXCEEDED": ("a limit of the collection's server is exceeded", 3600),
+    "ENDPOINT_ERROR": ("the collection's server reports an error", 3600),
+    "NO_PHYSICALS": ("the collection has no server", 3600),
+    "INTERNAL_ERROR": ("an error inside Globus", 3600),
+    "MPU_NOT_FOUND": ("the destination has lost the parts of an upload", 3600),
+    "NO_APPEND_FILESYSTEM": ("the destination cannot append to a file", 60),
+    "FILE_ACCESS": ("the file cannot be accessed", 60),
+    "UNKNOWN": ("", 3600),
     "PERMISSION_DENIED": ("permission denied", 60),
     "FILE_NOT_FOUND": ("file not found", 10),
     "NO_SPACE_LEFT": ("no space left at the destination", 60),
     "QUOTA_EXCEEDED": ("over quota at the destination", 60),
-    "IS_A_DIRECTORY": ("", 10),
-    "IS_A_FILE": ("", 10),
-    "NOT_A_DIRECTORY": ("", 10),
-    "NOT_A_FILE": ("", 10),
-    "INVALID_PATH_NAME": ("", 10),
-    "INVALID_SYMLINK": ("", 10),
-    "AMBIGUOUS_PATH": ("", 10),
+    **dict.fromkeys(("IS_A_DIRECTORY", "IS_A_FILE", "NOT_A_DIRECTORY", "NOT_A_FILE",
+                     "NOT_A_SYMLINK", "INVALID_PATH_NAME", "INVALID_SYMLINK", "AMBIGUOUS_PATH"),
+                    ("", 10)),
 }
 UNKNOWN = ("", None)
 CANCELLED = "cancelled, because it cannot succeed: "
 STALE_STATUS_SECONDS = 900  # so long Globus shows a trouble without having tried again
-FATAL_CHECKSUMS = 5  # so often a checksum may fail while no file gets through
+FATAL_CHECKSUMS = 5  # so often a file may fail these while no file gets through:
+MISMATCHES = {"VERIFY_CHECKSUM", "FILE_SIZE_CHANGED"}
 # With these the same bytes are sent again and again: more of them are no progress.
-RETRANSMITTING = {"VERIFY_CHECKSUM", "NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
+RETRANSMITTING = MISMATCHES | {"NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
 # What a collection's server answers for good (by the code or the message of the error).
 PERMANENT = re.compile(
     "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound|"
@@ -257,12 +272,19 @@ def describe_error(error):
         return f"Globus cannot be reached: {root_cause(cause)}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
+    details = [error_code(error), get_text(error_document(error), "request_id")]
+    details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
+    if is_too_large(error):
+        said = f": {error_message(error)}" if is_from_globus(error) else "."
+        return (f"The request is too large for Globus{said} {details} Transfer fewer files at a "
+                "time: with globus-batch-download.py, a smaller FILES_PER_JOB or a narrower PATH.")
     if not is_from_globus(error):
         text = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
         return ("no answer from Globus itself, only from a server in between: "
                 f"{first_line(text)} (HTTP {error.http_status})")
-    details = [error_code(error), get_text(error_document(error), "request_id")]
-    details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
+    if is_client_refused(error):
+        return (f"Globus does not accept CLIENT_ID = {CLIENT_ID!r} in helper.py, as which these "
+                f"scripts log in: {error_message(error)}. README.md says how to register another.")
     login = reauth_reason(error)
     if login:
         return f"{login} Log in again: globus-login.py  {details}"
@@ -286,16 +308,58 @@ def is_from_globus(error):
     return bool(get_text(document, "code") or get_text(document, "error"))
 
 
+def is_client_refused(error):
+    """True if Globus Auth does not know the application that asks, whatever its user does."""
+    return get_text(error_document(error), "error") in ("invalid_client", "unauthorized_client")
+
+
+def is_token_refused(error):
+    """True if Globus does not accept the access token; it has said so with a 400, too."""
+    return error.http_status == 401 or error_code(error).endswith("AuthenticationFailed")
+
+
+def is_too_large(error):
+    """True if a request holds more than Globus, or a server in between, takes."""
+    return error.http_status == 413 or error.http_status == 400 and bool(
+        re.search("(?i)too ?(large|many)|maximum|limit of", all_of_message(error)))
+
+
 def error_code(error):
     """Globus's code for an error; empty if there is none."""
     return get_text(error_document(error), "code")
 
 
 def error_message(error):
-    """Globus's words on an error, in one line."""
+    """Globus's words on an error, in one line; of what a collection's server says in many lines,
+    what tells most."""
     document = error_document(error)
-    said = (get_text(document, name) for name in ("message", "error_description", "error"))
-    return next(filter(None, said), first_line(error.text))
+    said = [name for name in ("message", "error_description", "error") if get_text(document, name)]
+    text = document[said[0]] if said else error.text
+    server = parse_server_error(text)
+    if not server["words"]:
+        return first_line(text)
+    head = re.sub(r"(Command Failed: |, )?Error \(.*", "", first_line(text))
+    said = ": ".join(dict.fromkeys(filter(None, [head, server["words"]])))
+    return said + (f" ({server['name']})" if server["name"] else "")
+
+
+def parse_server_error(text):
+    """What the many lines of an error of a collection's server tell, be they text or JSON: a dict
+    of the words that tell most, the collection's name and id, and the file, each may be empty."""
+    text = re.sub(r"%0D%0A|\\r\\n|\r\n", "\n", text)  # FTP's line ends, also written out
+    fields = dict(re.findall(
+        r"(?m)^(?:\d{3}[- ])?(Endpoint|File|Message|GridFTP-[\w-]+): (.*\S)", text))
+    noise = r"(?:\d{3}[- ])?(?:GlobusError:|GridFTP-|End\.)|2\d\d[- ]"  # and banners
+    replies = re.findall(rf"(?m)^(?!{noise})(?:\d{{3}}[- ])?(.*[a-z].*)",
+                         text.partition("\nDetails: ")[2])
+    words = [fields.get("GridFTP-Message"), fields.get("GridFTP-Error-String"), *replies[-1:],
+             re.sub("(?i)fatal ftp response", "", fields.get("Message", ""))]
+    path = re.search(r'"(?:\w+_)?(?:file|path)": *'
+                     r'("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-f]{4})+")', text)
+    name, _, place = fields.get("Endpoint", "").rpartition(" (")
+    return {"words": get_text({0: next(filter(None, words), "")}, 0), "name": name,
+            "id": place.rstrip(")"),
+            "file": fields.get("File") or (json.loads(path.group(1), strict=False) if path else "")}
 
 
 def all_of_message(error):
@@ -318,9 +382,9 @@ def root_cause(error):
 def reauth_reason(error):
     """Why a new login is what helps, for an error of Globus; None if it would not help."""
     document = error_document(error)
-    if not is_from_globus(error):
+    if not is_from_globus(error) or is_client_refused(error):
         return None
-    if document.get("error") == "invalid_grant" or error.http_status == 401:
+    if document.get("error") == "invalid_grant" or is_token_refused(error):
         return "Globus no longer accepts the stored login (revoked, or unused for 6 months)."
     if error_code(error) == "ConsentRequired":
         return "The collection wants a consent of yours."
@@ -435,6 +499,9 @@ def check_paths(config):
         config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
     for name in ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"):
         value = getattr(config, name)
+        if name.endswith("PATH") and isinstance(value, str):
+            value = plain_path(value)
+            setattr(config, name, value)
         require(config, name, isinstance(value, str) and value.startswith("/"),
                 "must be an absolute path, in quotes")
         require(config, name, not CONTROL.search(value), "holds a control character")
@@ -499,6 +566,31 @@ def name_problem(path):
     return "would leave the download folder"
 
 
+def local_path(path):
+    """A path of Globus as Python writes it. Globus shows a name that is not UTF-8 as Latin-1,
+    after a U+FFFD (globus.org, "File operations", "Path encoding")."""
+    def decode(match):
+        local = os.fsdecode(match.group(1).encode("latin-1"))
+        return local if NOT_UTF8.search(local) else match.group()  # it begins with U+FFFD itself
+
+    if "\ufffd" not in path:
+        return path
+    return re.sub("(?<![^/])\ufffd([\0-.0-\xff]+)(?![^/])", decode, path)
+
+
+def globus_path(path):
+    """The reverse of local_path()."""
+    if path.isascii():  # which is quick
+        return path
+    return re.sub(f"[^/]*{NOT_UTF8.pattern}[^/]*",
+                  lambda name: "\ufffd" + os.fsencode(name.group()).decode("latin-1"), path)
+
+
+def plain_path(path):
+    """An absolute path without the // and /./ that Globus would leave out of its answers."""
+    return re.sub(r"/(\.?(/|\Z))+", "/", path)
+
+
 def join(directory, path):
     """The path below a directory of a collection, with one slash between."""
     return directory.rstrip("/") + "/" + path
@@ -515,8 +607,11 @@ def read_tokens(path=None):
     try:
         with open(path, encoding="utf-8") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                log(f"{path} could be read by others; it is yours alone now.")
-                os.fchmod(file.fileno(), 0o600)
+                try:
+                    os.fchmod(file.fileno(), 0o600)
+                    log(f"{path} could be read by others; it is yours alone now.")
+                except OSError as error:
+                    log(f"{path} can be read by others, which cannot be changed: {error.strerror}.")
             tokens = json.load(file)
         if not isinstance(tokens, dict) or not all(isinstance(t, dict) for t in tokens.values()):
             raise ValueError
@@ -531,8 +626,9 @@ def no_tokens(path):
     return UserError(f"{path} does not hold tokens. Remove it and log in again: globus-login.py")
 
 
-def store_tokens(by_resource_server):
-    """Merge new tokens into the token file, which at every moment is whole and yours alone."""
+def store_tokens(by_resource_server, is_trial=False):
+    """Merge new tokens into the token file, which at every moment is whole and yours alone; or only
+    see that this can be done."""
     with token_lock() as new:
         tokens = read_tokens()
         for server, fresh in by_resource_server.items():
@@ -545,7 +641,8 @@ def store_tokens(by_resource_server):
             json.dump(tokens, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(new, os.path.realpath(token_file()))
+        if not is_trial:
+            os.replace(new, os.path.realpath(token_file()))
 
 
 @contextlib.contextmanager
@@ -623,23 +720,33 @@ def texts(value):
 def log_in(scopes, session=()):
     """Show the login page's URL, ask for the code, store the tokens (refresh tokens, which last
     6 months after their last use). Raises UserError if there is nobody to ask."""
+    try:
+        store_tokens({}, is_trial=True)
+    except OSError as error:
+        raise UserError(f"Your login cannot be stored in {token_file()}: {error.strerror}. Make "
+                        "room there, or set another TOKEN_FILE in config.py.")
     client = auth_client()
     client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
     print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
           f"{client.oauth2_get_authorize_url(**dict(session))}\n")
+    wrong_code = UserError("Globus did not accept this code. A code works once, for a few minutes; "
+                           "run globus-login.py again for a new one.")
     try:
         code = input("Code: ").strip()
+        if not code.isprintable():
+            raise wrong_code
+        tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
     except (EOFError, RuntimeError):  # no more input, or none at all
         raise UserError("No code came. Run globus-login.py by hand, in a terminal.")
-    try:
-        tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
+    except UnicodeError:
+        raise wrong_code
     except MALFORMED as error:
         raise UserError(f"Globus's answer makes no sense ({type(error).__name__}). Try again.")
     except GlobusAPIError as error:
-        if error.http_status not in (400, 401, 403) or not is_from_globus(error):
+        if (error.http_status not in (400, 401, 403) or not is_from_globus(error)
+                or is_client_refused(error)):
             raise
-        raise UserError("Globus did not accept this code. A code works once, for a few minutes; "
-                        "run globus-login.py again for a new one.")
+        raise wrong_code
     store_tokens(tokens)
 
 
@@ -748,7 +855,9 @@ def attempt(call, *arguments, required=None, **options):
         except (GlobusAPIError, NetworkError) as error:
             # With a tried error before it, a 401 keeps globus-sdk from renewing the access token;
             # and the one that another process has stored may be refused as well.
-            if getattr(error, "http_status", None) == 401 and refusals < MOST_REFUSALS:
+            if (isinstance(error, GlobusAPIError) and is_token_refused(error)
+                    and refusals < MOST_REFUSALS):
+                call.__self__.authorizer.handle_missing_authorization()
                 continue
             if not is_transient(error):
                 raise
@@ -894,14 +1003,29 @@ def check_destination(client, config):
         require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
         return True
     except GlobusAPIError as error:
-        if re.search("PermissionDenied|Path not allowed", all_of_message(error)):
-            raise UserError(
-                f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. A Globus "
-                "Connect Personal shows your home\nfolder only: add the folder to "
-                f"~/.globusonline/lta/config-paths, and start it again. {describe_error(error)}")
-        if error.http_status != 404:
+        if error.http_status == 404:
+            return False
+        refusal = re.search("LoginFailed|PermissionDenied|Path not allowed", all_of_message(error))
+        if not refusal or reauth_reason(error):
             raise
-        return False
+        advice = access_advice(client, error)
+        document = try_once(client.get_endpoint, config.DESTINATION_ENDPOINT_ID)
+        if refusal.group() != "LoginFailed" and get_text(document, "entity_type")[:3] == "GCP":
+            advice = ("A Globus Connect Personal shows your home\nfolder only: add the folder to "
+                      "~/.globusonline/lta/config-paths, and start it again.")
+        raise UserError(f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. "
+                        f"{advice} {describe_error(error)}")
+
+
+def access_advice(client, error):
+    """Who is logged in, and which identities a collection that refuses that one asks for."""
+    found = try_once(client.endpoint_search, filter_scope="my-endpoints", limit=1,
+                     required={"DATA": list}).get("DATA")
+    me = get_text(found[0], "owner_string") if found else "the identity on app.globus.org/settings"
+    domains = re.search(r'"allowed_domains": *\[([^]]+)\]', all_of_message(error))
+    wanted = f" of {domains.group(1)}" if domains else ""
+    return (f"You are logged in as {me}. Log in with an identity{wanted} that has access, or "
+            "ask the collection's administrator.")
 
 
 def list_files(client, config):
@@ -913,13 +1037,13 @@ def list_files(client, config):
     folders, left_out = [""], []
     while folders:
         folder = folders.pop()
-        found, path = [], join(config.PATH, folder)
+        found, path = [], globus_path(join(config.PATH, folder))
         try:
             entries = [(parse_entry(folder, entry), entry.get("type"), entry.get("link_target"))
                        for entry in list_directory(client, config, path)]
             twins = find_twins(entries, config.RECURSIVE)
             for file, kind, link in entries:
-                if kind == "file":
+                if kind == "file" or not isinstance(kind, str):
                     yield file._replace(refused=twins[file.path]) if file.path in twins else file
                 elif kind != "dir":
                     left_out.append(f"{first_line(file.path)} ({first_line(str(kind))})")
@@ -932,7 +1056,7 @@ def list_files(client, config):
                     found.append(file.path + "/")
         except GlobusAPIError as error:
             if not folder or reauth_reason(error):
-                raise listing_error(error, config.PATH)
+                raise listing_error(client, error, config.PATH)
             yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
         folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
@@ -957,12 +1081,14 @@ def find_twins(entries, is_recursive):
 def parse_entry(folder, entry):
     """An entry of a listing as a File."""
     name, size = entry.get("name"), entry.get("size")
-    refused = name_problem(name)
+    name = local_path(name) if isinstance(name, str) else name
+    refused = name_problem(name) or (None if isinstance(entry.get("type"), str) else "has no type")
     if isinstance(name, str) and "/" in name:
         refused = refused or "holds a slash"
     if not isinstance(size, int) or size < 0:
         size, refused = 0, refused or (None if entry.get("type") == "dir" else "has no size")
-    return File(folder + str(name), size, entry.get("last_modified"), refused)
+    modified = entry.get("last_modified")
+    return File(folder + str(name), size, modified if isinstance(modified, str) else "", refused)
 
 
 def list_directory(client, config, path):
@@ -979,6 +1105,10 @@ def list_directory(client, config, path):
             if error.http_status != 400 or not query.pop("fields", None):
                 raise
             continue  # without the fields that it does not know
+        if "fields" in query and any(
+                entry.get("name") is None or entry.get("type") is None for entry in answer["DATA"]):
+            del query["fields"]  # nor these
+            continue
         yield from answer["DATA"]
         here, was, total = len(answer["DATA"]), total, answer.get("total")
         del answer  # before the next one comes: it may be large
@@ -994,7 +1124,7 @@ def list_directory(client, config, path):
             log(f"{path} changed while it was listed; start again later for what may be missing.")
 
 
-def listing_error(error, path):
+def listing_error(client, error, path):
     code = error_code(error)
     if reauth_reason(error):
         return error
@@ -1003,16 +1133,16 @@ def listing_error(error, path):
     if error.http_status == 404:
         return UserError(f"config.py: PATH = {path!r} is not on the source collection.\n"
                          + describe_error(error), 2)
-    if "PermissionDenied" in code:
-        return UserError(f"You may not read PATH = {path!r} on the source collection.\n"
-                         + describe_error(error))
+    if re.search("PermissionDenied|LoginFailed", code):
+        return UserError(f"You may not read PATH = {path!r} on the source collection. "
+                         f"{access_advice(client, error)}\n{describe_error(error)}")
     return error
 
 
 def stat_source(client, config, path, name, ask=retry):
     """The File on the source collection. Raises UserError if there is none."""
     try:
-        entry = ask(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=path,
+        entry = ask(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
                     required={"type": str})
     except GlobusAPIError as error:
         if error.http_status != 404:
@@ -1036,7 +1166,7 @@ def build_transfer(config, submission_id, label, pairs, **options):
         label=task_label(label, config.DESTINATION_PATH), verify_checksum=True,
         sync_level="checksum", **options)
     for source, destination in pairs:
-        request.add_item(source, destination, recursive=False)
+        request.add_item(globus_path(source), globus_path(destination), recursive=False)
     return request
 
 
@@ -1062,7 +1192,7 @@ def job_label(sources):
 
 
 def checksum(text):
-    return f"{zlib.crc32(text.encode(errors='replace')):08x}"
+    return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
 
 
 def submit(client, request):
@@ -1076,7 +1206,6 @@ def submit(client, request):
                 raise
         task_id = find_duplicate_task(client, request)
         if task_id:
-            log(f"Globus is already at work on just this; taking over its task {task_id}.")
             return task_id
         if not told:
             log("Waiting: another transfer task of yours has the same paths.")
@@ -1085,13 +1214,15 @@ def submit(client, request):
 
 
 def find_duplicate_task(client, request, ask=retry):
-    """The id of an unfinished task with this request's label and collections; None if there is
-    none."""
+    """The id of an unfinished task with this request's label and collections, which is told; None
+    if there is none."""
     for task in unfinished_tasks(client, ask):
         if (task.get("label") == request["label"]
                 and task.get("source_endpoint_id") == request["source_endpoint"]
                 and task.get("destination_endpoint_id") == request["destination_endpoint"]
                 and UUID.fullmatch(str(task.get("task_id")))):
+            log("Globus is already at work on just this; taking over its task "
+                f"{task['task_id']}.")
             return task["task_id"]
     return None
 
@@ -1114,19 +1245,20 @@ def wait_for_task(client, task_id, progress):
     """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
     progress(task, reason) is called at each look. Why a task does not move is told when it
     changes; one that cannot succeed is cancelled."""
-    told, is_fatal = None, stall_detector()
+    told, is_fatal, is_resent, before = None, stall_detector(), False, 0
     for pause in backoff(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
         time.sleep(pause)
         task = retry(client.get_task, task_id, required=TASK)
         if task["status"] in ENDED:
             if told and task["status"] == "SUCCEEDED":
                 log("Going on.")
-            return task, failure_reason(client, task_id, task)
+            return task, failure_reason(client, task)
         reason = waiting_reason(task)
         if reason and reason != told:
             log(f"Waiting: {reason}{status_detail(client, task_id, task)}  (task {task_id})")
-            told = reason
-        elif told and not reason and get_number(task, "bytes_transferred"):
+            told, is_resent = reason, get_text(task, "nice_status") in RETRANSMITTING
+            before = work_done(task, is_resent)
+        elif told and not reason and work_done(task, is_resent) > before:
             log("Going on.")
             told = None
         progress(task, reason)
@@ -1136,7 +1268,7 @@ def wait_for_task(client, task_id, progress):
 
 def cancel_failing_task(client, task_id, task):
     """Cancel a task that cannot succeed; the same as wait_for_task()."""
-    cause = failure_reason(client, task_id, task)
+    cause = failure_reason(client, task)
     retry(client.cancel_task, task_id)
     begun, is_told = time.monotonic(), False
     for pause in backoff(0.125, SLOWEST_POLL, 1.3):
@@ -1158,6 +1290,11 @@ def files_done(task):
     return get_number(task, "files_transferred") + get_number(task, "files_skipped")
 
 
+def work_done(task, is_resent):
+    """A number that grows as a task moves; bytes that are sent again do not count."""
+    return files_done(task) + (0 if is_resent else get_number(task, "bytes_transferred"))
+
+
 def stall_detector():
     """A function that is True of a task document once its task can't succeed any more, by what
     it has been shown before."""
@@ -1167,16 +1304,16 @@ def stall_detector():
         nonlocal stuck, since, faults
         status, now = get_text(task, "nice_status"), time.monotonic()
         seconds = ERRORS.get(status, UNKNOWN)[1]
-        now_stuck = (status, files_done(task),
+        now_stuck = (MISMATCHES if status in MISMATCHES else status, files_done(task),
                      None if status in RETRANSMITTING else get_number(task, "bytes_transferred"))
-        if status != "VERIFY_CHECKSUM" and seconds is None:
+        if status not in MISMATCHES and seconds is None:
             if status not in ("", "OK", "Queued"):  # then Globus tries again just now, or will
                 stuck = None  # another trouble: the time with it does not count
             return False
         if now_stuck != stuck:
             stuck, since, faults = now_stuck, now, get_number(task, "faults")
         more_faults = get_number(task, "faults") - faults
-        if status == "VERIFY_CHECKSUM":
+        if status in MISMATCHES:
             return more_faults >= FATAL_CHECKSUMS
         # A task that waits for its turn shows its last trouble for a while.
         return now - since >= (seconds if more_faults else STALE_STATUS_SECONDS)
@@ -1193,7 +1330,7 @@ def waiting_reason(task):
         status = "INACTIVE"
     if status in ("", "OK"):
         return None
-    description = get_text(task, "nice_status_short_description")
+    description = get_text(task, "nice_status_short_description") or "Globus gives no reason"
     return ERRORS.get(status, UNKNOWN)[0] or f"{description} ({status}), Globus keeps trying"
 
 
@@ -1209,32 +1346,37 @@ def status_detail(client, task_id, task):
         return f": {said}" if said else ""
     if task.get("nice_status") == "Queued" or not get_number(task, "faults"):
         return ""
-    file = last_error_event(client, task_id)[1]
-    return f": {file}" if file else ""
+    said = ", ".join(filter(None, last_error_event(client, task)[1:]))
+    return f": {said}" if said else ""
 
 
-def last_error_event(client, task_id):
-    """What a task's newest error event says: its description, and its file. Either may be empty."""
-    events = try_once(client.task_event_list, task_id, limit=1, required={"DATA": list},
+def last_error_event(client, task):
+    """What a task's newest error event says: its description, its file, and which collection's
+    server says what. Each may be empty."""
+    events = try_once(client.task_event_list, task["task_id"], limit=1, required={"DATA": list},
                       query_params={"filter": "is_error:1"}).get("DATA")
     event = events[0] if events else {}
-    # The details tell of server, command and answer too; the file is what the user needs.
-    found = re.search(r"(?m)^File: (.+)$", str(event.get("details")))
-    return get_text(event, "description"), first_line(found.group(1)) if found else ""
+    server = parse_server_error(str(event.get("details")))
+    said = [f"on the {side} collection ({server['name']})" for side in ("source", "destination")
+            if server["id"] and task.get(side + "_endpoint_id") == server["id"]][:1]
+    return (get_text(event, "description"), get_text(server, "file"),
+            ": ".join(filter(None, [*said, server["words"]])))
 
 
-def failure_reason(client, task_id, task):
+def failure_reason(client, task):
     """One line that says why a task failed, or what it stumbles over, in Globus's words; None if
     it SUCCEEDED."""
     if task["status"] == "SUCCEEDED":
         return None
     error = task.get("fatal_error")
     status = get_text(task, "nice_status")
-    description, file = last_error_event(client, task_id)
-    causes = [get_text(error, "description") if isinstance(error, dict) else "",
+    error = error if isinstance(error, dict) else {}
+    description, file, server = last_error_event(client, task)
+    causes = [ERRORS.get(get_text(error, "code"), UNKNOWN)[0] or get_text(error, "description"),
               ERRORS.get(status, UNKNOWN)[0] or get_text(task, "nice_status_short_description"),
-              get_text(task, "canceled_by_admin_message"), file or description]
-    return ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
+              get_text(task, "canceled_by_admin_message"), file or description, server]
+    said = ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
+    return re.sub(", Globus (keeps trying|sends (it|the file) again)", "", said)  # no longer
 
 
 # ---- whose the download folder is ----
@@ -1332,7 +1474,9 @@ def outcomes(client, config, directory, files, task, ask=retry):
         for path, error in task_files(client.task_skipped_errors, directory, task, ask):
             code = get_text(error, "error_code")
             if path in paths:
-                missing[path] = ERRORS.get(code, UNKNOWN)[0] or code or "no reason given"
+                words = parse_server_error(str(error.get("error_details")))["words"]
+                missing[path] = (ERRORS.get(code, UNKNOWN)[0] or words
+                                 or code.lower().replace("_", " ") or "no reason given")
     if task["status"] == "SUCCEEDED":
         return missing
     whole = {path for path, _ in
@@ -1345,12 +1489,19 @@ def not_come_to(client, config, directory, files, task, missing):
     """Of those Files that a task did not bring, which was cancelled because it could not succeed,
     the ones that it may not have come to, because it kept trying another one of them; none if it
     does not say which. missing: see outcomes()."""
-    file = last_error_event(client, task["task_id"])[1]
-    folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
-    blamed = {file[len(folder):] for folder in folders if file.startswith(folder)}
-    if not blamed.intersection(missing):
+    blamed = blamed_file(client, config, directory, task)
+    if blamed not in missing:
         return []
-    return [file for file in files if missing.get(file.path) == "" and file.path not in blamed]
+    return [file for file in files if missing.get(file.path) == "" and file.path != blamed]
+
+
+def blamed_file(client, config, directory, task):
+    """The path below a directory of the source of the file that a task failed on; None if it does
+    not say which."""
+    file = last_error_event(client, task)[1]
+    folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
+    return next((local_path(file[len(folder):]) for folder in folders if file.startswith(folder)),
+                None)
 
 
 def task_files(call, directory, task, ask):
@@ -1365,7 +1516,7 @@ def task_files(call, directory, task, ask):
                 raise
             return
         for document in page["DATA"]:
-            yield str(document.get("source_path"))[start:], document
+            yield local_path(str(document.get("source_path"))[start:]), document
         marker = page.get("next_marker")
         if not marker:
             return

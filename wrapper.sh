@@ -20,7 +20,8 @@ here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit
 dir=$1 && shift
 folder=${GLOBUS_DOWNLOAD_DIR:-} # set by the driver, with GLOBUS_JOB and GLOBUS_DOWNLOAD_BY
 if [ -z "$folder" ] && [ $# -gt 1 ]; then # by hand
-  said=$(cd -- "$here" && "$PYTHON" -c 'import helper; print(helper.load_config().DOWNLOAD_DIR)')
+  said=$(cd -- "$here" && "$PYTHON" -c 'import sys; sys.path.insert(0, ""); import helper
+print(helper.load_config().DOWNLOAD_DIR)')
   folder=${said##*$'\n'}
 fi
 declare -A arrived # /NAME: local path; the slash, because @ and * would mean all
@@ -31,7 +32,7 @@ download() {
   for name; do options+=(--file "$name"); done
   said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$dir" "${options[@]}")
   failure=$?
-  local IFS=$'\n'
+  local IFS=$'\n' LC_ALL=C # names need not be UTF-8
   set -f
   for line in $said; do # a module or a start-up file may have said something, too
     name=${line#"$folder"/}

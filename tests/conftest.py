@@ -165,7 +165,8 @@ class Site:
         done = subprocess.run(
             self.command(script, *options), cwd=str(self.folder), env=self.env, input=stdin,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout)
-        done.out, done.err = done.stdout.decode(), done.stderr.decode()
+        done.out, done.err = (
+            said.decode(errors="surrogateescape") for said in (done.stdout, done.stderr))
         assert "Traceback" not in done.err, done.err
         return done
 

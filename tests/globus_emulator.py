@@ -59,8 +59,10 @@ World = {
     "retry_after": None,  # seconds, told with 429
     "login_refused": False,
     # {"path": regex, "code": "PERMISSION_DENIED", "times": n}: a task stumbles over this file.
-    # Code CORRUPT: the bytes arrive damaged (VERIFY_CHECKSUM if the request asked for it).
+    # Code CORRUPT: the bytes arrive damaged (VERIFY_CHECKSUM if the request asked for it);
+    # FILE_SIZE_CHANGED: when they have been sent.
     "troubles": [],
+    "json_details": False,  # of error events, instead of text
     "collections": {},
     # {path: n}: directories that list n files which are not there, for large listings
     "crowds": {},
@@ -287,12 +289,25 @@ def check_access(name, token):
 def local_path(known, path):
     """The folder or file on this machine; PermissionError where the collection does not show it."""
     path = re.sub(r"^/?~(?=/|$)", known["home"].rstrip("/"), path or known["home"]) or "/"
-    path = os.path.normpath("/" + path)
+    path = "/".join(map(file_name, os.path.normpath("/" + path).split("/")))
     real = os.path.normpath(known["root"] + "/" + path.lstrip("/"))
     if known["allowed"] is not None and not any(
             (real + "/").startswith(a.rstrip("/") + "/") for a in known["allowed"]):
         raise PermissionError(errno.EACCES, "Path not allowed", path)
     return real
+
+
+def shown_name(name):
+    """A file's name as Globus shows it: bytes that are no UTF-8 as Latin-1, after a U+FFFD."""
+    data = os.fsencode(name)
+    return name if data.decode(errors="replace") == name else "\ufffd" + data.decode("latin-1")
+
+
+def file_name(shown):
+    """The reverse of shown_name()."""
+    data = shown[1:].encode("latin-1", "replace")
+    is_bytes = shown.startswith("\ufffd") and shown_name(os.fsdecode(data)) == shown
+    return os.fsdecode(data) if is_bytes else shown
 
 
 def endpoint_document(name):
@@ -341,6 +356,14 @@ def endpoint(match, headers, **_):
     return 200, {}, endpoint_document(match.group(1))
 
 
+def endpoint_search(query, headers, **_):
+    """GET /endpoint_search: the user's own collections."""
+    bearer(headers)
+    found = [endpoint_document(name) for name, known in World["collections"].items()
+             if known["entity_type"].startswith("GCP")]
+    return 200, {}, page_of(found, query, "endpoint_list", 25)
+
+
 def file_document(name, path):
     """One entry of a listing."""
     info = os.lstat(path)
@@ -358,7 +381,7 @@ def file_document(name, path):
         kinds = {0o100000: "file", 0o040000: "dir", 0o020000: "chr", 0o060000: "blk",
                  0o010000: "pipe"}
         kind = kinds.get(info.st_mode & 0o170000, "other")
-    document.update(DATA_TYPE="file", name=name, type=kind, size=info.st_size,
+    document.update(DATA_TYPE="file", name=shown_name(name), type=kind, size=info.st_size,
                     last_modified=iso(info.st_mtime, " "), user="user", group="group",
                     permissions="%04o" % (info.st_mode & 0o7777))
     return document
@@ -377,9 +400,8 @@ def check_up(known, name, what):
 def operation_failed(error, known, name, what):
     """A Refusal for an OSError, with the several lines that Globus writes."""
     def say(first):
-        return ("%s, Error (%s)\nEndpoint: %s (%s)\nServer: 192.0.2.1:443\nMessage: Fatal FTP "
-                "response\n---\nDetails: 550 %s" % (first, what, known["display_name"], name,
-                                                    error.strerror))
+        return "%s, Error (%s)\nEndpoint: %s (%s)\n%s" % (
+            first, what, known["display_name"], name, server_said(error.strerror))
     if isinstance(error, PermissionError):
         return Refusal(403, "EndpointPermissionDenied", say("Permission denied"))
     if isinstance(error, NotADirectoryError):
@@ -390,6 +412,13 @@ def operation_failed(error, known, name, what):
         return Refusal(404, "NotFound" if what == "stat" else "ClientError.NotFound",
                        say("Path not found"))
     return Refusal(502, "EndpointError", say("Endpoint error"))
+
+
+def server_said(words):
+    """What the server of a collection says with an error, FTP's line ends written out."""
+    return ("Server: 192.0.2.1:443\nCommand: MLST /\nMessage: Fatal FTP Response\n---\nDetails: "
+            "550-GlobusError: v=1 c=SOME\\r\\n550-GridFTP-Errno: 1\\r\\n550-GridFTP-Reason: System "
+            "error in stat\\r\\n550-GridFTP-Error-String: %s\\r\\n550 End.\\r\\n\n" % words)
 
 
 def fits_filter(document, text):
@@ -511,6 +540,8 @@ class Task(threading.Thread):
         super().__init__(daemon=True)
         self.id = str(uuid.uuid4())
         self.request = request
+        for item in request["DATA"]:  # it tells of them so
+            item["source_path"] = re.sub(r"/(\./|/)+", "/", item["source_path"])
         self.begun = now()
         self.deadline = request.get("deadline") or iso(
             self.begun + World["deadline_hours"] * 3600)
@@ -627,10 +658,17 @@ class Task(threading.Thread):
             self.numbers["faults"] += trouble.code not in ("PAUSED",)
             side = "source" if trouble.is_source else "destination"
             name = self.request[side + "_endpoint"]
-            self.event(trouble.code, "Error (transfer)\nEndpoint: %s (%s)\nServer: 192.0.2.1:443\n"
-                       "File: %s\nCommand: RETR\nMessage: Fatal FTP response\n---\nDetails: "
-                       "550-GlobusError: v=1 c=%s" % (World["collections"][name]["display_name"],
-                                                      name, trouble.path, trouble.code), True)
+            details = ("Error (transfer)\nEndpoint: %s (%s)\nServer: 192.0.2.1:443\nFile: %s\n"
+                       "Command: RETR\nMessage: Fatal FTP Response\n---\nDetails: 550-GlobusError: "
+                       "v=1 c=%s\\r\\n550 End.\\r\\n\n" % (
+                           World["collections"][name]["display_name"], name, trouble.path,
+                           trouble.code))
+            if World["json_details"]:
+                details = json.dumps(
+                    {"context": [{"operation": "transfer", "path": trouble.path}], "error": {
+                        "body": "550-GlobusError: v=1 c=%s%%0D%%0A550 End.%%0D%%0A" % trouble.code,
+                        "code": 550}}, indent=1)
+            self.event(trouble.code, details, True)
 
     def pause(self):
         """The message of the administrator who paused a collection, None as a rule."""
@@ -699,7 +737,7 @@ class Task(threading.Thread):
     def pairs_of(self, item, source, destination):
         """Yield source and destination of each file of an item, as paths of the collections."""
         begin, end = item["source_path"], item["destination_path"]
-        trouble = self.trouble_with(begin, False)
+        trouble = self.trouble_with(begin, is_late=False)
         if trouble:
             raise Trouble(trouble["code"], begin, trouble.get("is_source", True))
         try:
@@ -725,11 +763,12 @@ class Task(threading.Thread):
                     part = os.path.normpath(os.path.join(below, name))
                     yield begin.rstrip("/") + "/" + part, end.rstrip("/") + "/" + part
 
-    def trouble_with(self, path, is_corruption):
-        """The trouble that was set for this file, counted off; None as a rule."""
+    def trouble_with(self, path, is_late):
+        """The trouble that was set for this file, counted off; None as a rule. is_late: with the
+        bytes, not before them."""
         with lock:
             for trouble in World["troubles"]:
-                if ((trouble["code"] == "CORRUPT") == is_corruption
+                if ((trouble["code"] in ("CORRUPT", "FILE_SIZE_CHANGED")) == is_late
                         and trouble.get("times", 1) > 0 and re.search(trouble["path"], path)):
                     if "times" in trouble:
                         trouble["times"] -= 1
@@ -759,7 +798,11 @@ class Task(threading.Thread):
             if known["quota"] is not None and os.path.getsize(here) > known["quota"]:
                 raise Trouble("QUOTA_EXCEEDED", end)
             os.makedirs(os.path.dirname(there), exist_ok=True)
-            self.copy_bytes(here, there, bool(self.trouble_with(begin, True)))
+            code = (self.trouble_with(begin, is_late=True) or {}).get("code")
+            self.copy_bytes(here, there, code == "CORRUPT")
+            if code == "FILE_SIZE_CHANGED":
+                os.truncate(there, 0)  # it is no longer what it was
+                raise Trouble(code, begin, True)
         except OSError as error:
             code = {errno.ENOSPC: "NO_SPACE_LEFT", errno.EDQUOT: "QUOTA_EXCEEDED",
                     errno.ENOTDIR: "NOT_A_DIRECTORY", errno.EEXIST: "NOT_A_DIRECTORY"}
@@ -1089,6 +1132,7 @@ ROUTES = [(method, re.compile(pattern + "$"), function) for method, pattern, fun
     ("POST", "/v2/oauth2/token/revoke", revoke),
     ("GET", "/v2/oauth2/userinfo", userinfo),
     ("GET", V + "endpoint/([^/]+)", endpoint),
+    ("GET", V + "endpoint_search", endpoint_search),
     ("GET", V + "operation/endpoint/([^/]+)/ls", ls),
     ("GET", V + "operation/endpoint/([^/]+)/stat", stat),
     ("POST", V + "operation/endpoint/([^/]+)/mkdir", mkdir),

@@ -278,3 +278,14 @@ def test_a_task_that_the_user_cancels_is_not_asked_for_again(driven, emulator):
     out = driver.communicate()[0].decode()
     assert out.splitlines()[-1] == "0 processed, 2 failed, 0 not needed"
     assert len(emulator.tasks()) == 1
+
+
+def test_a_stall_of_the_driver_s_own_transfers_names_the_collection(driven, emulator):
+    emulator.add({"a": b"x"})
+    emulator.bend(troubles=[{"path": "a$", "code": "CONNECT_FAILED"}])
+    driver = driven.start(BATCH)
+    said = []
+    wait_until(lambda: said.append(driver.stderr.readline().decode()) or "Waiting" in said[-1])
+    assert "/a, on the source collection (Globus Tutorial Collection 1)" in said[-1]
+    emulator.bend(troubles=[])
+    assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")

@@ -379,3 +379,69 @@ def test_login_names_a_personal_endpoint_that_is_not_running(fresh_site, emulato
     login = fresh_site.log_in()
     assert login.returncode == 1
     assert "globusconnectpersonal -start" in login.out
+
+
+@pytest.mark.parametrize("status", [400, 401])
+def test_a_client_id_that_globus_does_not_know_is_named(status, fresh_site, emulator):
+    emulator.fault("/oauth2/token", status=status, json={"error": "invalid_client"})
+    login = fresh_site.log_in()
+    assert login.returncode == 1 and "this code" not in login.out
+    assert "Globus does not accept CLIENT_ID = '4f0448d6-" in login.out
+
+
+def test_a_renewal_with_an_unknown_client_id_names_it_and_not_the_login(site, emulator):
+    emulator.ask("POST", "expire")
+    emulator.fault("/oauth2/token", status=401, json={"error": "invalid_client"})
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1
+    assert "CLIENT_ID = '4f0448d6-" in done.err and "Log in again" not in done.err
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_code_that_is_no_text_is_a_wrong_code(locale, fresh_site):
+    fresh_site.env.update(LANG=locale, LC_ALL=locale)
+    done = fresh_site.run("globus-login.py", stdin=b"abc\xff\n")
+    assert done.returncode == 1
+    assert "Globus did not accept this code" in done.err
+
+
+def test_a_missing_home_is_found_out_before_the_code_is_asked_for(fresh_site):
+    fresh_site.config("TOKEN_FILE = '/nowhere/at/all/tokens.json'")
+    done = fresh_site.run("globus-login.py", stdin=b"code\n")
+    assert done.returncode == 1 and "Code: " not in done.out
+    assert ("cannot be stored in /nowhere/at/all/tokens.json: No such file or directory"
+            in done.err)
+
+
+def test_a_full_home_is_found_out_before_the_code_is_asked_for(fresh_site):
+    # Files may not grow at all: what a quota does.
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 0; exec "$@"', "-", *fresh_site.command("globus-login.py")],
+        env=dict(fresh_site.env, PYTHONDONTWRITEBYTECODE="yes"), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and b"Code: " not in done.stdout
+    assert b"cannot be stored in " + bytes(fresh_site.tokens) in done.stderr
+    assert not fresh_site.tokens.exists()
+
+
+def test_a_400_for_missing_credentials_renews_the_token_as_a_401_does(site, emulator):
+    emulator.add({"a": b"1"})
+    refusal = {"code": "ClientError.AuthenticationFailed", "message": "No credentials supplied"}
+    emulator.fault("/v0.10/", times=1, status=400, json=refusal)
+    assert site.run("globus-simple-download.py").returncode == 0
+    assert any("oauth2/token" in request for request in emulator.requests())
+    emulator.fault("/v0.10/", status=400, json=refusal)
+    assert "Log in again: globus-login.py" in site.run("globus-simple-download.py").err
+
+
+def test_a_token_file_with_loose_rights_that_cannot_be_changed_is_used(site, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    site.tokens.chmod(0o644)
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "sitecustomize.py").write_text(
+        "import os\ndef fchmod(*_): raise OSError(30, 'Read-only file system')\n"
+        "os.fchmod = fchmod\n")
+    site.env["PYTHONPATH"] = str(tmp_path / "patch")
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 0 and "yours alone" not in done.err
+    assert "can be read by others, which cannot be changed: Read-only file system." in done.err

@@ -268,3 +268,73 @@ def test_an_unreadable_subdirectory_counts_as_failed(site, emulator):
     assert done.returncode == 1
     assert "'closed/' cannot be listed" in done.err
     assert site.downloaded() == {"a": b"1"}
+
+
+def interrupt(site, emulator, count):
+    """Start a download, and kill it when there are so many tasks."""
+    process = site.start("globus-simple-download.py")
+    wait_until(lambda: len(emulator.tasks()) == count)
+    process.kill()
+    process.communicate()
+
+
+def test_a_download_that_is_started_again_takes_up_its_task_unasked(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    interrupt(site, emulator, 1)
+    process = site.start("globus-simple-download.py")
+    wait_until(lambda: b"taking over its task" in process.stderr.readline())
+    emulator.bend(slots=3)
+    process.communicate()
+    assert process.returncode == 0
+    assert sum(line.startswith("POST /v0.10/transfer") for line in emulator.requests()) == 1
+
+
+def test_of_two_tasks_from_one_path_the_one_with_just_these_files_is_taken_up(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    interrupt(site, emulator, 1)
+    emulator.add({"b": b"2"})
+    interrupt(site, emulator, 2)
+    (emulator.source / "home/share/godata/b").unlink()
+    first = emulator.tasks()[0]["task_id"]
+    process = site.start("globus-simple-download.py")
+    assert process.stdout.readline().decode() == "Transfer task %s\n" % first
+    process.kill()
+    process.communicate()
+
+
+def test_a_task_that_goes_on_is_told_with_its_page_though_stdout_is_full(site, emulator):
+    emulator.add({"a": b"1"})
+    emulator.bend(slots=0)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            site.command("globus-simple-download.py"), cwd=str(site.folder), env=site.env,
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
+    page = "https://app.globus.org/activity/" + emulator.tasks()[0]["task_id"]
+    assert done.returncode == 1
+    assert "goes on without this script: " + page in done.stderr.decode()
+
+
+def start_with_two_in_place(site, emulator):
+    """Two of three files are there already; the third cannot arrive."""
+    emulator.add({"a": b"1", "b": b"22"})
+    site.run("globus-simple-download.py")
+    emulator.add({"c": b"333"})
+    emulator.bend(retry_seconds=0.1, troubles=[{"path": "c$", "code": "NOT_A_FILE"}])
+    site.config("import helper", "helper.ERRORS['NOT_A_FILE'] = ('', 1)")
+
+
+def test_what_a_failed_task_had_found_in_place_is_there_and_whole(site, emulator):
+    start_with_two_in_place(site, emulator)
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 1 and done.out.count("Did not arrive: ") == 1
+    assert done.out.endswith("3 files: 0 sent, 2 already there, 1 did not arrive.\n")
+
+
+def test_the_numbers_of_the_summary_add_up_though_globus_s_do_not(site, emulator):
+    start_with_two_in_place(site, emulator)
+    emulator.fault("GET /v0.10/task/[^/]*$", patch={"files_skipped": 1})
+    done = site.run("globus-simple-download.py")
+    assert "Did not arrive: a (it is there, but perhaps not whole)\n" in done.out
+    assert done.out.endswith("3 files: 0 sent, 0 already there, 3 did not arrive.\n")
