@@ -1892,8 +1892,8 @@ def batch(config, scheduler, client, files, limit):
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
     with lock(driver.folder):
         open_journal(driver)
-        resume(driver)
         try:
+            resume(driver)
             prepare(driver, files, limit)
         except KeyboardInterrupt:
             if not driver.state.number:
