@@ -37,6 +37,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
+HEADING = "wrapper.sh on "  # how the log of a job begins
+TOO_LARGE = "is larger than MAX_BYTES"
 GIVEN_UP = "given up by the driver\n"
 JOURNAL_VERSION = 2
 TASKS_AT_WORK = 3  # of a user, at a time (globus.org, "Transfer limits")
@@ -380,16 +382,14 @@ class Journal:
         self.path = path
 
     def read(self):
-        """The events. A last line without its end was never acted upon, and is cut off."""
-        events = []
-        with contextlib.suppress(FileNotFoundError), open(self.path, "r+b") as file:
-            whole = 0
+        """The events. A last line without its end was never acted upon; open() cuts it off."""
+        events, self.length = [], 0
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                whole += len(line)
+                self.length += len(line)
                 events.append(json.loads(line.decode()))
-            file.truncate(whole)
         return events
 
     def open(self, is_new):
@@ -398,8 +398,9 @@ class Journal:
             with open(self.path + ".new", "wb"):
                 pass
             os.replace(self.path + ".new", self.path)
+            self.length = 0
         self.file = open(self.path, "ab", buffering=0)
-        self.length = os.fstat(self.file.fileno()).st_size
+        self.file.truncate(self.length)
 
     def append(self, events):
         """Write events down to the disk. Raises UserError if somebody else writes there, too."""
@@ -438,7 +439,8 @@ class State:
 
     def reset(self):
         """Nothing has happened yet."""
-        self.run = self.source = self.queue = None
+        self.run = self.source = self.queue = self.folder = None
+        self.settings = {}  # that the run began with
         self.number = 0  # of jobs so far
         self.jobs = {}  # name: Job, while it is open
         self.lost = {}  # name: Job, closed with files that failed with it; a result may come yet
@@ -453,6 +455,8 @@ class State:
         if kind == "run":
             self.reset()
             self.run, self.source = event["run"], event["source"]
+            names = dict(zip(("SOURCE_ENDPOINT_ID", "PATH"), self.source))
+            self.folder, self.settings = event.get("folder"), {**names, **event.get("settings", {})}
         elif kind == "queue":  # where jobs go from here on
             self.queue = event["queue"]
         elif kind == "download":  # about to be asked of Globus
@@ -527,6 +531,9 @@ class Driver:
         self.state = State()
         self.journal = Journal(os.path.join(self.folder, "journal.jsonl"))
         self.pending = collections.deque()  # Files
+        self.needed = []  # all Files that the filter wanted
+        self.previous = None  # source of the last run, if another one begins
+        self.earlier = {}  # path: line of failed.txt, of files that have not been tried since
         self.not_needed = self.beyond_limit = 0
         self.refused = []  # path and why, of what is listed but cannot be downloaded
         self.leftover_bytes = {}  # path: bytes in DOWNLOAD_DIR that no job of ours will delete
@@ -763,6 +770,8 @@ class Driver:
                 if not self.is_halted:
                     self.failures_in_a_row.clear()
                 tell_event("processed " + path)
+                if self.config.MAX_BYTES is not None:  # a wrapper.sh of the user's may keep it
+                    note_leftover(self, path)
         if job.done == len(job.files):
             self.job_ended(name)
 
@@ -780,7 +789,7 @@ class Driver:
         causes = set()
         for path, reason in failed.items():
             helper.log(timed(f"FAILED {path}: {reason}"))
-            causes.add(re.sub(r" \(/.*\)$", "", reason).replace(path, "FILE"))
+            causes.add(cause_of(path, reason))
             note_leftover(self, path)
         self.failures_in_a_row += causes
         most = self.config.MAX_FAILURES_IN_A_ROW
@@ -885,7 +894,7 @@ class Driver:
         """Say it, unless its gist (the text, as a rule) is what was said last on this topic."""
         if self.told.get(topic) != (gist or text):
             self.told[topic] = gist or text
-            helper.log(text)
+            helper.log(timed(text))
 
     def count_failed(self):
         """How many of the files that were listed failed, or were refused."""
@@ -934,60 +943,116 @@ class Driver:
 # ---- begin, or go on ----
 
 
-def open_journal(driver):
-    """Go on with the interrupted run, or begin a new one. Raises UserError if the interrupted
-    one was about something else."""
-    config, state = driver.config, driver.state
-    source, queue = [config.SOURCE_ENDPOINT_ID, config.PATH], which_queue(config)
+def read_journal(driver):
+    """Read the journal; True if a new run begins. Raises UserError if the interrupted one cannot
+    be resumed like this."""
+    state = driver.state
     forget = f"cancel its jobs and remove the folder {driver.folder}."
     try:
         events = driver.journal.read()
-        is_over = not events or events[-1]["event"] == "finished" or not any(
-            event["event"] in ("submit", "download") for event in events)
-        version = events[0].get("version", 1) if events else JOURNAL_VERSION
-        if version != JOURNAL_VERSION and not is_over:
+        has_begun = any(event["event"] in ("submit", "download") for event in events)
+        is_over = not has_begun or events[-1]["event"] == "finished"
+        first = events[0] if events else {"version": JOURNAL_VERSION}
+        if first.get("version", 1) != JOURNAL_VERSION and not is_over:
             raise helper.UserError(f"{driver.journal.path} is of another version of these scripts."
                                    f"\nFinish that run with them; or, to forget it, {forget}", 2)
+        if is_over:
+            driver.previous = first.get("source" if has_begun else "previous")
         for event in events if not is_over else []:
             state.apply(event)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n"
                                f"To forget that run, {forget}", 2)
     if not is_over:
-        refuse_another(driver, source, queue, forget)
+        refuse_copy(driver)
+        refuse_another(driver)
+    return is_over
+
+
+def open_journal(driver, is_over):
+    """Resume the interrupted run, or begin a new one."""
+    config, state = driver.config, driver.state
     driver.journal.open(is_over)
     if is_over:
         # A letter and six more: with the number they fit the 15 characters of old servers.
-        driver.append({"event": "run", "run": "g" + secrets.token_hex(3), "source": source,
-                       "version": JOURNAL_VERSION})
-    if state.queue != queue:
-        driver.append({"event": "queue", "queue": queue})
+        driver.append({"event": "run", "run": "g" + secrets.token_hex(3),
+                       "source": source_of(config), "version": JOURNAL_VERSION,
+                       "previous": driver.previous, "settings": helper.settings_of(config),
+                       "folder": helper.jobs_folder(config)})
+    if state.queue != which_queue(config):
+        driver.append({"event": "queue", "queue": which_queue(config)})
     driver.adopted = set(driver.submitted())
 
 
-def refuse_another(driver, source, queue, forget):
+def source_of(config):
+    """What the files of a run are from: collection and directory."""
+    return [config.SOURCE_ENDPOINT_ID, config.PATH]
+
+
+def is_same_source(one, other):
+    return [text.rstrip("/") for text in one] == [text.rstrip("/") for text in other]
+
+
+def refuse_copy(driver):
+    """Raise UserError if the interrupted run is another folder's, of which this is a copy."""
+    folder, here = driver.state.folder, helper.jobs_folder(driver.config)
+    if not folder or folder == here or os.path.exists(folder) and os.path.samefile(folder, here):
+        return
+    mark = os.path.join(driver.config.DOWNLOAD_DIR, helper.MARK)
+    is_copy = driver.state.settings.get("DOWNLOAD_DIR") != driver.config.DOWNLOAD_DIR
+    paths = [driver.folder] + [mark] * (is_copy and os.path.islink(mark))
+    raise helper.UserError(
+        f"The interrupted run here is that of {os.path.dirname(folder)}, copied or moved.\n"
+        "Its jobs work there, not here. Resume it there, or begin anew here, after:\n"
+        f"rm -r {' '.join(map(shlex.quote, paths))}", 2)
+
+
+def refuse_another(driver):
     """Raise UserError if the interrupted run is from another source, or has jobs in another
     queue, where they would not be found."""
-    state = driver.state
-    if state.source != source:
-        raise helper.UserError(
-            f"An interrupted run waits here: {state.source[1]} of collection {state.source[0]}."
-            f"\nFinish it with those settings first; or, to forget it, {forget}", 2)
-    if driver.submitted() and state.queue not in (None, queue):
-        raise helper.UserError(
-            f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
-            f" {' '.join(queue)}.\nStart it as before, or {forget}", 2)
+    config, state, queue = driver.config, driver.state, which_queue(driver.config)
+    ids = [job.id for job in driver.submitted().values() if job.id]
+    is_elsewhere = driver.submitted() and state.queue not in (None, queue)
+    if not is_elsewhere and not is_same_source(state.source, source_of(config)):
+        entries = query_queue(driver)
+        ids = ids if entries is None else [entry.id for name, entry in entries.items() if
+                                           name in driver.submitted() and entry.state != "ended"]
+        text = (f"An interrupted run waits here: {state.source[1]} of collection {state.source[0]}."
+                f"\n{changed_settings(driver)}\nFinish it with those settings first; or, to forget "
+                "it, ")
+    elif is_elsewhere:
+        text = (f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
+                f" {' '.join(queue)}.\nStart it as before, or ")
+    else:
+        return
+    jobs = f":\n{shown_cancel(driver.scheduler, ids)}\n" if ids else " "
+    raise helper.UserError(f"{text}cancel its jobs{jobs}and remove the folder {driver.folder}", 2)
+
+
+def changed_settings(driver):
+    """'It began with PATH = '/a', not '/b'; ...', or nothing."""
+    now, was = helper.settings_of(driver.config), driver.state.settings
+    changes = [f"{name} = {was[name]!r}, not {now[name]!r}" for name in now
+               if name in was and was[name] != now[name]]
+    return "It began with " + "; ".join(changes) if changes else ""
+
+
+def tell_interrupted(driver):
+    """Say that an interrupted run is resumed, and what has changed since it began."""
+    jobs, ended = driver.state.jobs, len(driver.state.processed) + len(driver.state.failed)
+    if not jobs and not ended:
+        return
+    ids = " ".join(job.id for job in jobs.values() if job.id)
+    changes = changed_settings(driver)
+    helper.log(f"Going on with the interrupted run: {helper.plural(ended, 'file')} done, "
+               f"{helper.plural(len(jobs), 'job')} on the way{ids and f' ({ids})'}."
+               + (f"\n{changes}; jobs on the way keep that." if changes else ""))
 
 
 def resume(driver):
     """After a restart: say so, and clear away what the last driver did not come to."""
     state = driver.state
-    ended = len(state.processed) + len(state.failed)
-    if not state.jobs and not ended:
-        return
-    helper.log("Going on with the interrupted run: "
-               f"{helper.plural(ended, 'file')} done, "
-               f"{helper.plural(len(state.jobs), 'job')} on the way.")
+    tell_interrupted(driver)
     for entry in os.listdir(driver.folder):
         name = entry.partition(".")[0]
         if (name.startswith(state.run + "-") and name not in state.jobs
@@ -1038,7 +1103,7 @@ def tell_no_room(driver):
     if not driver.state.incoming:
         raise helper.UserError(
             f"What is in {driver.config.DOWNLOAD_DIR} leaves no room for another file within "
-            "MAX_BYTES.\nRemove what failures left there, or raise MAX_BYTES, and start "
+            "MAX_BYTES.\nRemove what is not needed there, or raise MAX_BYTES, and start "
             "again; nothing is lost.")
     files = sum(map(len, driver.state.incoming.values()))
     driver.tell_once("coming", "Waiting: transfer tasks of jobs that were killed still bring "
@@ -1171,7 +1236,7 @@ def has_grown(driver, file, pack):
     try:
         now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
         reason = now.size > file.size and (
-            f"it has grown from {file.size} to {now.size} bytes since it was listed, which may "
+            f"it has grown from {file.size:,} to {now.size:,} bytes since it was listed, which may "
             "break MAX_BYTES. The next run takes it.")
     except helper.Transient:
         refused = {path for path, _ in driver.refused}
@@ -1432,16 +1497,92 @@ def time_left(driver, ended, total, now):
     return f", ~{helper.format_duration(max(seconds, 1))} left"
 
 
-def print_summary(driver):
-    """The failures with their logs, and the numbers."""
+def print_summary(driver, is_over):
+    """The failures with their logs, where everything is, and the numbers."""
     helper.show_progress("")
-    escaped = helper.escape_control_chars
-    for path, reason in [*driver.refused, *driver.state.failed.items()]:
-        print(f"FAILED {escaped(path)}: {escaped(reason)}")
+    config = driver.config
+    print_failures([*driver.refused, *driver.state.failed.items()])
+    path = write_failures(driver)
+    if driver.count_failed():
+        print(f"All failures: {path}\nWhat arrived of them is kept in {config.DOWNLOAD_DIR}, "
+              f"logs are in {driver.folder}"
+              + "\nStart this script again to try them once more." * is_over)
+    if driver.state.processed:
+        print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
     if driver.beyond_limit:
-        print(f"{helper.plural(driver.beyond_limit, 'more file')} needed, beyond --limit")
+        print(f"{helper.plural(driver.beyond_limit, 'more file')} needed, beyond --limit: "
+              "start again for the rest")
     print(f"{len(driver.state.processed)} processed, {driver.count_failed()} failed, "
           f"{driver.not_needed} not needed", flush=True)
+
+
+def cause_of(path, reason):
+    """A reason without its file and log, to count equal ones."""
+    reason = re.sub(r" \(/.*\)$", "", reason)
+    return re.sub(rf"(?<!\w){re.escape(path)}(?!\w)", "FILE", reason)
+
+
+def print_failures(failures):
+    """The failures by cause, the most frequent first, with as many names as fit a screen."""
+    groups, shown = {}, 0
+    for path, reason in failures:
+        groups.setdefault(cause_of(path, reason), []).append((path, reason))
+    rows = max(10, shutil.get_terminal_size().lines - 10)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))[:rows // 2]
+    for cause, group in ordered:
+        path, reason = group[0]
+        lines = [f"FAILED {path}: {reason}"]
+        if len(group) > 1:
+            names = group[:max(1, rows // len(ordered) - 1)]
+            lines = [f"FAILED {helper.plural(len(group), 'file')}: {cause}"] + [
+                "  ".join(["", path, *re.findall(r"([^/]*\.log)\)$", reason)])
+                for path, reason in names]
+        shown += max(1, len(lines) - 1)
+        print(helper.escape_control_chars("\n".join(lines)))
+    if shown < len(failures):
+        print(f"... and {helper.plural(len(failures) - shown, 'more file')}")
+
+
+def write_failures(driver):
+    """Write all failures, path and reason, to a file, whose path is returned; also those of earlier
+    runs that have not been tried since. The logs of those that have succeeded go away."""
+    path, state, escaped = failures_path(driver), driver.state, helper.escape_control_chars
+    lines = {name: line for name, line in driver.earlier.items() if name not in state.processed}
+    lines.update((escaped(name), f"{escaped(name)}\t{escaped(reason)}")
+                 for name, reason in [*driver.refused, *state.failed.items()])
+    text = "".join(line + "\n" for line in lines.values())
+    before, now = (set(re.findall(r"(?m)([^/\n]*)\.log\)$", known))
+                   for known in (read(path) or "", text))
+    for name in (before | state.kept) - now:
+        if name in state.kept:  # its claim keeps a late job out
+            helper.remove_if_there(driver.file_of(name, "log"))
+        else:
+            driver.remove_job_files(name)
+    with open(path + ".new", "w") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+    if not text:
+        os.remove(path)
+    return path
+
+
+def failures_path(driver):
+    return os.path.join(driver.folder, "failed.txt")
+
+
+def tell_disagreement(driver):
+    """Say so if the filter still wants files that have been processed: the next run would, too."""
+    try:
+        again = [file.path for file in driver.needed if file.path in driver.state.processed
+                 and is_needed(driver.config, file)]
+    except helper.UserError as problem:
+        helper.log(str(problem))
+        return
+    if again:
+        helper.log(f"is_file_needed still wants {len(again):,} of the "
+                   f"{helper.plural(len(driver.state.processed), 'processed file')}, such as "
+                   f"{again[0]}.\nThe next run would process them again. Does it look for what "
+                   "process.sh writes?")
 
 
 def print_how_to_go_on(driver):
@@ -1509,7 +1650,7 @@ def last_words(path, name=None):
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - (2000 if name is None else 200000)))
             lines = [line for line in file.read().decode(errors="replace").splitlines()
-                     if line.strip()]
+                     if line.strip() and not line.startswith(HEADING)]
     except OSError:
         return ""
     if name is not None:
@@ -1537,8 +1678,9 @@ def tell_event(text):
 
 
 def timed(text):
-    """The text, after the time of day."""
-    return f"{time.strftime('%H:%M:%S')}  {text}"
+    """The text, after the time; in a log with the date."""
+    pattern = "%H:%M:%S" if helper.is_terminal() else "%Y-%m-%d %H:%M:%S"
+    return f"{time.strftime(pattern)}  {text}"
 
 
 def clock(seconds):
@@ -1552,12 +1694,16 @@ def clock(seconds):
 
 
 def is_needed(config, file):
-    """The user's filter. Raises UserError if it stumbles."""
+    """The user's filter. Raises UserError if it fails, or does not answer True or False."""
     try:
-        return bool(config.is_file_needed(file))
+        answer = config.is_file_needed(file)
+        if answer in (True, False):
+            return bool(answer)
     except Exception as error:  # the user's own code: anything can happen
-        raise helper.UserError(f"config.py: is_file_needed stumbles over {file.path!r}: "
-                               f"{type(error).__name__}: {error}", 2)
+        raise helper.config_error(error, f"is_file_needed failed on {file.path!r}: ")
+    line = getattr(getattr(config.is_file_needed, "__code__", None), "co_firstlineno", "?")
+    raise helper.UserError(f"config.py, line {line}: is_file_needed({file.path!r}) returned "
+                           f"{answer!r:.100}; it must return True or False.", 2)
 
 
 def classify(config, files):
@@ -1570,44 +1716,98 @@ def classify(config, files):
         elif not is_needed(config, file):
             yield file, False
         elif config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
-            yield file, f"is larger ({helper.format_bytes(file.size)}) than MAX_BYTES"
+            yield file, TOO_LARGE
         else:
             yield file, True
 
 
-def dry_run(config, files, limit):
+def dry_run(driver, files, limit):
     """Print what a run would do; the exit status."""
-    counts = collections.Counter()
-    for file, fate in classify(config, files):
-        counts[fate if isinstance(fate, bool) else None] += 1
+    try:
+        if not read_journal(driver):
+            tell_interrupted(driver)
+    except helper.UserError as problem:
+        helper.log(f"A run would be refused: {problem}")
+        driver.state.reset()
+    known, refused, counts = driver.state.known(), [], collections.Counter()
+    for file, fate in classify(driver.config, files):
+        if file.path in known:
+            continue
+        counts[fate] += 1
         if fate is True and (limit is None or counts[True] <= limit):
+            helper.show_progress("")
             print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
         elif fate and fate is not True:
-            helper.log(f"Refused: {file.path!r} {fate}.")
+            refused.append((file, fate))
     helper.show_progress("")
+    tell_refused(refused, helper.log)
+    tell_other_source(driver, counts[False])
     needed = counts[True] if limit is None else min(limit, counts[True])
-    print(f"{needed} to process, {counts[None]} refused, {counts[False]} not needed")
-    return 1 if counts[None] else 0
+    if needed < counts[True]:
+        print(f"{helper.plural(counts[True] - needed, 'more file')} needed, beyond --limit")
+    print(f"{needed:,} to process, {len(refused):,} refused, {counts[False]:,} not needed")
+    return 1 if refused else 0
+
+
+def tell_refused(refused, log):
+    """Say which Files cannot be downloaded, and why; of all that are too large, the largest."""
+    large = [file for file, why in refused if why is TOO_LARGE]
+    for file, why in refused:
+        if why is not TOO_LARGE:
+            log(f"Refused: {file.path!r} {why}.")
+    if large:
+        size, path = max((file.size, file.path) for file in large)
+        log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, the largest: "
+            f"{path!r} ({helper.format_bytes(size)}).")
+
+
+def tell_other_source(driver, not_needed):
+    """Say so if the results that the filter sees may be those of another data set."""
+    if not_needed and driver.previous and not is_same_source(
+            driver.previous, source_of(driver.config)):
+        helper.log(f"The last run here was for {driver.previous[1]} of collection "
+                   f"{driver.previous[0]}.\nis_file_needed skips "
+                   f"{helper.plural(not_needed, 'file')} of this one: because names repeat?\n"
+                   "Then give each data set a folder for its results, or a copy of the scripts "
+                   "(README.md).")
 
 
 def plan(driver, files, limit):
     """Fill the list of what is to be done, from all files but those of the journal."""
-    known = driver.state.known()
+    known, refused = driver.state.known(), []
+    lines = (read(failures_path(driver)) or "").split("\n")[:-1]
+    driver.earlier = {line.partition("\t")[0]: line for line in lines}
     room = float("inf") if limit is None else max(0, limit - len(known))
     for file, fate in classify(driver.config, files):
+        if fate is True:
+            driver.needed.append(file)
         if file.path in known:
             continue
         if fate is False:
             driver.not_needed += 1
+            driver.earlier.pop(file.path, None)
         elif fate is True:
             if len(driver.pending) < room:
                 driver.pending.append(file)
             else:
                 driver.beyond_limit += 1
         else:
-            driver.refused.append((file.path, fate))
-            helper.log(timed(f"FAILED {file.path}: {fate}"))
+            refused.append((file, fate))
+    driver.refused += [(file.path, fate) for file, fate in refused]
     helper.show_progress("")
+    tell_begin(driver)
+    tell_refused(refused, lambda text: helper.log(timed(text)))
+    tell_other_source(driver, driver.not_needed)
+
+
+def tell_begin(driver):
+    """The first lines of a log: what it is about."""
+    config, size = driver.config, sum(file.size for file in driver.pending)
+    settings = ", ".join(f"{name} = {getattr(config, name)!r}" for name in (
+        "NUM_JOBS", "FILES_PER_JOB", "DOWNLOAD_BY", "MAX_BYTES", "SCHEDULER", "RESOURCES"))
+    helper.log(timed(f"{helper.plural(len(driver.pending), 'file')} to process "
+                     f"({helper.format_bytes(size)}), {driver.not_needed:,} not needed, from\n"
+                     f"{config.PATH} on collection {config.SOURCE_ENDPOINT_ID}\n{settings}"))
 
 
 # ---- one driver at a time ----
@@ -1713,33 +1913,32 @@ def check_scripts(config):
                                    "and DOWNLOAD_BY = 'job'.", 2)
 
 
-def batch(config, scheduler, client, files, limit):
-    """Run the batch, or go on with it; the exit status."""
-    driver = Driver(config, scheduler, client)
-    os.makedirs(driver.folder, exist_ok=True)
+def batch(driver, is_new, files, limit):
+    """Run the batch, or resume it; the exit status."""
+    config = driver.config
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
-    with lock(driver.folder):
-        open_journal(driver)
-        resume(driver)
-        plan(driver, files, limit)
-        take_folder(driver)
-        measure_leftovers(driver)
-        helper.set_retry_limits(client, 20, 1)  # from here on waiting would hold up the jobs
-        install_signal_handlers(driver)
-        helper.remove_if_there(os.path.join(driver.folder, "halted"))
-        driver.main_loop()
-        if driver.stopping:
-            print_how_to_go_on(driver)
-            return 130
-        if driver.pending or driver.state.jobs:
-            print_halt(driver)
-            print_summary(driver)
-            return 1
-        remove_empty_folders(config, driver.state.processed)
-        helper.remove_if_there(os.path.join(driver.folder, "halted"))
-        driver.append({"event": "finished"})
-        helper.unmark_folder(config)
-        print_summary(driver)
+    open_journal(driver, is_new)
+    plan(driver, files, limit)
+    resume(driver)
+    take_folder(driver)
+    measure_leftovers(driver)
+    helper.set_retry_limits(driver.client, 20, 1)  # from here on waiting would hold up the jobs
+    install_signal_handlers(driver)
+    helper.remove_if_there(os.path.join(driver.folder, "halted"))
+    driver.main_loop()
+    if driver.stopping:
+        print_how_to_go_on(driver)
+        return 130
+    if driver.pending or driver.state.jobs:
+        print_halt(driver)
+        print_summary(driver, False)
+        return 1
+    remove_empty_folders(config, driver.state.processed)
+    helper.remove_if_there(os.path.join(driver.folder, "halted"))
+    driver.append({"event": "finished"})
+    helper.unmark_folder(config)
+    tell_disagreement(driver)
+    print_summary(driver, True)
     return 1 if driver.count_failed() else 0
 
 
@@ -1762,17 +1961,22 @@ def main(argv=None):
     """Check that all is fit to run, list, and run the batch; the exit status."""
     options = parse(argv)
     config = helper.load_config()
+    helper.warn_of_copied_venv()
     client = helper.transfer_client()
     scheduler = find_scheduler(config)
     helper.check_collections(client, config)
     helper.check_destination(client, config)
-    if not options.dry_run:
-        check_scripts(config)
-        helper.refuse_batches(config, helper.jobs_folder(config))
-    files = helper.list_files(client, config)
+    driver = Driver(config, scheduler, client)
     if options.dry_run:
-        return dry_run(config, files, options.limit)
-    return batch(config, scheduler, client, files, options.limit)
+        return dry_run(driver, helper.list_files(client, config), options.limit)
+    check_scripts(config)
+    helper.require_writable(config, "WORKING_DIR")
+    os.makedirs(driver.folder, exist_ok=True)
+    with lock(driver.folder):
+        is_new = read_journal(driver)
+        helper.refuse_batches(config, helper.jobs_folder(config))
+        files = helper.list_files(client, config)
+        return batch(driver, is_new, files, options.limit)
 
 
 if __name__ == "__main__":
