@@ -38,7 +38,6 @@ SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
 HEADING = "wrapper.sh on "  # how the log of a job begins
-TOO_LARGE = "is larger than MAX_BYTES"
 GIVEN_UP = "given up by the driver\n"
 JOURNAL_VERSION = 2
 TASKS_AT_WORK = 3  # of a user, at a time (globus.org, "Transfer limits")
@@ -531,7 +530,6 @@ class Driver:
         self.state = State()
         self.journal = Journal(os.path.join(self.folder, "journal.jsonl"))
         self.pending = collections.deque()  # Files
-        self.needed = []  # all Files that the filter wanted
         self.previous = None  # source of the last run, if another one begins
         self.earlier = {}  # path: line of failed.txt, of files that have not been tried since
         self.not_needed = self.beyond_limit = 0
@@ -976,7 +974,8 @@ def open_journal(driver, is_over):
     if is_over:
         # A letter and six more: with the number they fit the 15 characters of old servers.
         driver.append({"event": "run", "run": "g" + secrets.token_hex(3),
-                       "source": source_of(config), "version": JOURNAL_VERSION,
+                       "source": [config.SOURCE_ENDPOINT_ID, config.PATH],
+                       "version": JOURNAL_VERSION,
                        "previous": driver.previous, "settings": helper.settings_of(config),
                        "folder": helper.jobs_folder(config)})
     if state.queue != which_queue(config):
@@ -984,13 +983,10 @@ def open_journal(driver, is_over):
     driver.adopted = set(driver.submitted())
 
 
-def source_of(config):
-    """What the files of a run are from: collection and directory."""
-    return [config.SOURCE_ENDPOINT_ID, config.PATH]
-
-
-def is_same_source(one, other):
-    return [text.rstrip("/") for text in one] == [text.rstrip("/") for text in other]
+def is_source(config, source):
+    """True if a run was from this collection and directory."""
+    return [config.SOURCE_ENDPOINT_ID, config.PATH.rstrip("/")] == [source[0],
+                                                                    source[1].rstrip("/")]
 
 
 def refuse_copy(driver):
@@ -1010,23 +1006,22 @@ def refuse_copy(driver):
 def refuse_another(driver):
     """Raise UserError if the interrupted run is from another source, or has jobs in another
     queue, where they would not be found."""
-    config, state, queue = driver.config, driver.state, which_queue(driver.config)
+    state, queue = driver.state, which_queue(driver.config)
     ids = [job.id for job in driver.submitted().values() if job.id]
-    is_elsewhere = driver.submitted() and state.queue not in (None, queue)
-    if not is_elsewhere and not is_same_source(state.source, source_of(config)):
+    if driver.submitted() and state.queue not in (None, queue):
+        text = (f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
+                f" {' '.join(queue)}.\nStart it as before")
+    elif not is_source(driver.config, state.source):
         entries = query_queue(driver)
         ids = ids if entries is None else [entry.id for name, entry in entries.items() if
                                            name in driver.submitted() and entry.state != "ended"]
         text = (f"An interrupted run waits here: {state.source[1]} of collection {state.source[0]}."
-                f"\n{changed_settings(driver)}\nFinish it with those settings first; or, to forget "
-                "it, ")
-    elif is_elsewhere:
-        text = (f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
-                f" {' '.join(queue)}.\nStart it as before, or ")
+                f"\n{changed_settings(driver)}.\nFinish it with those settings first")
     else:
         return
     jobs = f":\n{shown_cancel(driver.scheduler, ids)}\n" if ids else " "
-    raise helper.UserError(f"{text}cancel its jobs{jobs}and remove the folder {driver.folder}", 2)
+    raise helper.UserError(f"{text}; or, to forget it, cancel its jobs{jobs}and remove the folder "
+                           f"{driver.folder}", 2)
 
 
 def changed_settings(driver):
@@ -1509,11 +1504,15 @@ def print_summary(driver, is_over):
               + "\nStart this script again to try them once more." * is_over)
     if driver.state.processed:
         print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
-    if driver.beyond_limit:
-        print(f"{helper.plural(driver.beyond_limit, 'more file')} needed, beyond --limit: "
-              "start again for the rest")
+    print_beyond_limit(driver)
     print(f"{len(driver.state.processed)} processed, {driver.count_failed()} failed, "
           f"{driver.not_needed} not needed", flush=True)
+
+
+def print_beyond_limit(driver):
+    if driver.beyond_limit:
+        print(f"{helper.plural(driver.beyond_limit, 'file')} left, beyond --limit: start again "
+              "for the rest")
 
 
 def cause_of(path, reason):
@@ -1546,10 +1545,11 @@ def print_failures(failures):
 def write_failures(driver):
     """Write all failures, path and reason, to a file, whose path is returned; also those of earlier
     runs that have not been tried since. The logs of those that have succeeded go away."""
-    path, state, escaped = failures_path(driver), driver.state, helper.escape_control_chars
+    path, state = driver.file_of("failed", "txt"), driver.state
     lines = {name: line for name, line in driver.earlier.items() if name not in state.processed}
-    lines.update((escaped(name), f"{escaped(name)}\t{escaped(reason)}")
-                 for name, reason in [*driver.refused, *state.failed.items()])
+    for failure in [*driver.refused, *state.failed.items()]:
+        name, reason = map(helper.escape_control_chars, failure)
+        lines[name] = f"{name}\t{reason}"
     text = "".join(line + "\n" for line in lines.values())
     before, now = (set(re.findall(r"(?m)([^/\n]*)\.log\)$", known))
                    for known in (read(path) or "", text))
@@ -1566,14 +1566,10 @@ def write_failures(driver):
     return path
 
 
-def failures_path(driver):
-    return os.path.join(driver.folder, "failed.txt")
-
-
-def tell_disagreement(driver):
-    """Say so if the filter still wants files that have been processed: the next run would, too."""
+def tell_disagreement(driver, files):
+    """Say so if the filter still wants some of these that have been processed."""
     try:
-        again = [file.path for file in driver.needed if file.path in driver.state.processed
+        again = [file.path for file in files if file.path in driver.state.processed
                  and is_needed(driver.config, file)]
     except helper.UserError as problem:
         helper.log(str(problem))
@@ -1716,7 +1712,7 @@ def classify(config, files):
         elif not is_needed(config, file):
             yield file, False
         elif config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
-            yield file, TOO_LARGE
+            yield file, "is larger than MAX_BYTES"
         else:
             yield file, True
 
@@ -1729,75 +1725,64 @@ def dry_run(driver, files, limit):
     except helper.UserError as problem:
         helper.log(f"A run would be refused: {problem}")
         driver.state.reset()
-    known, refused, counts = driver.state.known(), [], collections.Counter()
-    for file, fate in classify(driver.config, files):
-        if file.path in known:
-            continue
-        counts[fate] += 1
-        if fate is True and (limit is None or counts[True] <= limit):
-            helper.show_progress("")
-            print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
-        elif fate and fate is not True:
-            refused.append((file, fate))
-    helper.show_progress("")
-    tell_refused(refused, helper.log)
-    tell_other_source(driver, counts[False])
-    needed = counts[True] if limit is None else min(limit, counts[True])
-    if needed < counts[True]:
-        print(f"{helper.plural(counts[True] - needed, 'more file')} needed, beyond --limit")
-    print(f"{needed:,} to process, {len(refused):,} refused, {counts[False]:,} not needed")
-    return 1 if refused else 0
+
+    def show(file):
+        helper.show_progress("")
+        print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
+
+    needed = plan(driver, files, limit, show)
+    print_beyond_limit(driver)
+    print(f"{needed:,} to process, {len(driver.refused):,} refused, {driver.not_needed:,} not "
+          "needed")
+    return 1 if driver.refused else 0
 
 
-def tell_refused(refused, log):
-    """Say which Files cannot be downloaded, and why; of all that are too large, the largest."""
-    large = [file for file, why in refused if why is TOO_LARGE]
-    for file, why in refused:
-        if why is not TOO_LARGE:
-            log(f"Refused: {file.path!r} {why}.")
+def tell_refused(refused):
+    """Say which Files cannot be downloaded; of all that are too large, the largest."""
+    for file in refused:
+        if file.refused:
+            helper.log(f"Refused: {file.path!r} {file.refused}.")
+    large = [(file.size, file.path) for file in refused if not file.refused]
     if large:
-        size, path = max((file.size, file.path) for file in large)
-        log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, the largest: "
-            f"{path!r} ({helper.format_bytes(size)}).")
+        size, path = max(large)
+        helper.log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, the "
+                   f"largest: {path!r} ({helper.format_bytes(size)}).")
 
 
-def tell_other_source(driver, not_needed):
+def tell_other_source(driver):
     """Say so if the results that the filter sees may be those of another data set."""
-    if not_needed and driver.previous and not is_same_source(
-            driver.previous, source_of(driver.config)):
+    if driver.not_needed and driver.previous and not is_source(driver.config, driver.previous):
         helper.log(f"The last run here was for {driver.previous[1]} of collection "
                    f"{driver.previous[0]}.\nis_file_needed skips "
-                   f"{helper.plural(not_needed, 'file')} of this one: because names repeat?\n"
-                   "Then give each data set a folder for its results, or a copy of the scripts "
+                   f"{helper.plural(driver.not_needed, 'file')} of this one. If names repeat in "
+                   "both,\ngive each a folder for its results, or a copy of the scripts "
                    "(README.md).")
 
 
-def plan(driver, files, limit):
-    """Fill the list of what is to be done, from all files but those of the journal."""
-    known, refused = driver.state.known(), []
-    lines = (read(failures_path(driver)) or "").split("\n")[:-1]
-    driver.earlier = {line.partition("\t")[0]: line for line in lines}
+def plan(driver, files, limit, take):
+    """Take what is to be done, from all files but those of the journal; how many."""
+    known, refused, taken = driver.state.known(), [], 0
     room = float("inf") if limit is None else max(0, limit - len(known))
+    lines = (read(driver.file_of("failed", "txt")) or "").split("\n")[:-1]
+    driver.earlier = {line.partition("\t")[0]: line for line in lines}
     for file, fate in classify(driver.config, files):
-        if fate is True:
-            driver.needed.append(file)
         if file.path in known:
             continue
         if fate is False:
             driver.not_needed += 1
             driver.earlier.pop(file.path, None)
-        elif fate is True:
-            if len(driver.pending) < room:
-                driver.pending.append(file)
-            else:
-                driver.beyond_limit += 1
+        elif fate is not True:
+            refused.append(file)
+            driver.refused.append((file.path, fate))
+        elif taken < room:
+            taken += 1
+            take(file)
         else:
-            refused.append((file, fate))
-    driver.refused += [(file.path, fate) for file, fate in refused]
+            driver.beyond_limit += 1
     helper.show_progress("")
-    tell_begin(driver)
-    tell_refused(refused, lambda text: helper.log(timed(text)))
-    tell_other_source(driver, driver.not_needed)
+    tell_refused(refused)
+    tell_other_source(driver)
+    return taken
 
 
 def tell_begin(driver):
@@ -1918,8 +1903,10 @@ def batch(driver, is_new, files, limit):
     config = driver.config
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
     open_journal(driver, is_new)
-    plan(driver, files, limit)
+    plan(driver, files, limit, driver.pending.append)
+    tell_begin(driver)
     resume(driver)
+    needed = list(driver.pending)
     take_folder(driver)
     measure_leftovers(driver)
     helper.set_retry_limits(driver.client, 20, 1)  # from here on waiting would hold up the jobs
@@ -1937,7 +1924,7 @@ def batch(driver, is_new, files, limit):
     helper.remove_if_there(os.path.join(driver.folder, "halted"))
     driver.append({"event": "finished"})
     helper.unmark_folder(config)
-    tell_disagreement(driver)
+    tell_disagreement(driver, needed)
     print_summary(driver, True)
     return 1 if driver.count_failed() else 0
 
@@ -1961,7 +1948,9 @@ def main(argv=None):
     """Check that all is fit to run, list, and run the batch; the exit status."""
     options = parse(argv)
     config = helper.load_config()
-    helper.warn_of_copied_venv()
+    if helper.copied_venv():
+        helper.log(f"The environment {helper.VENV} is a copy that runs {helper.copied_venv()}. "
+                   f"Make it anew:\n{helper.environment_command()}")
     client = helper.transfer_client()
     scheduler = find_scheduler(config)
     helper.check_collections(client, config)

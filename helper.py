@@ -44,6 +44,9 @@ TRANSFER = "transfer.api.globus.org"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 APP_NAME = "globus-download"
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+VENV = os.path.join(HERE, "venv")  # as README.md has it
+
 SETTINGS = ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID", "DOWNLOAD_DIR",
             "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES", "SCHEDULER", "RESOURCES",
             "POLL_SECONDS", "GRACE_SECONDS")
@@ -382,43 +385,25 @@ def import_config():
 
 
 def environment_command():
-    """The command that brings globus-sdk: in the environment beside the scripts, in the one that
-    is active, or in a new one; systems forbid pip outside of them."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    venv = venv_here() or os.path.join(here, "venv")
-    activate = f". {shlex.quote(venv)}/bin/activate"
-    install = f"pip install -r {shlex.quote(os.path.join(here, 'requirements.txt'))}"
-    is_active = os.path.realpath(venv) == os.path.realpath(sys.prefix)
-    if os.path.isdir(venv) and not is_active and not copied_from(venv):
+    """The command that brings globus-sdk: into the environment beside the scripts, the one that
+    is active, or a new one; systems forbid pip outside of them."""
+    activate, is_copy = f". {shlex.quote(VENV)}/bin/activate", copied_venv()
+    install = f"pip install -r {shlex.quote(os.path.join(HERE, 'requirements.txt'))}"
+    is_active = os.path.realpath(VENV) == os.path.realpath(sys.prefix)
+    if os.path.isdir(VENV) and not is_active and not is_copy:
         return activate
-    if sys.prefix != sys.base_prefix and not copied_from(venv):
+    if sys.prefix != sys.base_prefix and not is_copy:
         return f"{shlex.quote(sys.executable)} -m {install}"
-    return f"python3 -m venv --clear {shlex.quote(venv)} && {activate} && {install}"
+    return f"python3 -m venv --clear {shlex.quote(VENV)} && {activate} && {install}"
 
 
-def venv_here():
-    """The virtual environment beside the scripts, or None."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    venvs = [os.path.join(here, name) for name in ("venv", ".venv", "env")]
-    return next(filter(os.path.isdir, venvs), None)
-
-
-def copied_from(venv):
-    """The folder of the environment of which this one is a copy, and whose Python it runs."""
-    with contextlib.suppress(OSError), open(os.path.join(venv, "bin", "activate")) as file:
+def copied_venv():
+    """The environment of which VENV is a copy, and whose Python it runs; None if it is none."""
+    with contextlib.suppress(OSError), open(os.path.join(VENV, "bin", "activate")) as file:
         made = re.search(r"VIRTUAL_ENV=[\"']?(/[^\"'\n]+)", file.read())
-        if made and os.path.realpath(made.group(1)) != os.path.realpath(venv):
+        if made and os.path.realpath(made.group(1)) != os.path.realpath(VENV):
             return made.group(1)
     return None
-
-
-def warn_of_copied_venv():
-    """Say so if the environment beside the scripts runs another folder's Python."""
-    venv = venv_here()
-    original = copied_from(venv) if venv else None
-    if original:
-        log(f"{venv} is a copy of {original}, and runs what is there. Make it anew:\n"
-            + environment_command())
 
 
 def refuse_misspelled(config):

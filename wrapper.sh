@@ -18,9 +18,7 @@ trap 'stopped=152' XCPU
 trap : USR1
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit
 dir=$1 && shift
-what=$1
-[ $# = 1 ] || what="$# files, the first is $1"
-printf 'wrapper.sh on %s, %(%F %T)T: %s\n' "$HOSTNAME" -1 "$what" >&2
+printf 'wrapper.sh on %s, %(%F %T)T: %s\n' "$HOSTNAME" -1 "$1${2:+ and $(($# - 1)) more}" >&2
 folder=${GLOBUS_DOWNLOAD_DIR:-} # set by the driver, with GLOBUS_JOB and GLOBUS_DOWNLOAD_BY
 if [ -z "$folder" ] && [ $# -gt 1 ]; then # by hand
   said=$(cd -- "$here" && "$PYTHON" -c 'import helper; print(helper.load_config().DOWNLOAD_DIR)')

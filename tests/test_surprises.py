@@ -36,7 +36,7 @@ def test_a_second_data_set_whose_names_repeat_is_told(options, stand_in, emulato
     stand_in.run(BATCH, *options)
     done = stand_in.run(BATCH, *options)  # still, as long as nothing came of it
     assert "The last run here was for /home/share/godata/run1 of collection" in done.err
-    assert "skips 1 file of this one" in done.err and "folder for its results" in done.err
+    assert "skips 1 file of this one." in done.err and "folder for its results" in done.err
 
 
 def test_the_same_data_set_again_is_not_taken_for_another(stand_in, emulator):
@@ -132,14 +132,14 @@ def test_no_pip_outside_an_environment_is_advised(no_sdk):
     done = subprocess.run([python, BATCH], cwd=str(no_sdk.folder), env=no_sdk.env,
                           stderr=subprocess.PIPE)
     command = done.stderr.decode().splitlines()[1]
-    assert re.fullmatch(r"python3 -m venv .*/venv && \. .*/activate && pip install -r .*", command)
+    assert re.fullmatch(r"python3 -m venv --clear .* && \. .*/activate && pip install .*", command)
 
 
 def test_an_environment_that_was_copied_along_is_told(stand_in):
     (stand_in.folder / "venv" / "bin").mkdir(parents=True)
     (stand_in.folder / "venv/bin/activate").write_text('VIRTUAL_ENV="/elsewhere/venv"\n')
     done = stand_in.run(BATCH, "--dry-run")
-    assert "venv is a copy of /elsewhere/venv" in done.err and "-m venv --clear" in done.err
+    assert "venv is a copy that runs /elsewhere/venv" in done.err and "-m venv --clear" in done.err
 
 
 # ---- an interrupted run ----
