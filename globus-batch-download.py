@@ -1499,9 +1499,9 @@ def print_summary(driver, is_over):
     print_failures([*driver.refused, *driver.state.failed.items()])
     path = write_failures(driver)
     if driver.count_failed():
-        print(f"All failures: {path}\nWhat arrived of them is kept in {config.DOWNLOAD_DIR}, "
-              f"logs are in {driver.folder}"
-              + "\nStart this script again to try them once more." * is_over)
+        print(f"All failures: {path}\nTheir files are kept in {config.DOWNLOAD_DIR}\n"
+              f"Their logs are in {driver.folder}"
+              + "\nThe next start tries them again." * is_over)
     if driver.state.processed:
         print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
     print_beyond_limit(driver)
@@ -1511,8 +1511,7 @@ def print_summary(driver, is_over):
 
 def print_beyond_limit(driver):
     if driver.beyond_limit:
-        print(f"{helper.plural(driver.beyond_limit, 'file')} left, beyond --limit: start again "
-              "for the rest")
+        print(f"{helper.plural(driver.beyond_limit, 'file')} left, beyond --limit")
 
 
 def cause_of(path, reason):
@@ -1788,11 +1787,13 @@ def plan(driver, files, limit, take):
 def tell_begin(driver):
     """The first lines of a log: what it is about."""
     config, size = driver.config, sum(file.size for file in driver.pending)
-    settings = ", ".join(f"{name} = {getattr(config, name)!r}" for name in (
-        "NUM_JOBS", "FILES_PER_JOB", "DOWNLOAD_BY", "MAX_BYTES", "SCHEDULER", "RESOURCES"))
-    helper.log(timed(f"{helper.plural(len(driver.pending), 'file')} to process "
-                     f"({helper.format_bytes(size)}), {driver.not_needed:,} not needed, from\n"
-                     f"{config.PATH} on collection {config.SOURCE_ENDPOINT_ID}\n{settings}"))
+    helper.log(timed(
+        f"{helper.plural(len(driver.pending), 'file')} to process ({helper.format_bytes(size)}), "
+        f"{driver.not_needed:,} not needed, from\n"
+        f"{config.PATH} on collection {config.SOURCE_ENDPOINT_ID}\n"
+        f"{config.SCHEDULER}, NUM_JOBS = {config.NUM_JOBS}, FILES_PER_JOB = "
+        f"{config.FILES_PER_JOB}, DOWNLOAD_BY = {config.DOWNLOAD_BY!r}\n"
+        f"RESOURCES = {config.RESOURCES!r}, MAX_BYTES = {config.MAX_BYTES}"))
 
 
 # ---- one driver at a time ----

@@ -547,7 +547,7 @@ def test_files_beyond_the_limit_are_counted_so_that_the_numbers_add_up(stand_in,
     emulator.add({"f%d" % n: b"x" for n in range(5)})
     done = stand_in.run(BATCH, "--limit", "2")
     assert done.out.splitlines()[-2:] == [
-        "3 files left, beyond --limit: start again for the rest",
+        "3 files left, beyond --limit",
         "2 processed, 0 failed, 0 not needed"]
 
 

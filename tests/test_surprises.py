@@ -1,4 +1,5 @@
 """What surprises a newcomer is said, with what to do."""
+import json
 import os
 import re
 import shutil
@@ -163,11 +164,24 @@ def test_a_run_that_is_resumed_with_another_setting_says_which(options, stand_in
     job_id = interrupt(stand_in)
     stand_in.config("RESOURCES = '--time=5'")
     driver = stand_in.start(BATCH, *options)
-    first = b"".join(driver.stderr.readline() for _ in range(2 if options else 5)).decode()
+    first = b"".join(driver.stderr.readline() for _ in range(2 if options else 6)).decode()
     (stand_in.folder / "go").touch()
     driver.communicate()
     assert "1 job on the way (%s)." % job_id in first
     assert "It began with RESOURCES = '', not '--time=5'" in first
+
+
+def test_an_interrupted_run_of_a_journal_without_its_settings_is_resumed(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    interrupt(stand_in)
+    first = dict(journal(stand_in)[0])
+    for name in ("settings", "folder", "previous"):
+        del first[name]
+    path = stand_in.jobs / "journal.jsonl"
+    rest = path.read_text().split("\n", 1)[1]
+    path.write_text(json.dumps(first) + "\n" + rest)
+    (stand_in.folder / "go").touch()
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
 def test_a_copied_folder_with_an_interrupted_run_is_noticed_at_once(stand_in, emulator):
@@ -241,9 +255,9 @@ def test_the_end_says_where_everything_is_and_that_failures_are_tried_again(stan
     emulator.add({"a": b"1", "b": b"1"})
     stand_in.process("[ $GLOBUS_NAME = a ]")
     out = stand_in.run(BATCH).out
-    assert "kept in %s, logs are in %s" % (stand_in.downloads, stand_in.jobs) in out
+    assert "kept in %s\nTheir logs are in %s\n" % (stand_in.downloads, stand_in.jobs) in out
     assert "Results are where process.sh writes them, in %s" % stand_in.folder in out
-    assert "Start this script again to try them once more." in out
+    assert "The next start tries them again." in out
 
 
 # ---- logs ----
