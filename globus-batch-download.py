@@ -380,15 +380,18 @@ class Journal:
     def __init__(self, path):
         self.path = path
 
-    def read(self):
-        """The events. A last line without its end was never acted upon; open() cuts it off."""
-        events, self.length = [], 0
-        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+    def read(self, cut):
+        """The events. A last line without its end was never acted upon; cut: cut it off."""
+        events, mode = [], "r+b" if cut else "rb"
+        with contextlib.suppress(FileNotFoundError), open(self.path, mode) as file:
+            whole = 0
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                self.length += len(line)
+                whole += len(line)
                 events.append(json.loads(line.decode()))
+            if cut:
+                file.truncate(whole)
         return events
 
     def open(self, is_new):
@@ -397,9 +400,8 @@ class Journal:
             with open(self.path + ".new", "wb"):
                 pass
             os.replace(self.path + ".new", self.path)
-            self.length = 0
         self.file = open(self.path, "ab", buffering=0)
-        self.file.truncate(self.length)
+        self.length = os.fstat(self.file.fileno()).st_size
 
     def append(self, events):
         """Write events down to the disk. Raises UserError if somebody else writes there, too."""
@@ -941,13 +943,13 @@ class Driver:
 # ---- begin, or go on ----
 
 
-def read_journal(driver):
+def read_journal(driver, cut=True):
     """Read the journal; True if a new run begins. Raises UserError if the interrupted one cannot
-    be resumed like this."""
+    be resumed like this. cut: see Journal.read()."""
     state = driver.state
     forget = f"cancel its jobs and remove the folder {driver.folder}."
     try:
-        events = driver.journal.read()
+        events = driver.journal.read(cut)
         has_begun = any(event["event"] in ("submit", "download") for event in events)
         is_over = not has_begun or events[-1]["event"] == "finished"
         first = events[0] if events else {"version": JOURNAL_VERSION}
@@ -1497,7 +1499,10 @@ def print_summary(driver, is_over):
     helper.show_progress("")
     config = driver.config
     print_failures([*driver.refused, *driver.state.failed.items()])
-    path = write_failures(driver)
+    try:
+        path = write_failures(driver)
+    except OSError as error:  # the numbers are to be said even so
+        path = f"not written ({error.strerror})"
     if driver.count_failed():
         print(f"All failures: {path}\nTheir files are kept in {config.DOWNLOAD_DIR}\n"
               f"Their logs are in {driver.folder}"
@@ -1517,6 +1522,8 @@ def print_beyond_limit(driver):
 def cause_of(path, reason):
     """A reason without its file and log, to count equal ones."""
     reason = re.sub(r" \(/.*\)$", "", reason)
+    if path not in reason:
+        return reason
     return re.sub(rf"(?<!\w){re.escape(path)}(?!\w)", "FILE", reason)
 
 
@@ -1719,7 +1726,7 @@ def classify(config, files):
 def dry_run(driver, files, limit):
     """Print what a run would do; the exit status."""
     try:
-        if not read_journal(driver):
+        if not read_journal(driver, cut=False):  # a driver may be at work
             tell_interrupted(driver)
     except helper.UserError as problem:
         helper.log(f"A run would be refused: {problem}")
@@ -1758,8 +1765,9 @@ def tell_other_source(driver):
                    "(README.md).")
 
 
-def plan(driver, files, limit, take):
-    """Take what is to be done, from all files but those of the journal; how many."""
+def plan(driver, files, limit, show=None):
+    """Fill the list of what is to be done, from all files but those of the journal; or, if show is
+    given, call that with each. Returns how many they are."""
     known, refused, taken = driver.state.known(), [], 0
     room = float("inf") if limit is None else max(0, limit - len(known))
     lines = (read(driver.file_of("failed", "txt")) or "").split("\n")[:-1]
@@ -1775,10 +1783,12 @@ def plan(driver, files, limit, take):
             driver.refused.append((file.path, fate))
         elif taken < room:
             taken += 1
-            take(file)
+            (show or driver.pending.append)(file)
         else:
             driver.beyond_limit += 1
     helper.show_progress("")
+    if not show:
+        tell_begin(driver)
     tell_refused(refused)
     tell_other_source(driver)
     return taken
@@ -1904,8 +1914,7 @@ def batch(driver, is_new, files, limit):
     config = driver.config
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
     open_journal(driver, is_new)
-    plan(driver, files, limit, driver.pending.append)
-    tell_begin(driver)
+    plan(driver, files, limit)
     resume(driver)
     needed = list(driver.pending)
     take_folder(driver)
@@ -1960,12 +1969,12 @@ def main(argv=None):
     if options.dry_run:
         return dry_run(driver, helper.list_files(client, config), options.limit)
     check_scripts(config)
+    files = helper.list_files(client, config)
     helper.require_writable(config, "WORKING_DIR")
     os.makedirs(driver.folder, exist_ok=True)
     with lock(driver.folder):
         is_new = read_journal(driver)
         helper.refuse_batches(config, helper.jobs_folder(config))
-        files = helper.list_files(client, config)
         return batch(driver, is_new, files, options.limit)
 
 

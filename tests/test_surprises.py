@@ -264,8 +264,8 @@ def test_the_end_says_where_everything_is_and_that_failures_are_tried_again(stan
 
 
 def test_a_log_begins_with_what_it_is_about(stand_in, emulator):
-    emulator.add({"a": b"1", "b": b"1"})
-    stand_in.config("FILES_PER_JOB = 2")
+    emulator.add({"a": b"1", "b": b"1", "large": b"1" * 9})
+    stand_in.config("FILES_PER_JOB = 2", "MAX_BYTES = 8")
     lines = stand_in.run(BATCH).err.splitlines()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  2 files to process \(2 B\), .*", lines[0])
     assert lines[1].startswith("/home/share/godata/ on collection 6c54cade-")
