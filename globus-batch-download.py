@@ -40,6 +40,7 @@ QUEUE_SECONDS = 60
 BAR = 8  # characters
 VAIN_POLLS = 3  # in which no job that was submitted came to the queue, before any was accepted
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
+HEADING = "wrapper.sh on "  # how the log of a job begins
 GIVEN_UP = "given up by the driver\n"
 JOURNAL_VERSION = 2
 TASKS_AT_WORK = 3  # of a user, at a time (globus.org, "Transfer limits")
@@ -99,7 +100,7 @@ UNSURE = re.compile(
 
 # What a line of a job's log has that names the setting or the cause of a failure.
 CAUSE = re.compile(
-    r"^config\.py: |\b(\w*(error|exception)|no module named|not found|no such|denied|failed|cannot|"
+    r"^(config\.py|wrapper\.sh): |\b(\w*(error|exception)|no module named|not found|no such|denied|failed|cannot|"
     r"could not|no space|quota|killed|cancelled)\b", re.I)
 
 
@@ -445,17 +446,18 @@ class Journal:
     def __init__(self, path):
         self.path = path
 
-    def read(self):
-        """The events. A last line without its end was never acted upon, and is cut off."""
-        events = []
-        with contextlib.suppress(FileNotFoundError), open(self.path, "r+b") as file:
+    def read(self, cut):
+        """The events. A last line without its end was never acted upon; cut: cut it off."""
+        events, mode = [], "r+b" if cut else "rb"
+        with contextlib.suppress(FileNotFoundError), open(self.path, mode) as file:
             whole = 0
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
                 events.append(json.loads(line.decode()))
-            file.truncate(whole)
+            if cut:
+                file.truncate(whole)
         return events
 
     def open(self, is_new):
@@ -508,8 +510,9 @@ class State:
 
     def reset(self):
         """Nothing has happened yet."""
-        self.run = self.source = self.queue = self.resources = None
+        self.run = self.source = self.queue = self.resources = self.folder = None
         self.is_accepted = False  # the scheduler has taken a job for this queue, with these options
+        self.settings = {}  # that the run began with
         self.number = 0  # of jobs so far
         self.jobs = {}  # name: Job, while it is open
         self.lost = {}  # name: Job, closed with files that failed with it; a result may come yet
@@ -524,6 +527,8 @@ class State:
         if kind == "run":
             self.reset()
             self.run, self.source = event["run"], event["source"]
+            names = dict(zip(("SOURCE_ENDPOINT_ID", "PATH"), self.source))
+            self.folder, self.settings = event.get("folder"), {**names, **event.get("settings", {})}
         elif kind == "queue":  # where jobs go from here on
             self.queue, self.resources = event["queue"], event.get("resources")
             self.is_accepted = False
@@ -599,6 +604,8 @@ class Driver:
         self.state = State()
         self.journal = Journal(os.path.join(self.folder, "journal.jsonl"))
         self.pending = collections.deque()  # Files
+        self.previous = None  # source of the last run, if another one begins
+        self.earlier = {}  # path: line of failed.txt, of files that have not been tried since
         self.not_needed = self.beyond_limit = 0
         self.refused = []  # path and why, of what is listed but cannot be downloaded
         self.leftover_bytes = {}  # path: bytes in DOWNLOAD_DIR that no job of ours will delete
@@ -842,6 +849,8 @@ class Driver:
                 if not self.is_halted:
                     self.failures_in_a_row.clear()
                 tell_event("processed " + path)
+                if self.config.MAX_BYTES is not None:  # a wrapper.sh of the user's may keep it
+                    note_leftover(self, path)
         if job.done == len(job.files):
             self.job_ended(name)
 
@@ -859,7 +868,7 @@ class Driver:
         causes = set()
         for path, reason in failed.items():
             helper.log(timed(f"FAILED {path}: {reason}"))
-            causes.add(re.sub(r" \(/.*\)$", "", reason).replace(path, "FILE"))
+            causes.add(cause_of(path, reason))
             note_leftover(self, path)
         self.failures_in_a_row += causes
         most = self.config.MAX_FAILURES_IN_A_ROW
@@ -982,7 +991,7 @@ class Driver:
         """Say it, unless its gist (the text, as a rule) is what was said last on this topic."""
         if self.told.get(topic) != (gist or text):
             self.told[topic] = gist or text
-            helper.log(text)
+            helper.log(timed(text))
 
     def count_failed(self):
         """How many of the files that were listed failed, or were refused."""
@@ -1049,60 +1058,114 @@ class Driver:
 # ---- begin, or go on ----
 
 
-def open_journal(driver):
-    """Go on with the interrupted run, or begin a new one. Raises UserError if the interrupted
-    one was about something else."""
-    config, state = driver.config, driver.state
-    source, queue = [config.SOURCE_ENDPOINT_ID, config.PATH], which_queue(config)
+def read_journal(driver, cut=True):
+    """Read the journal; True if a new run begins. Raises UserError if the interrupted one cannot
+    be resumed like this. cut: see Journal.read()."""
+    state = driver.state
     forget = f"cancel its jobs and remove the folder {driver.folder}."
     try:
-        events = driver.journal.read()
-        is_over = not events or events[-1]["event"] == "finished" or not any(
-            event["event"] in ("submit", "download") for event in events)
-        version = events[0].get("version", 1) if events else JOURNAL_VERSION
-        if version != JOURNAL_VERSION and not is_over:
+        events = driver.journal.read(cut)
+        has_begun = any(event["event"] in ("submit", "download") for event in events)
+        is_over = not has_begun or events[-1]["event"] == "finished"
+        first = events[0] if events else {"version": JOURNAL_VERSION}
+        if first.get("version", 1) != JOURNAL_VERSION and not is_over:
             raise helper.UserError(f"{driver.journal.path} is of another version of these scripts."
                                    f"\nFinish that run with them; or, to forget it, {forget}", 2)
+        if is_over:
+            driver.previous = first.get("source" if has_begun else "previous")
         for event in events if not is_over else []:
             state.apply(event)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n"
                                f"To forget that run, {forget}", 2)
     if not is_over:
-        refuse_another(driver, source, queue, forget)
+        refuse_copy(driver)
+        refuse_another(driver)
+    return is_over
+
+
+def open_journal(driver, is_over):
+    """Resume the interrupted run, or begin a new one."""
+    config, state = driver.config, driver.state
     driver.journal.open(is_over)
     if is_over:
         # A letter and six more: with the number they fit the 15 characters of old servers.
-        driver.append({"event": "run", "run": "g" + secrets.token_hex(3), "source": source,
-                       "version": JOURNAL_VERSION})
+        driver.append({"event": "run", "run": "g" + secrets.token_hex(3),
+                       "source": [config.SOURCE_ENDPOINT_ID, config.PATH],
+                       "version": JOURNAL_VERSION,
+                       "previous": driver.previous, "settings": helper.settings_of(config),
+                       "folder": helper.jobs_folder(config)})
+    queue = which_queue(config)
     if [state.queue, state.resources] != [queue, config.RESOURCES]:
         driver.append({"event": "queue", "queue": queue, "resources": config.RESOURCES})
     driver.adopted = set(driver.submitted())
 
 
-def refuse_another(driver, source, queue, forget):
+def is_source(config, source):
+    """True if a run was from this collection and directory."""
+    return [config.SOURCE_ENDPOINT_ID, config.PATH.rstrip("/")] == [source[0],
+                                                                    source[1].rstrip("/")]
+
+
+def refuse_copy(driver):
+    """Raise UserError if the interrupted run is another folder's, of which this is a copy."""
+    folder, here = driver.state.folder, helper.jobs_folder(driver.config)
+    if not folder or folder == here or os.path.exists(folder) and os.path.samefile(folder, here):
+        return
+    mark = os.path.join(driver.config.DOWNLOAD_DIR, helper.MARK)
+    is_copy = driver.state.settings.get("DOWNLOAD_DIR") != driver.config.DOWNLOAD_DIR
+    paths = [driver.folder] + [mark] * (is_copy and os.path.islink(mark))
+    raise helper.UserError(
+        f"The interrupted run here is that of {os.path.dirname(folder)}, copied or moved.\n"
+        "Its jobs work there, not here. Resume it there, or begin anew here, after:\n"
+        f"rm -r {' '.join(map(shlex.quote, paths))}", 2)
+
+
+def refuse_another(driver):
     """Raise UserError if the interrupted run is from another source, or has jobs in another
     queue, where they would not be found."""
-    state = driver.state
-    if state.source != source:
-        raise helper.UserError(
-            f"An interrupted run waits here: {state.source[1]} of collection {state.source[0]}."
-            f"\nFinish it with those settings first; or, to forget it, {forget}", 2)
+    state, queue = driver.state, which_queue(driver.config)
+    ids = [job.id for job in driver.submitted().values() if job.id]
     if driver.submitted() and state.queue not in (None, queue):
-        raise helper.UserError(
-            f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
-            f" {' '.join(queue)}.\nStart it as before, or {forget}", 2)
+        text = (f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
+                f" {' '.join(queue)}.\nStart it as before")
+    elif not is_source(driver.config, state.source):
+        entries = query_queue(driver)
+        ids = ids if entries is None else [entry.id for name, entry in entries.items() if
+                                           name in driver.submitted() and entry.state != "ended"]
+        text = (f"An interrupted run waits here: {state.source[1]} of collection {state.source[0]}."
+                f"\n{changed_settings(driver)}.\nFinish it with those settings first")
+    else:
+        return
+    jobs = f":\n{shown_command(driver.scheduler.cancel, ids)}\n" if ids else " "
+    raise helper.UserError(f"{text}; or, to forget it, cancel its jobs{jobs}and remove the folder "
+                           f"{driver.folder}", 2)
+
+
+def changed_settings(driver):
+    """'It began with PATH = '/a', not '/b'; ...', or nothing."""
+    now, was = helper.settings_of(driver.config), driver.state.settings
+    changes = [f"{name} = {was[name]!r}, not {now[name]!r}" for name in now
+               if name in was and was[name] != now[name]]
+    return "It began with " + "; ".join(changes) if changes else ""
+
+
+def tell_interrupted(driver):
+    """Say that an interrupted run is resumed, and what has changed since it began."""
+    jobs, ended = driver.state.jobs, len(driver.state.processed) + len(driver.state.failed)
+    if not jobs and not ended:
+        return
+    ids = " ".join(job.id for job in jobs.values() if job.id)
+    changes = changed_settings(driver)
+    helper.log(f"Going on with the interrupted run: {helper.plural(ended, 'file')} done, "
+               f"{helper.plural(len(jobs), 'job')} on the way{ids and f' ({ids})'}."
+               + (f"\n{changes}; jobs on the way keep that." if changes else ""))
 
 
 def resume(driver):
     """After a restart: say so, and clear away what the last driver did not come to."""
     state = driver.state
-    ended = len(state.processed) + len(state.failed)
-    if not state.jobs and not ended:
-        return
-    helper.log("Going on with the interrupted run: "
-               f"{helper.plural(ended, 'file')} done, "
-               f"{helper.plural(len(state.jobs), 'job')} on the way.")
+    tell_interrupted(driver)
     for entry in os.listdir(driver.folder):
         name = entry.partition(".")[0]
         if (name.startswith(state.run + "-") and name not in state.jobs
@@ -1153,7 +1216,7 @@ def tell_no_room(driver):
     if not driver.state.incoming:
         raise helper.UserError(
             f"What is in {driver.config.DOWNLOAD_DIR} leaves no room for another file within "
-            "MAX_BYTES.\nRemove what failures left there, or raise MAX_BYTES, and start "
+            "MAX_BYTES.\nRemove what is not needed there, or raise MAX_BYTES, and start "
             "again; nothing is lost.")
     files = sum(map(len, driver.state.incoming.values()))
     driver.tell_once("coming", "Waiting: transfer tasks of jobs that were killed still bring "
@@ -1286,7 +1349,7 @@ def has_grown(driver, file, pack):
     try:
         now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
         reason = now.size > file.size and (
-            f"it has grown from {file.size} to {now.size} bytes since it was listed, which may "
+            f"it has grown from {file.size:,} to {now.size:,} bytes since it was listed, which may "
             "break MAX_BYTES. The next run takes it.")
     except helper.Transient:
         refused = {path for path, _ in driver.refused}
@@ -1564,16 +1627,97 @@ def time_left(driver, ended, total, now):
     return f", ~{helper.format_duration(max(seconds, 1))} left"
 
 
-def print_summary(driver):
-    """The failures with their logs, and the numbers."""
+def print_summary(driver, is_over):
+    """The failures with their logs, where everything is, and the numbers."""
     helper.show_progress("")
-    escaped = helper.escape_control_chars
-    for path, reason in [*driver.refused, *driver.state.failed.items()]:
-        print(f"FAILED {escaped(path)}: {escaped(reason)}")
-    if driver.beyond_limit:
-        print(f"{helper.plural(driver.beyond_limit, 'more file')} needed, beyond --limit")
+    config = driver.config
+    print_failures([*driver.refused, *driver.state.failed.items()])
+    try:
+        path = write_failures(driver)
+    except OSError as error:  # the numbers are to be said even so
+        path = f"not written ({error.strerror})"
+    if driver.count_failed():
+        print(f"All failures: {path}\nTheir files are kept in {config.DOWNLOAD_DIR}\n"
+              f"Their logs are in {driver.folder}"
+              + "\nThe next start tries them again." * is_over)
+    if driver.state.processed:
+        print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
+    print_beyond_limit(driver)
     print(f"{len(driver.state.processed)} processed, {driver.count_failed()} failed, "
           f"{driver.not_needed} not needed", flush=True)
+
+
+def print_beyond_limit(driver):
+    if driver.beyond_limit:
+        print(f"{helper.plural(driver.beyond_limit, 'file')} left, beyond --limit")
+
+
+def cause_of(path, reason):
+    """A reason without its file and log, to count equal ones."""
+    reason = re.sub(r" \(/.*\)$", "", reason)
+    if path not in reason:
+        return reason
+    return re.sub(rf"(?<!\w){re.escape(path)}(?!\w)", "FILE", reason)
+
+
+def print_failures(failures):
+    """The failures by cause, the most frequent first, with as many names as fit a screen."""
+    groups, shown = {}, 0
+    for path, reason in failures:
+        groups.setdefault(cause_of(path, reason), []).append((path, reason))
+    rows = max(10, shutil.get_terminal_size().lines - 10)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))[:rows // 2]
+    for cause, group in ordered:
+        path, reason = group[0]
+        lines = [f"FAILED {path}: {reason}"]
+        if len(group) > 1:
+            names = group[:max(1, rows // len(ordered) - 1)]
+            lines = [f"FAILED {helper.plural(len(group), 'file')}: {cause}"] + [
+                "  ".join(["", path, *re.findall(r"([^/]*\.log)\)$", reason)])
+                for path, reason in names]
+        shown += max(1, len(lines) - 1)
+        print(helper.escape_control_chars("\n".join(lines)))
+    if shown < len(failures):
+        print(f"... and {helper.plural(len(failures) - shown, 'more file')}")
+
+
+def write_failures(driver):
+    """Write all failures, path and reason, to a file, whose path is returned; also those of earlier
+    runs that have not been tried since. The logs of those that have succeeded go away."""
+    path, state = driver.file_of("failed", "txt"), driver.state
+    lines = {name: line for name, line in driver.earlier.items() if name not in state.processed}
+    for failure in [*driver.refused, *state.failed.items()]:
+        name, reason = map(helper.escape_control_chars, failure)
+        lines[name] = f"{name}\t{reason}"
+    text = "".join(line + "\n" for line in lines.values())
+    before, now = (set(re.findall(r"(?m)([^/\n]*)\.log\)$", known))
+                   for known in (read(path) or "", text))
+    for name in (before | state.kept) - now:
+        if name in state.kept:  # its claim keeps a late job out
+            helper.remove_if_there(driver.file_of(name, "log"))
+        else:
+            driver.remove_job_files(name)
+    with open(path + ".new", "w") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+    if not text:
+        os.remove(path)
+    return path
+
+
+def tell_disagreement(driver, files):
+    """Say so if the filter still wants some of these that have been processed."""
+    try:
+        again = [file.path for file in files if file.path in driver.state.processed
+                 and is_needed(driver.config, file)]
+    except helper.UserError as problem:
+        helper.log(str(problem))
+        return
+    if again:
+        helper.log(f"is_file_needed still wants {len(again):,} of the "
+                   f"{helper.plural(len(driver.state.processed), 'processed file')}, such as "
+                   f"{again[0]}.\nThe next run would process them again. Does it look for what "
+                   "process.sh writes?")
 
 
 def print_how_to_go_on(driver):
@@ -1660,7 +1804,7 @@ def last_words(path, name=None, pattern=""):
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - (2000 if name is None else 200000)))
             lines = [line for line in os.fsdecode(file.read()).splitlines()
-                     if line.strip()]
+                     if line.strip() and not line.startswith(HEADING)]
     except OSError:
         return ""
     if name is not None:
@@ -1689,8 +1833,9 @@ def tell_event(text):
 
 
 def timed(text):
-    """The text, after the time of day."""
-    return f"{time.strftime('%H:%M:%S')}  {text}"
+    """The text, after the time; in a log with the date."""
+    pattern = "%H:%M:%S" if helper.is_terminal() else "%Y-%m-%d %H:%M:%S"
+    return f"{time.strftime(pattern)}  {text}"
 
 
 def clock(seconds):
@@ -1704,12 +1849,16 @@ def clock(seconds):
 
 
 def is_needed(config, file):
-    """The user's filter. Raises UserError if it stumbles."""
+    """The user's filter. Raises UserError if it fails, or does not answer True or False."""
     try:
-        return bool(config.is_file_needed(file))
+        answer = config.is_file_needed(file)
+        if answer in (True, False):
+            return bool(answer)
     except Exception as error:  # the user's own code: anything can happen
-        raise helper.UserError(f"config.py: is_file_needed stumbles over {file.path!r}: "
-                               f"{type(error).__name__}: {error}", 2)
+        raise helper.config_error(error, f"is_file_needed failed on {file.path!r}: ")
+    line = getattr(getattr(config.is_file_needed, "__code__", None), "co_firstlineno", "?")
+    raise helper.UserError(f"config.py, line {line}: is_file_needed({file.path!r}) returned "
+                           f"{answer!r:.100}; it must return True or False.", 2)
 
 
 def classify(config, files, known=()):
@@ -1725,47 +1874,96 @@ def classify(config, files, known=()):
         elif not is_needed(config, file):
             yield file, False
         elif config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
-            yield file, f"is larger ({helper.format_bytes(file.size)}) than MAX_BYTES"
+            yield file, "is larger than MAX_BYTES"
         else:
             yield file, True
 
 
-def dry_run(config, files, limit):
+def dry_run(driver, files, limit):
     """Print what a run would do; the exit status."""
-    counts = collections.Counter()
-    for file, fate in classify(config, files):
-        counts[fate if isinstance(fate, bool) else None] += 1
-        if fate is True and (limit is None or counts[True] <= limit):
-            print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
-        elif fate and fate is not True:
-            helper.log(f"Refused: {file.path!r} {fate}.")
-    helper.show_progress("")
-    needed = counts[True] if limit is None else min(limit, counts[True])
-    print(f"{needed} to process, {counts[None]} refused, {counts[False]} not needed")
-    return 1 if counts[None] else 0
+    try:
+        if not read_journal(driver, cut=False):  # a driver may be at work
+            tell_interrupted(driver)
+    except helper.UserError as problem:
+        helper.log(f"A run would be refused: {problem}")
+        driver.state.reset()
+
+    def show(file):
+        helper.show_progress("")
+        print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
+
+    needed = len(plan(driver, files, limit, show))
+    print_beyond_limit(driver)
+    print(f"{needed:,} to process, {len(driver.refused):,} refused, {driver.not_needed:,} not "
+          "needed")
+    return 1 if driver.refused else 0
 
 
-def plan(driver, files, limit):
-    """Fill the list of what is to be done, from all files but those of the journal."""
-    known = driver.state.known()
+def tell_refused(refused):
+    """Say which Files cannot be downloaded; of all that are too large, the largest."""
+    for file in refused:
+        if file.refused:
+            helper.log(f"Refused: {file.path!r} {file.refused}.")
+    large = [(file.size, file.path) for file in refused if not file.refused]
+    if large:
+        size, path = max(large)
+        helper.log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, the "
+                   f"largest: {path!r} ({helper.format_bytes(size)}).")
+
+
+def tell_other_source(driver):
+    """Say so if the results that the filter sees may be those of another data set."""
+    if driver.not_needed and driver.previous and not is_source(driver.config, driver.previous):
+        helper.log(f"The last run here was for {driver.previous[1]} of collection "
+                   f"{driver.previous[0]}.\nis_file_needed skips "
+                   f"{helper.plural(driver.not_needed, 'file')} of this one. If names repeat in "
+                   "both,\ngive each a folder for its results, or a copy of the scripts "
+                   "(README.md).")
+
+
+def plan(driver, files, limit, show=None):
+    """Fill the list of what is to be done, from all files but those of the journal; or, if show is
+    given, call that with each. Returns them."""
+    known, refused, taken = driver.state.known(), [], []
     room = float("inf") if limit is None else max(0, limit - len(known))
     next_look = time.monotonic() + LISTING_SECONDS
+    lines = (read(driver.file_of("failed", "txt")) or "").split("\n")[:-1]
+    driver.earlier = {line.partition("\t")[0]: line for line in lines}
     for file, fate in classify(driver.config, files, known):
         if driver.is_listing and time.monotonic() >= next_look:  # jobs go on meanwhile
             driver.step()
             next_look = time.monotonic() + LISTING_SECONDS
+        if fate is None:
+            continue
         if fate is False:
             driver.not_needed += 1
-        elif fate is True:
-            if room > 0:
-                room -= 1
-                driver.pending.append(file)
-            else:
-                driver.beyond_limit += 1
-        elif fate:
+            driver.earlier.pop(file.path, None)
+        elif fate is not True:
+            refused.append(file)
             driver.refused.append((file.path, fate))
-            helper.log(timed(f"FAILED {file.path}: {fate}"))
+        elif len(taken) < room:
+            taken.append(file)
+            (show or driver.pending.append)(file)
+        else:
+            driver.beyond_limit += 1
     helper.show_progress("")
+    if not show:
+        tell_begin(driver, taken)
+    tell_refused(refused)
+    tell_other_source(driver)
+    return taken
+
+
+def tell_begin(driver, files):
+    """The first lines of a log: what it is about."""
+    config, size = driver.config, sum(file.size for file in files)
+    helper.log(timed(
+        f"{helper.plural(len(files), 'file')} to process ({helper.format_bytes(size)}), "
+        f"{driver.not_needed:,} not needed, from\n"
+        f"{config.PATH} on collection {config.SOURCE_ENDPOINT_ID}\n"
+        f"{config.SCHEDULER}, NUM_JOBS = {config.NUM_JOBS}, FILES_PER_JOB = "
+        f"{config.FILES_PER_JOB}, DOWNLOAD_BY = {config.DOWNLOAD_BY!r}\n"
+        f"RESOURCES = {config.RESOURCES!r}, MAX_BYTES = {config.MAX_BYTES}"))
 
 
 # ---- one driver at a time ----
@@ -1872,49 +2070,48 @@ def check_scripts(config):
 
 
 def prepare(driver, files, limit):
-    """Make the folder ours, and list what is to be done. The jobs of a resumed run go on while the
-    listing comes."""
+    """Make the folder ours, and list what is to be done; the Files. The jobs of a resumed run go on
+    while the listing comes."""
     driver.is_listing = driver.state.number > 0
-    if not driver.is_listing:
-        plan(driver, files, limit)
+    needed = [] if driver.is_listing else plan(driver, files, limit)
     take_folder(driver)
     measure_leftovers(driver)
     helper.remove_if_there(os.path.join(driver.folder, "halted"))
     if driver.is_listing:
-        plan(driver, files, limit)
+        needed = plan(driver, files, limit)
         driver.is_listing = False
+    return needed
 
 
-def batch(config, scheduler, client, files, limit):
-    """Run the batch, or go on with it; the exit status."""
-    driver = Driver(config, scheduler, client)
-    os.makedirs(driver.folder, exist_ok=True)
+def batch(driver, is_new, files, limit):
+    """Run the batch, or resume it; the exit status."""
+    config = driver.config
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
-    with lock(driver.folder):
-        open_journal(driver)
-        try:
-            resume(driver)
-            prepare(driver, files, limit)
-        except KeyboardInterrupt:
-            if not driver.state.number:
-                raise
-            driver.stopping = True
-        install_signal_handlers(driver)
-        helper.set_retry_limits(client, 20, 1)  # from here on waiting would hold up the jobs
-        driver.main_loop()
-        if driver.stopping:
-            print_how_to_go_on(driver)
-            return 130
-        if driver.pending or driver.state.jobs:
-            print_halt(driver)
-            print_summary(driver)
-            return 1
-        remove_empty_folders(config, driver.state.processed)
-        helper.remove_if_there(os.path.join(driver.folder, "halted"))
-        driver.append({"event": "finished"})
-        driver.forget_claims()
-        helper.unmark_folder(config)
-        print_summary(driver)
+    open_journal(driver, is_new)
+    try:
+        resume(driver)
+        needed = prepare(driver, files, limit)
+    except KeyboardInterrupt:
+        if not driver.state.number:
+            raise
+        driver.stopping = True
+    install_signal_handlers(driver)
+    helper.set_retry_limits(driver.client, 20, 1)  # from here on waiting would hold up the jobs
+    driver.main_loop()
+    if driver.stopping:
+        print_how_to_go_on(driver)
+        return 130
+    if driver.pending or driver.state.jobs:
+        print_halt(driver)
+        print_summary(driver, False)
+        return 1
+    remove_empty_folders(config, driver.state.processed)
+    helper.remove_if_there(os.path.join(driver.folder, "halted"))
+    driver.append({"event": "finished"})
+    driver.forget_claims()
+    helper.unmark_folder(config)
+    tell_disagreement(driver, needed)
+    print_summary(driver, True)
     return 1 if driver.count_failed() else 0
 
 
@@ -1937,18 +2134,25 @@ def main(argv=None):
     """Check that all is fit to run, list, and run the batch; the exit status."""
     options = parse(argv)
     config = helper.load_config()
+    if helper.copied_venv():
+        helper.log(f"The environment {helper.VENV} is a copy that runs {helper.copied_venv()}. "
+                   f"Make it anew:\n{helper.environment_command()}")
     client = helper.transfer_client()
     scheduler = find_scheduler(config)
     check_options(config)
     helper.check_collections(client, config)
     helper.check_destination(client, config)
-    if not options.dry_run:
-        check_scripts(config)
-        helper.refuse_batches(config, helper.jobs_folder(config))
-    files = helper.list_files(client, config)
+    driver = Driver(config, scheduler, client)
     if options.dry_run:
-        return dry_run(config, files, options.limit)
-    return batch(config, scheduler, client, files, options.limit)
+        return dry_run(driver, helper.list_files(client, config), options.limit)
+    check_scripts(config)
+    files = helper.list_files(client, config)
+    helper.require_writable(config, "WORKING_DIR")
+    os.makedirs(driver.folder, exist_ok=True)
+    with lock(driver.folder):
+        is_new = read_journal(driver)
+        helper.refuse_batches(config, helper.jobs_folder(config))
+        return batch(driver, is_new, files, options.limit)
 
 
 if __name__ == "__main__":

@@ -83,9 +83,9 @@ def revoke(client, by_resource_server):
 
 def log_out():
     """Revoke the tokens and remove their file."""
+    token_file = helper.token_file()
     client, errors = helper.auth_client(), []
     unfinished = helper.unfinished_token_files()  # of scripts that were killed
-    token_file = helper.token_file()
     for path in [token_file, *unfinished]:
         with contextlib.suppress(*[helper.UserError] if path in unfinished else []):
             errors += revoke(client, helper.read_tokens(path))

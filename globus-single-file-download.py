@@ -54,7 +54,7 @@ def find_files(client, config, directory, names):
 def check_size_budget(config, path, size, listed):
     """Raise UserError if the file is larger than the driver reckoned with, under a limit."""
     if config.MAX_BYTES is not None and size > listed:
-        raise helper.UserError(f"{path} has grown from {listed} to {size} bytes since it was "
+        raise helper.UserError(f"{path} has grown from {listed:,} to {size:,} bytes since it was "
                                "listed, which may break MAX_BYTES. The next run takes it.")
 
 

@@ -32,10 +32,10 @@ try:
         TransferData,
     )
     from globus_sdk.authorizers import GlobusAuthorizer
-except ImportError as missing:
-    sys.stderr.write(f"{missing}. Activate the environment that has what the scripts need, or "
-                     f"install it:\n{sys.executable} -m pip install -r requirements.txt\n")
-    sys.exit(1)
+except ImportError as error:  # told by import_config(), so that --help works
+    missing_sdk, GlobusAuthorizer, GlobusError = str(error), object, ()
+else:
+    missing_sdk = None
 gc.freeze()  # what is imported stays: no look for garbage at the end either
 
 # The native app that asks for the login; README.md says how to register one of your own.
@@ -44,6 +44,12 @@ TRANSFER = "transfer.api.globus.org"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 APP_NAME = "globus-download"
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+VENV = os.path.join(HERE, "venv")  # as README.md has it
+
+SETTINGS = ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID", "DOWNLOAD_DIR",
+            "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES", "SCHEDULER", "RESOURCES",
+            "POLL_SECONDS", "GRACE_SECONDS")
 # The settings that came later; an older config.py does without them.
 LATER_SETTINGS = {"FILES_PER_JOB": 1, "DOWNLOAD_BY": "job", "MAX_FAILURES_IN_A_ROW": 10,
                   "TOKEN_FILE": "~/.wehi-globus-tokens.json"}
@@ -201,19 +207,16 @@ def log(text):
     """Say something to the person: a line of its own on stderr. Where that is closed, or on a
     disk that is full, nothing is said, and the work goes on."""
     show_progress("")
-    log.when = time.monotonic()
     with contextlib.suppress(OSError):
         print(escape_control_chars(text), file=sys.stderr or open(os.devnull, "w"), flush=True)
 
 
-log.when = time.monotonic()
-
-
 def show_progress(text):
     """Say how far it is: on a terminal on the last line, until the next one takes its place;
-    in a log as a line, when nothing else was said for a minute."""
+    in a log as a line, once a minute."""
     if not is_terminal():
-        if text and time.monotonic() - log.when >= QUIET_SECONDS:
+        if text and time.monotonic() - show_progress.when >= QUIET_SECONDS:
+            show_progress.when = time.monotonic()
             log(text)
     elif text != show_progress.last:
         width = (shutil.get_terminal_size().columns or 80) - 1  # some terminals say 0
@@ -227,6 +230,7 @@ def show_progress(text):
 
 
 show_progress.last, show_progress.width = "", 0  # so that nothing is written twice
+show_progress.when = time.monotonic()
 
 
 def is_terminal():
@@ -410,9 +414,8 @@ def load_config():
 
     Raises UserError (exit status 2), which names the setting that makes no sense."""
     config = import_config()
-    for name in ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID",
-                 "DOWNLOAD_DIR", "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES",
-                 "SCHEDULER", "RESOURCES", "POLL_SECONDS", "GRACE_SECONDS", "is_file_needed"):
+    refuse_misspelled(config)
+    for name in (*SETTINGS, "is_file_needed"):
         require(config, name, hasattr(config, name), "is missing; see config.py as it came")
     check_paths(config)
     for name, is_fit, what in CHECKS:
@@ -422,12 +425,20 @@ def load_config():
     return config
 
 
+def settings_of(config):
+    """{name: value} of the settings."""
+    return {name: getattr(config, name) for name in (*SETTINGS, *LATER_SETTINGS)}
+
+
 def import_config():
     """The module config, with what an older one does not have yet. Raises UserError."""
+    if missing_sdk:
+        raise UserError(f"{missing_sdk}. Activate the environment that has what the scripts need:\n"
+                        + environment_command())
     try:
         import config
     except Exception as error:  # the user's own code: anything can happen
-        raise UserError(f"config.py, line {config_line(error)}: {error}", 2)
+        raise config_error(error)
     for name, value in LATER_SETTINGS.items():
         if not hasattr(config, name):
             setattr(config, name, value)
@@ -435,6 +446,38 @@ def import_config():
         os.path.expanduser(config.TOKEN_FILE)), "must be an absolute path, in quotes; it may begin "
         "with ~")
     return config
+
+
+def environment_command():
+    """The command that brings globus-sdk: into the environment beside the scripts, the one that
+    is active, or a new one; systems forbid pip outside of them."""
+    activate, is_copy = f". {shlex.quote(VENV)}/bin/activate", copied_venv()
+    install = f"pip install -r {shlex.quote(os.path.join(HERE, 'requirements.txt'))}"
+    is_active = os.path.realpath(VENV) == os.path.realpath(sys.prefix)
+    if os.path.isdir(VENV) and not is_active and not is_copy:
+        return activate
+    if sys.prefix != sys.base_prefix and not is_copy:
+        return f"{shlex.quote(sys.executable)} -m {install}"
+    return f"python3 -m venv --clear {shlex.quote(VENV)} && {activate} && {install}"
+
+
+def copied_venv():
+    """The environment of which VENV is a copy, and whose Python it runs; None if it is none."""
+    with contextlib.suppress(OSError), open(os.path.join(VENV, "bin", "activate")) as file:
+        made = re.search(r"VIRTUAL_ENV=[\"']?(/[^\"'\n]+)", file.read())
+        if made and os.path.realpath(made.group(1)) != os.path.realpath(VENV):
+            return made.group(1)
+    return None
+
+
+def refuse_misspelled(config):
+    """Raise UserError for a capital name that is no setting, but close to one. PATH2 is not."""
+    settings = [*SETTINGS, *LATER_SETTINGS]
+    for name in [name for name in vars(config) if name.isupper() and name not in settings]:
+        from difflib import get_close_matches
+        close = get_close_matches(name, settings, 1, 0.84)
+        require(config, name, not close or name.rstrip("_0123456789") in settings,
+                f"is no setting; did you mean {''.join(close)}?")
 
 
 def token_file():
@@ -512,6 +555,17 @@ def check_paths(config):
         (folder + "/").startswith(downloads.rstrip("/") + "/") for folder in (here, work, login))
     require(config, "DOWNLOAD_DIR", is_apart, "is where the scripts, their state or your login "
             "are, which a download could overwrite; it must be a folder of its own")
+    require_writable(config, "DOWNLOAD_DIR")
+
+
+def require_writable(config, name):
+    """Raise UserError (exit status 2) if that folder cannot be made or written."""
+    place = getattr(config, name)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    require(config, name, os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK),
+            f"cannot be {'written' if place == getattr(config, name) else 'made'}: {place} "
+            + ("is not writable for you" if os.path.isdir(place) else "is not a folder"))
 
 
 def check_resources(config):
@@ -537,13 +591,15 @@ def check_collection_ids(config):
                 "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")
 
 
-def config_line(error):
-    """The line of config.py that an error comes from."""
-    if isinstance(error, SyntaxError):
-        return error.lineno
+def config_error(error, what=""):
+    """The UserError for an exception in config.py: its line, and its type."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if os.path.basename(frame.filename) == "config.py"]
-    return lines[-1] if lines else "?"
+    words = str(error)
+    if isinstance(error, SyntaxError) and os.path.basename(error.filename or "") == "config.py":
+        lines, words = [error.lineno], error.msg  # str(error) names the line, too
+    return UserError(f"config.py, line {lines[-1] if lines else '?'}: {what}"
+                     f"{type(error).__name__}: {words}", 2)
 
 
 # ---- names ----

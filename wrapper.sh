@@ -18,6 +18,7 @@ trap 'stopped=152' XCPU
 trap : USR1
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit
 dir=$1 && shift
+printf 'wrapper.sh on %s, %(%F %T)T: %s\n' "$HOSTNAME" -1 "$1${2:+ and $(($# - 1)) more}" >&2
 folder=${GLOBUS_DOWNLOAD_DIR:-} # set by the driver, with GLOBUS_JOB and GLOBUS_DOWNLOAD_BY
 if [ -z "$folder" ] && [ $# -gt 1 ]; then # by hand
   said=$(cd -- "$here" && "$PYTHON" -c 'import sys; sys.path.insert(0, ""); import helper
@@ -43,11 +44,26 @@ download() {
 }
 
 process() {
+  local run=("$here/process.sh") status
   export GLOBUS_NAME=$1
-  if [ -x "$here/process.sh" ]; then
-    "$here/process.sh" "${arrived["/$1"]}"
-  else
-    bash "$here/process.sh" "${arrived["/$1"]}"
+  [ -x "$here/process.sh" ] || run=(bash "$here/process.sh")
+  "${run[@]}" "${arrived["/$1"]}"
+  status=$?
+  [ $status = 0 ] || explain $status
+  return $status
+}
+
+# In plain words, after those of bash: what is wrong with process.sh itself.
+explain() {
+  local first words
+  [ -f "$here/process.sh" ] || echo "wrapper.sh: there is no $here/process.sh" >&2
+  IFS= read -r first 2>/dev/null <"$here/process.sh" || return
+  read -ra words <<<"${first#"#!"}"
+  [[ ${words[0]} != */env ]] || words=("${words[@]:1}")
+  if [[ $first == *$'\r' ]]; then
+    echo "wrapper.sh: process.sh has line ends of Windows; convert it: dos2unix process.sh" >&2
+  elif [[ $1 == 12[67] && $first == "#!"* ]] && ! command -v "${words[0]}" >/dev/null; then
+    echo "wrapper.sh: process.sh needs ${words[0]}, which is not on $HOSTNAME" >&2
   fi
 }
 

@@ -180,7 +180,7 @@ def test_a_listed_name_that_would_do_harm_is_refused_and_counted(stand_in, emula
     assert simple.err.count("Refused:") == len(HARMFUL_NAMES)
     batch = stand_in.run(BATCH)
     assert batch.returncode == 1
-    assert batch.out.count("FAILED") == len(HARMFUL_NAMES)
+    assert batch.err.count("Refused:") == len(HARMFUL_NAMES)
     assert last_line(batch) == "1 processed, %d failed, 0 not needed" % len(HARMFUL_NAMES)
     said = simple.out + simple.err + batch.out + batch.err
     assert "\x1b" not in said and "\x00" not in said
@@ -228,18 +228,19 @@ def test_output_onto_a_full_disk_says_so(script, stand_in, emulator):
     assert done.returncode == 1
     assert done.stderr.decode().splitlines()[-1] == "[Errno 28] No space left on device"
 
-def test_a_filter_that_stumbles(stand_in, emulator):
+
+def test_a_filter_that_fails(stand_in, emulator):
     emulator.add({"a": b"1"})
     stand_in.config("def is_file_needed(file): return file.sise > 3")
-    check(stand_in.run(BATCH), 2, "is_file_needed stumbles over 'a'", "sise", lines=1)
+    check(stand_in.run(BATCH), 2, "is_file_needed failed on 'a'", "sise", lines=1)
 
 
 def test_a_filter_whose_answer_is_neither_true_nor_false(stand_in, emulator):
     emulator.add({"a": b"1"})
-    stand_in.config("class Series:", "    def __bool__(self):",
+    stand_in.config("class Series:", "    def __eq__(self, other):",
                     "        raise ValueError('The truth value of a Series is ambiguous')",
                     "def is_file_needed(file): return Series()")
-    check(stand_in.run(BATCH), 2, "is_file_needed stumbles over 'a'", "ambiguous", lines=1)
+    check(stand_in.run(BATCH), 2, "is_file_needed failed on 'a'", "ambiguous", lines=1)
 
 
 @pytest.mark.parametrize("script,options", [
@@ -255,10 +256,3 @@ def test_wrong_options(site, script, options):
 def test_help_needs_neither_login_nor_settings(fresh_site, script):
     fresh_site.config("NUM_JOBS = 0")
     assert fresh_site.run(script, "--help").returncode == 0
-
-
-def test_a_missing_globus_sdk_says_what_to_install(site, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "globus_sdk.py").write_text("raise ImportError('No module globus_sdk')")
-    site.env["PYTHONPATH"] = str(tmp_path / "empty")
-    check(site.run(SIMPLE), 1, "pip install -r requirements.txt")

@@ -243,7 +243,7 @@ def test_a_path_that_is_not_there_is_named_by_login_too(fresh_site):
 
 
 def test_a_destination_that_is_a_file_is_named(fresh_site):
-    fresh_site.downloads.write_text("x")
+    fresh_site.config("DESTINATION_PATH = WORKING_DIR + '/config.py'")
     login = fresh_site.log_in()
     assert login.returncode == 2
     assert "config.py: DESTINATION_PATH = " in login.out and "is a file there" in login.out

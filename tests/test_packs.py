@@ -135,7 +135,7 @@ def test_all_files_of_a_job_that_was_killed_while_it_downloaded_have_failed(
     stand_in.edit("wrapper.sh", "\nPYTHON=", "\nPYTHON=%s\n: " % (tmp_path / "download"))
     done = stand_in.run(BATCH)
     assert last_line(done) == "0 processed, 4 failed, 0 not needed"
-    assert done.out.count(": the job was lost") == 4
+    assert done.err.count(": the job was lost") == 4
 
 
 @pytest.mark.long
