@@ -100,8 +100,8 @@ UNSURE = re.compile(
 
 # What a line of a job's log has that names the setting or the cause of a failure.
 CAUSE = re.compile(
-    r"^(config\.py|wrapper\.sh): |\b(\w*(error|exception)|no module named|not found|no such|denied|failed|cannot|"
-    r"could not|no space|quota|killed|cancelled)\b", re.I)
+    r"^(config\.py|wrapper\.sh): |\b(\w*(error|exception)|no module named|not found|no such|denied|"
+    r"failed|cannot|could not|no space|quota|killed|cancelled)\b", re.I)
 
 
 def read_job_id(pattern, text):
