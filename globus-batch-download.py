@@ -4,7 +4,7 @@
 Run it on the login node. It keeps NUM_JOBS jobs in the scheduler until all
 files are done; each job runs wrapper.sh, which downloads its files, runs
 process.sh on each, and deletes it. It may be stopped, or killed, and started
-again: it goes on where it was.
+again: it continues where it stopped.
 
 Example, to try it with three files and then leave the rest to itself:
 
@@ -480,7 +480,7 @@ class Journal:
             os.fsync(self.file.fileno())
         except OSError as error:  # what is in the file now, the next start finds out
             raise helper.UserError(f"{error.strerror}: {self.path}\nFix that, and start this "
-                                   "script again; it goes on where it was.")
+                                   "script again; it continues where it stopped.")
         self.length += len(lines)
 
 
@@ -762,7 +762,7 @@ class Driver:
         # No exit status: it was not over in time; 0: without an id; below 0: it was killed.
         if status is None or status <= 0 or is_outage or not self.give_up(name):
             # It may have been accepted all the same: the next answer of the queue tells.
-            self.tell_once("submit", "It is not clear whether the scheduler took a job: "
+            self.tell_once("submit", "It is not clear whether the scheduler accepted a job: "
                            f"{words}\nLooking for it in the queue.")
             return
         self.take_back(name, words)
@@ -770,11 +770,11 @@ class Driver:
         if is_limit:
             self.remove_job_files(name)  # for sure not accepted; else the claim keeps it out
         if is_limit or ("limit" in said and self.submitted()):
-            self.tell_once("submit", f"The scheduler takes no more jobs for now: {words}\n"
+            self.tell_once("submit", f"The scheduler accepts no more jobs for now: {words}\n"
                            "Trying again when a job has ended, or it has answered.")
         elif self.state.is_accepted:
-            self.tell_once("submit", f"The scheduler refuses a job, though it took others: {words}"
-                           f"\nTrying again every {self.config.POLL_SECONDS:g} s.")
+            self.tell_once("submit", f"The scheduler refuses a job, although it accepted others: "
+                           f"{words}\nTrying again every {self.config.POLL_SECONDS:g} s.")
         else:
             raise helper.UserError(
                 f"The scheduler refuses the job: {words}\n"
@@ -925,8 +925,8 @@ class Driver:
         self.vain_polls += is_vain
         if self.vain_polls == VAIN_POLLS:
             raise helper.UserError(
-                f"The scheduler has taken no job so far, in {VAIN_POLLS} tries: {self.submit_words}"
-                "\nFix that, and start this script again; nothing is lost.")
+                f"The scheduler has accepted no job so far, in {VAIN_POLLS} tries: "
+                f"{self.submit_words}\nFix that, and start this script again; nothing is lost.")
         self.submit_limit = self.config.NUM_JOBS
         self.cancel_given_up(entries)
         ours = [entries[name] for name in self.submitted() if name in entries]
@@ -952,7 +952,7 @@ class Driver:
         if name not in self.state.jobs:
             return
         if not has_begun:
-            why = (f"the job never began: {why}. Can the compute nodes see, and write, "
+            why = (f"the job never started: {why}. Can the compute nodes see, and write, "
                    f"{self.config.WORKING_DIR}? Does a start-up file of your shell exit?")
         is_downloaded = job.is_downloaded or os.path.exists(self.file_of(name, "downloaded"))
         at_work = job.left()
@@ -1117,7 +1117,7 @@ def refuse_copy(driver):
     paths = [driver.folder] + [mark] * (is_copy and os.path.islink(mark))
     raise helper.UserError(
         f"The interrupted run here is that of {os.path.dirname(folder)}, copied or moved.\n"
-        "Its jobs work there, not here. Resume it there, or begin anew here, after:\n"
+        "Its jobs work there, not here. Resume it there, or start again here, after:\n"
         f"rm -r {' '.join(map(shlex.quote, paths))}", 2)
 
 
@@ -1133,8 +1133,9 @@ def refuse_another(driver):
         entries = query_queue(driver)
         ids = ids if entries is None else [entry.id for name, entry in entries.items() if
                                            name in driver.submitted() and entry.state != "ended"]
-        text = (f"An interrupted run waits here: {state.source[1]} of collection {state.source[0]}."
-                f"\n{changed_settings(driver)}.\nFinish it with those settings first")
+        text = (f"There is an interrupted run here: {state.source[1]} of collection "
+                f"{state.source[0]}.\n{changed_settings(driver)}.\n"
+                "Finish it with those settings first")
     else:
         return
     jobs = f":\n{shown_command(driver.scheduler.cancel, ids)}\n" if ids else " "
@@ -1157,7 +1158,7 @@ def tell_interrupted(driver):
         return
     ids = " ".join(job.id for job in jobs.values() if job.id)
     changes = changed_settings(driver)
-    helper.log(f"Going on with the interrupted run: {helper.plural(ended, 'file')} done, "
+    helper.log(f"Resuming the interrupted run: {helper.plural(ended, 'file')} done, "
                f"{helper.plural(len(jobs), 'job')} on the way{ids and f' ({ids})'}."
                + (f"\n{changes}; jobs on the way keep that." if changes else ""))
 
@@ -1350,7 +1351,7 @@ def has_grown(driver, file, pack):
         now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
         reason = now.size > file.size and (
             f"it has grown from {file.size:,} to {now.size:,} bytes since it was listed, which may "
-            "break MAX_BYTES. The next run takes it.")
+            "break MAX_BYTES. The next run will take it.")
     except helper.Transient:
         refused = {path for path, _ in driver.refused}
         driver.put_back([[file.path, file.size] for file in pack if file.path not in refused])
@@ -1385,7 +1386,8 @@ def submit_transfer(driver, name, job):
         if not task_id:
             raise helper.Transient("another transfer task of yours has the same paths")
     driver.append({"event": "task", "job": name, "task_id": task_id})
-    tell_event(f"asked Globus for {helper.plural(len(job.files), 'file')} (task {task_id})")
+    tell_event(f"submitted a transfer task for {helper.plural(len(job.files), 'file')} "
+               f"(task {task_id})")
 
 
 def poll_transfers(driver, names):
@@ -1505,7 +1507,7 @@ def query_queue(driver):
         entries = None  # one of them is silent
     if entries is None or not entries and not confirm_empty(driver, output):
         words = helper.first_line(errors or output)
-        driver.tell_once("queue", f"The scheduler gives no answer ({command[0]}: {words}).\n"
+        driver.tell_once("queue", f"The scheduler does not answer ({command[0]}: {words}).\n"
                          f"Asking again every {driver.config.POLL_SECONDS:g} s.",
                          errors or "nonsense")
         return None
@@ -1543,7 +1545,7 @@ def confirm_empty(driver, output):
 def login_wanted(error):
     """What to do about an error of Globus against which a login helps."""
     return helper.UserError(f"{helper.describe_error(error)}\nThen start this script again; it "
-                            "goes on with its jobs and the files that are left.")
+                            "continues with its jobs and the remaining files.")
 
 
 def report_held(driver, entries):
@@ -1574,7 +1576,7 @@ def report_waiting(driver, entries):
     driver.waiting_since = driver.waiting_since or time.monotonic()
     if time.monotonic() - driver.waiting_since >= helper.QUIET_SECONDS:
         words = ", ".join(sorted({entry.reason for entry in waiting}))
-        driver.tell_once("waiting", "No job is at work; the scheduler says of "
+        driver.tell_once("waiting", "No job is running; the scheduler says of "
                          f"{helper.plural(len(waiting), 'job')}: {words}", words)
 
 
@@ -1726,12 +1728,12 @@ def print_how_to_go_on(driver):
     tasks = [job.task_id for job in driver.state.jobs.values()
              if job.step == "transfer" and job.task_id]
     helper.log(f"Stopped. {helper.plural(len(ids), 'job')} left in the queue; "
-               "to go on with them and the rest, start this script again.")
+               "to continue with them and the rest, start this script again.")
     if ids:
         helper.log("To cancel them: " + shown_command(driver.scheduler.cancel, ids))
     if tasks:
-        helper.log(f"{helper.plural(len(tasks), 'transfer task')} of this script go on, too; "
-                   "but the jobs for what they bring are submitted only after the next start.\n"
+        helper.log(f"{helper.plural(len(tasks), 'transfer task')} of this script continue, too, "
+                   "but jobs for their files are submitted only after the next start.\n"
                    "To cancel them: https://app.globus.org/activity")
 
 
@@ -1741,7 +1743,7 @@ def print_halt(driver):
     reason, times = collections.Counter(row).most_common(1)[0]
     left = len(driver.pending) + sum(len(job.left()) for job in driver.state.jobs.values())
     helper.log(f"Stopped, because {len(row)} files failed in a row, {times} of them with: "
-               f"{reason}\nFix the cause, and start this script again; it goes on with the "
+               f"{reason}\nFix the cause, and start this script again; it continues with the "
                f"{helper.plural(left, 'file')} left.")
 
 
@@ -1804,7 +1806,7 @@ def last_words(path, name=None, pattern=""):
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - (2000 if name is None else 200000)))
             lines = [line for line in os.fsdecode(file.read()).splitlines()
-                     if line.strip() and not line.startswith(HEADING)]
+                     if line.strip() not in ("", helper.RESUMED) and not line.startswith(HEADING)]
     except OSError:
         return ""
     if name is not None:
@@ -1977,7 +1979,7 @@ def lock(folder):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise helper.UserError("Another globus-batch-download.py is at work in "
+            raise helper.UserError("Another globus-batch-download.py is running in "
                                    + os.path.dirname(folder))
         except OSError as error:
             helper.log(f"No flock in {folder} ({error.strerror}); the file driver.owner there "
@@ -1998,8 +2000,8 @@ def write_owner(path):
     if other:
         host, _boot, pid, _start = other.split()
         if host != os.uname().nodename or process_identity(pid) == other:
-            raise helper.UserError("Another globus-batch-download.py is at work here, on "
-                                   f"{host} as process {pid}.\nIf it is no more, remove {path}")
+            raise helper.UserError("Another globus-batch-download.py is running here, on "
+                                   f"{host} as process {pid}.\nIf it no longer runs, remove {path}")
     me = process_identity(os.getpid())
     with open(f"{path}.{os.getpid()}", "w") as file:
         file.write(me)
@@ -2064,9 +2066,9 @@ def check_scripts(config):
                        "compute nodes?")
         if name == "wrapper.sh" and b"GLOBUS_JOB" not in script and (
                 config.FILES_PER_JOB > 1 or config.DOWNLOAD_BY == "driver"):
-            raise helper.UserError(f"{path} is an older one, which downloads one file. Copy your "
-                                   "environment lines into the new one, or leave FILES_PER_JOB = 1 "
-                                   "and DOWNLOAD_BY = 'job'.", 2)
+            raise helper.UserError(f"{path} is an older version, which downloads one file "
+                                   "per job. Copy your environment lines into the new one, or "
+                                   "leave FILES_PER_JOB = 1 and DOWNLOAD_BY = 'job'.", 2)
 
 
 def prepare(driver, files, limit):
@@ -2136,7 +2138,7 @@ def main(argv=None):
     config = helper.load_config()
     if helper.copied_venv():
         helper.log(f"The environment {helper.VENV} is a copy that runs {helper.copied_venv()}. "
-                   f"Make it anew:\n{helper.environment_command()}")
+                   f"Create it again:\n{helper.environment_command()}")
     client = helper.transfer_client()
     scheduler = find_scheduler(config)
     check_options(config)

@@ -37,7 +37,7 @@ def look_at_destination(client, config):
     """Print whether DESTINATION_PATH can be used."""
     is_there = helper.check_destination(client, config)
     print(f"Destination: {config.DESTINATION_PATH} "
-          + ("is there." if is_there else "will be made by the first download."))
+          + ("is there." if is_there else "will be created by the first download."))
 
 
 def look(config):

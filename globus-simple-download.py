@@ -72,7 +72,7 @@ def transfer(client, config, files):
         is_refused = not task_id and isinstance(error, (helper.GlobusAPIError, helper.UserError))
         if may_run and not is_refused:
             page = f"https://app.globus.org/activity/{task_id or ''}".rstrip("/")
-            helper.log(f"A task that was submitted goes on without this script: {page}\n"
+            helper.log(f"The task continues without this script: {page}\n"
                        "Cancel it on its page there, or run this script again to see how it "
                        "ended.")
         raise
@@ -105,9 +105,9 @@ def check_result(client, config, files, task):
             here -= compared
             missing = {path: why for path, why in missing.items() if path not in compared}
         return {file.path: missing[file.path] or (
-                    "it is there, but perhaps not whole" if file.path in here else "")
+                    "it is there, but not verified" if file.path in here else "")
                 for file in files if file.path in missing}
-    helper.show_progress("Looking at what arrived")
+    helper.show_progress("Checking what arrived")
     late = helper.wait_for_files([f for f in files if f.path not in missing], config.DOWNLOAD_DIR)
     helper.show_progress("")
     if len(late) == len(files) and helper.size_of(

@@ -55,7 +55,7 @@ def check_size_budget(config, path, size, listed):
     """Raise UserError if the file is larger than the driver reckoned with, under a limit."""
     if config.MAX_BYTES is not None and size > listed:
         raise helper.UserError(f"{path} has grown from {listed:,} to {size:,} bytes since it was "
-                               "listed, which may break MAX_BYTES. The next run takes it.")
+                               "listed, which may break MAX_BYTES. The next run will take it.")
 
 
 def transfer(client, config, directory, files):
@@ -100,7 +100,8 @@ def stop(client, request, task_id):
             status = client.get_task(task_id)["status"]
             if status in helper.ENDED:
                 break
-            reason, may_wait = "Globus has accepted that, but the task is not over", True
+            reason = "Globus has accepted the cancel request, but the task has not ended"
+            may_wait = True
         except (helper.GlobusError, helper.UserError, *helper.MALFORMED, OSError) as error:
             reason, may_wait = helper.describe_error(error), task_id or not isinstance(
                 error, helper.GlobusAPIError) or not helper.is_from_globus(error)

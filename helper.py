@@ -19,7 +19,7 @@ from collections import Counter, deque, namedtuple
 
 # Imports and listings make many objects and no garbage, and looking for it takes time.
 gc.set_threshold(100000)
-# On Python 3.7 and 3.8 cryptography warns of its age; that is nothing the user can mend here.
+# On Python 3.7 and 3.8 cryptography warns of its age; the user cannot fix that here.
 warnings.filterwarnings("ignore", message="Python 3", module="globus_sdk|jwt|cryptography")
 try:
     import globus_sdk  # what is named here is loaded now, what the rest names when it is needed
@@ -82,7 +82,7 @@ CANCEL_SECONDS = 5  # a cancelled task that is not over by then is worth a word
 ENDED = ("SUCCEEDED", "FAILED")  # task statuses
 MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
-HTTP_RETRIES = 1  # by globus-sdk, in silence; then patiently() goes on, with a word
+HTTP_RETRIES = 1  # by globus-sdk, in silence; then retry() goes on, and says so
 MOST_REFUSALS = 3  # of access tokens, one after the other
 SILENCE = 60  # seconds without an answer that are worth a word
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
@@ -95,7 +95,8 @@ ERRORS = {
     "Queued": ("waiting for one of the three transfer tasks that Globus works on for you", None),
     "GC_NOT_CONNECTED": ("Globus Connect Personal is not running; start it: "
                          "globusconnectpersonal -start &", None),
-    "GC_PAUSED": ("Globus Connect Personal is paused; go on: globusconnectpersonal -unpause", None),
+    "GC_PAUSED": ("Globus Connect Personal is paused; resume it: globusconnectpersonal -unpause",
+                  None),
     "PAUSED": ("paused by an administrator of the collection", None),
     "PAUSED_BY_ADMIN": ("paused by an administrator of the collection", None),
     "CONNECT_FAILED": ("the collection's server cannot be reached, Globus keeps trying", None),
@@ -129,6 +130,7 @@ ERRORS = {
                     ("", 10)),
 }
 UNKNOWN = ("", None)
+RESUMED = "Resumed."  # said after a line that begins with "Waiting: "
 CANCELLED = "cancelled, because it cannot succeed: "
 STALE_STATUS_SECONDS = 900  # so long Globus shows a trouble without having tried again
 FATAL_CHECKSUMS = 5  # so often a file may fail these while no file gets through:
@@ -391,12 +393,12 @@ def reauth_reason(error):
     if document.get("error") == "invalid_grant" or is_token_refused(error):
         return "Globus no longer accepts the stored login (revoked, or unused for 6 months)."
     if error_code(error) == "ConsentRequired":
-        return "The collection wants a consent of yours."
+        return "The collection requires your consent (data_access)."
     session = document.get("authorization_parameters")
     if isinstance(session, dict) and session:
         message = get_text(session, "session_message")
-        return ("The collection wants a fresh login (your session has timed out, or its policy "
-                f"asks for another one{': ' + message if message else ''}).")
+        return ("The collection requires you to re-authenticate (your session has expired, or its "
+                f"policy requires another login{': ' + message if message else ''}).")
     return None
 
 
@@ -412,7 +414,7 @@ def first_line(text):
 def load_config():
     """The module config, checked, with None replaced by what it stands for.
 
-    Raises UserError (exit status 2), which names the setting that makes no sense."""
+    Raises UserError (exit status 2), which names the setting that is not valid."""
     config = import_config()
     refuse_misspelled(config)
     for name in (*SETTINGS, "is_file_needed"):
@@ -665,7 +667,7 @@ def read_tokens(path=None):
             if os.fstat(file.fileno()).st_mode & 0o077:
                 try:
                     os.fchmod(file.fileno(), 0o600)
-                    log(f"{path} could be read by others; it is yours alone now.")
+                    log(f"{path} could be read by others; its mode is 0600 now.")
                 except OSError as error:
                     log(f"{path} can be read by others, which cannot be changed: {error.strerror}.")
             tokens = json.load(file)
@@ -745,11 +747,11 @@ def auth_client():
 
 def make_client(kind, **options):
     """A client of globus-sdk. Raises UserError (exit status 2) if a variable in the environment
-    that globus-sdk reads makes no sense."""
+    that globus-sdk reads is not valid."""
     try:
         return kind(app_name=APP_NAME, **options)
     except ValueError as error:
-        raise UserError(f"A GLOBUS_SDK_ variable in the environment makes no sense: {error}", 2)
+        raise UserError(f"A GLOBUS_SDK_ variable in the environment is not valid: {error}", 2)
 
 
 def required_login(error):
@@ -793,11 +795,12 @@ def log_in(scopes, session=()):
             raise wrong_code
         tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
     except (EOFError, RuntimeError):  # no more input, or none at all
-        raise UserError("No code came. Run globus-login.py by hand, in a terminal.")
+        raise UserError("No authorization code was entered. Run globus-login.py by hand, in a "
+                        "terminal.")
     except UnicodeError:
         raise wrong_code
     except MALFORMED as error:
-        raise UserError(f"Globus's answer makes no sense ({type(error).__name__}). Try again.")
+        raise UserError(f"Globus sent an unexpected answer ({type(error).__name__}). Try again.")
     except GlobusAPIError as error:
         if (error.http_status not in (400, 401, 403) or not is_from_globus(error)
                 or is_client_refused(error)):
@@ -920,12 +923,12 @@ def attempt(call, *arguments, required=None, **options):
             at = f", at {options['path']}" if options.get("path") else ""
             raise Transient(describe_error(error) + at, retry_after(error)) from None
         except MALFORMED as error:
-            raise Transient(f"Globus's answer makes no sense ({type(error).__name__})") from None
+            raise Transient(f"Globus sent an unexpected answer ({type(error).__name__})") from None
 
 
 def retry(call, *arguments, **options):
     """The same, tried again for as long as it takes; says so. Raises what trying again cannot
-    mend."""
+    fix."""
     told = None
     for pause in backoff(2, 60):
         try:
@@ -938,7 +941,7 @@ def retry(call, *arguments, **options):
             time.sleep(max(pause, trouble.seconds))
         else:
             if told:
-                log("Going on.")
+                log(RESUMED)
             return answer
 
 
@@ -1043,8 +1046,8 @@ def check_collections(client, config):
         if document.get("high_assurance"):
             minutes = document.get("authentication_timeout_mins")
             often = f"every {minutes} minutes" if minutes else "from time to time"
-            log(f"High-assurance collection: {where}.\nIt wants a fresh login {often}; "
-                "what takes longer needs globus-login.py again.")
+            log(f"High-assurance collection: {where}.\nIt requires you to re-authenticate {often}; "
+                "run globus-login.py again when it does.")
         documents.append(document)
     return documents
 
@@ -1116,7 +1119,7 @@ def list_files(client, config):
             yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
         folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
-        log("Left out, neither file nor directory: " + ", ".join(left_out[:5])
+        log("Skipped, neither file nor directory: " + ", ".join(left_out[:5])
             + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
 
 
@@ -1277,7 +1280,7 @@ def find_duplicate_task(client, request, ask=retry):
                 and task.get("source_endpoint_id") == request["source_endpoint"]
                 and task.get("destination_endpoint_id") == request["destination_endpoint"]
                 and UUID.fullmatch(str(task.get("task_id")))):
-            log("Globus is already at work on just this; taking over its task "
+            log("Globus already has this transfer; taking over its task "
                 f"{task['task_id']}.")
             return task["task_id"]
     return None
@@ -1307,7 +1310,7 @@ def wait_for_task(client, task_id, progress):
         task = retry(client.get_task, task_id, required=TASK)
         if task["status"] in ENDED:
             if told and task["status"] == "SUCCEEDED":
-                log("Going on.")
+                log(RESUMED)
             return task, failure_reason(client, task)
         reason = waiting_reason(task)
         if reason and reason != told:
@@ -1315,7 +1318,7 @@ def wait_for_task(client, task_id, progress):
             told, is_resent = reason, get_text(task, "nice_status") in RETRANSMITTING
             before = work_done(task, is_resent)
         elif told and not reason and work_done(task, is_resent) > before:
-            log("Going on.")
+            log(RESUMED)
             told = None
         progress(task, reason)
         if is_fatal(task):
@@ -1332,7 +1335,7 @@ def cancel_failing_task(client, task_id, task):
         if task["status"] in ENDED:
             break
         if time.monotonic() - begun > CANCEL_SECONDS and not is_told:
-            log(f"Waiting: Globus has accepted to cancel the task, but it is not over.  "
+            log(f"Waiting: Globus has accepted the cancel request, but the task has not ended.  "
                 f"(task {task_id})")
             is_told = True
         time.sleep(pause)
@@ -1392,7 +1395,7 @@ def waiting_reason(task):
 
 def status_detail(client, task_id, task):
     """What Globus says beside the status of a waiting task: the administrator's message, or the
-    file that it stumbles over, after a colon; nothing, as a rule."""
+    file that it failed on, after a colon; nothing, as a rule."""
     if task.get("is_paused"):
         info = try_once(client.task_pause_info, task_id, required={"pause_rules": list})
         said = [get_text(info, side + "_pause_message" + kind)
@@ -1420,7 +1423,7 @@ def last_error_event(client, task):
 
 
 def failure_reason(client, task):
-    """One line that says why a task failed, or what it stumbles over, in Globus's words; None if
+    """One line that says why a task failed, or what it failed on, in Globus's words; None if
     it SUCCEEDED."""
     if task["status"] == "SUCCEEDED":
         return None
@@ -1460,7 +1463,7 @@ def refuse_batches(config, ours=None):
             continue
         home, advice = os.path.dirname(jobs), f"remove {jobs}"
         if not os.path.isdir(home):
-            home, advice = home + ", which is not there", f"if it is no more, remove {mark}"
+            home, advice = home + ", which is not there", f"if it no longer exists, remove {mark}"
         raise UserError(f"{place} belongs to the batch of {home}.\nLet that one end; or cancel its "
                         f"jobs, and {advice}; or set another DOWNLOAD_DIR in config.py.", 2)
 

@@ -58,7 +58,7 @@ World = {
     "rate_limit": None,  # requests a second, metered over 10 s
     "retry_after": None,  # seconds, told with 429
     "login_refused": False,
-    # {"path": regex, "code": "PERMISSION_DENIED", "times": n}: a task stumbles over this file.
+    # {"path": regex, "code": "PERMISSION_DENIED", "times": n}: a task failed on this file.
     # Code CORRUPT: the bytes arrive damaged (VERIFY_CHECKSUM if the request asked for it);
     # FILE_SIZE_CHANGED: when they have been sent.
     "troubles": [],
@@ -526,7 +526,7 @@ def mkdir(match, document, headers, **_):
 
 
 class Trouble(Exception):
-    """What a task stumbles over: an event code, and the file."""
+    """What a task failed on: an event code, and the file."""
 
     def __init__(self, code, path, is_source=False):
         super().__init__(code)

@@ -254,7 +254,7 @@ def test_a_killed_driver_started_again_takes_up_its_jobs(every_cluster, emulator
     driver.kill()
     driver.communicate()
     done = every_cluster.run(BATCH)
-    assert "Going on with the interrupted run" in done.err
+    assert "Resuming the interrupted run" in done.err
     assert last_line(done) == "4 processed, 0 failed, 0 not needed"
     assert processed(every_cluster) == {"f%d" % n: 1 for n in range(4)}
 
@@ -266,7 +266,7 @@ def test_a_second_driver_is_refused(stand_in, emulator):
     wait_until(lambda: b"(job" in first.stderr.readline())
     second = stand_in.run(BATCH)
     assert second.returncode == 1
-    assert second.err.startswith("Another globus-batch-download.py is at work in ")
+    assert second.err.startswith("Another globus-batch-download.py is running in ")
     first.communicate()
     assert first.returncode == 0 and processed(stand_in) == {"a": 1}
 
@@ -317,7 +317,7 @@ def test_an_interrupted_run_of_another_path_is_not_mixed_up(stand_in, emulator):
     stand_in.config("PATH = '/home/share/godata/sub'")
     done = stand_in.run(BATCH)
     assert done.returncode == 2
-    assert "An interrupted run waits here: /home/share/godata/" in done.err
+    assert "There is an interrupted run here: /home/share/godata/" in done.err
 
 
 def test_a_run_of_which_nothing_came_is_forgotten_when_path_is_mended(stand_in, emulator):
@@ -577,7 +577,7 @@ def test_a_second_driver_is_refused_without_flock_too(no_flock, emulator):
     second = no_flock.run(BATCH)
     assert second.returncode == 1
     assert "No flock in" in second.err
-    assert "Another globus-batch-download.py is at work here, on %s as process %d" % (
+    assert "Another globus-batch-download.py is running here, on %s as process %d" % (
         os.uname().nodename, first.pid) in second.err
     assert first.wait() == 0 and processed(no_flock) == {"a": 1}
 
@@ -607,4 +607,4 @@ def test_a_driver_on_another_host_keeps_others_out_without_flock(no_flock, emula
     (no_flock.jobs / "driver.owner").write_text("login2 4c4d 77 123")
     done = no_flock.run(BATCH)
     assert done.returncode == 1
-    assert "on login2 as process 77" in done.err and "If it is no more, remove" in done.err
+    assert "on login2 as process 77" in done.err and "If it no longer runs, remove" in done.err

@@ -55,7 +55,7 @@ def test_a_batch_whose_jobs_are_refused_shows_no_time_left(stand_in, emulator, t
     seen = []
     for screen in stand_in.watch(BATCH, columns=160):
         text = " ".join(screen.display)
-        if "3 of 6 files, 0 jobs" in text and full.exists() and "takes no more jobs" in text:
+        if "3 of 6 files, 0 jobs" in text and full.exists() and "accepts no more jobs" in text:
             seen.append(text.rpartition("3 of 6 files")[2])
             if len(seen) > 3:
                 full.unlink()

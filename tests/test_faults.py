@@ -30,10 +30,10 @@ SUBMISSIONS = {
         ['"$real" "$@" >/dev/null',
          'echo "error: Batch job submission failed: Socket timed out on send/recv operation" >&2',
          "exit 1"],
-        "not clear whether the scheduler took a job: error: Batch job submission failed: Socket"),
+        "whether the scheduler accepted a job: error: Batch job submission failed: Socket"),
     "not accepted, and a time-out is reported": (
         ['echo "error: Socket timed out on send/recv operation" >&2', "exit 1"],
-        "not clear whether the scheduler took a job"),
+        "not clear whether the scheduler accepted a job"),
     "accepted, but then it hangs": (['"$real" "$@" >/dev/null', "exec sleep 100"],
                                     "did not answer within 2 s"),
     "hangs": (["exec sleep 100"], "did not answer within 2 s"),
@@ -44,31 +44,31 @@ SUBMISSIONS = {
     "accepted, but a limit and a time-out are reported": (
         ['"$real" "$@" >/dev/null', 'echo "error: limit of requests reached, waiting" >&2',
          'echo "error: Socket timed out on send/recv operation" >&2', "exit 1"],
-        "not clear whether the scheduler took a job"),
+        "not clear whether the scheduler accepted a job"),
     "a limit of the site": (
         ['echo "error: QOSMaxSubmitJobPerUserLimit" >&2',
          'echo "error: Batch job submission failed: Job violates accounting/QOS policy (job submit'
          ' limit, user\'s size and/or time limits)" >&2', "exit 1"],
-        "takes no more jobs for now: error: QOSMaxSubmitJobPerUserLimit"),
+        "accepts no more jobs for now: error: QOSMaxSubmitJobPerUserLimit"),
     "a limit of PBS": (
         ['echo "qsub: Maximum number of jobs for user me already in complex" >&2', "exit 1"],
-        "takes no more jobs for now: qsub: Maximum number of jobs for user me already in"),
+        "accepts no more jobs for now: qsub: Maximum number of jobs for user me already in"),
     "a server that ends": (
         ['echo "qsub: Request not allowed: Server shutting down" >&2', "exit 1"],
-        "not clear whether the scheduler took a job"),
+        "not clear whether the scheduler accepted a job"),
     "out of order": (
         ['echo "cannot connect to server pbshost (errno=15010)" >&2', "exit 162"],
-        "not clear whether the scheduler took a job: cannot connect to server"),
+        "not clear whether the scheduler accepted a job: cannot connect to server"),
     "accepted, but then the scheduler is out of reach": (
         ['"$real" "$@" >/dev/null',
          'echo "sbatch: error: Unable to contact slurm controller (connect failure)" >&2',
-         "exit 1"], "not clear whether the scheduler took a job"),
+         "exit 1"], "not clear whether the scheduler accepted a job"),
     "accepted, but then it is killed": (
         ['"$real" "$@" >/dev/null', 'kill -KILL $$'],
-        "not clear whether the scheduler took a job"),
+        "not clear whether the scheduler accepted a job"),
     "accepted and at work, but refused in words that nobody knows": (
         ['"$real" "$@" >/dev/null', BEGUN, 'echo "error: out of cheese" >&2', "exit 1"],
-        "not clear whether the scheduler took a job"),
+        "not clear whether the scheduler accepted a job"),
     "a warning, and it succeeds": (
         ['echo "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying" >&2',
          'exec "$real" "$@"'], None),
@@ -135,7 +135,7 @@ def test_jobs_that_wait_for_long_are_told_once_with_the_scheduler_s_words(
     stand_in.config("import helper", "helper.QUIET_SECONDS = 1", "POLL_SECONDS = 0.3")
     stand_in.process("sleep 3")
     done = stand_in.run(BATCH)
-    assert done.err.count("No job is at work; the scheduler says of 1 job: Resources") == 1
+    assert done.err.count("No job is running; the scheduler says of 1 job: Resources") == 1
     assert last_line(done) == "1 processed, 0 failed, 0 not needed"
 
 
@@ -175,7 +175,7 @@ def test_a_scheduler_that_is_down_is_waited_for(cluster, emulator, tmp_path):
         put_before(cluster, tmp_path, command, "[ -e %s ] || exec \"$real\" \"$@\"" % down,
                    'echo "error: Unable to contact slurm controller (connect failure)" >&2; exit 1')
     driver = cluster.start(BATCH)
-    wait_until(lambda: b"gives no answer" in driver.stderr.readline())
+    wait_until(lambda: b"does not answer" in driver.stderr.readline())
     time.sleep(3)
     down.unlink()
     out, err = driver.communicate()
@@ -207,7 +207,7 @@ def test_a_limit_below_num_jobs_is_told_once_and_leaves_nothing_behind(
     stand_in.config("POLL_SECONDS = 0.5")
     done = stand_in.run(BATCH)
     assert last_line(done) == "20 processed, 0 failed, 0 not needed"
-    assert done.err.count("takes no more jobs") == 1
+    assert done.err.count("accepts no more jobs") == 1
     assert sorted(os.listdir(str(stand_in.jobs))) == ["driver.lock", "journal.jsonl"]
 
 

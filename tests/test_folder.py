@@ -110,7 +110,7 @@ def test_a_batch_whose_folder_is_not_there_is_named_with_the_mark_to_remove(othe
     done = other.run(BATCH)
     assert done.returncode == 2
     assert "belongs to the batch of /elsewhere/batch, which is not there" in done.err
-    assert "if it is no more, remove %s" % mark in done.err
+    assert "if it no longer exists, remove %s" % mark in done.err
     mark.unlink()
     assert last_line(other.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 

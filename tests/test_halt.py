@@ -26,7 +26,7 @@ def test_files_that_fail_in_a_row_stop_the_submitting_and_the_next_start_goes_on
     assert done.returncode == 1
     assert last_line(done).startswith("0 processed, ") and 4 <= int(failed) <= 5
     assert ("files failed in a row, %s of them with: exit status 127: samtools: command not found\n"
-            "Fix the cause, and start this script again; it goes on with the %d files left."
+            "Fix the cause, and start this script again; it continues with the %d files left."
             % (failed, 16 - int(failed))) in done.err
     (stand_in.folder / "fixed").touch()
     done = stand_in.run(BATCH)
@@ -120,7 +120,7 @@ def test_a_refusal_after_a_job_was_accepted_is_told_once_and_tried_again(
     stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
     assert last_line(done) == "8 processed, 0 failed, 0 not needed"
-    assert done.err.count("refuses a job, though it took others: error: out of cheese") == 1
+    assert done.err.count("refuses a job, although it accepted others: error: out of cheese") == 1
 
 
 # ---- TOKEN_FILE ----

@@ -11,6 +11,8 @@ import time
 import pytest
 from conftest import DESTINATION, SOURCE, STRANGE_NAMES, may_trace, read_code, wait_until
 
+NO_CODE = "No authorization code was entered. Run globus-login.py by hand, in a terminal."
+
 
 def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
@@ -59,7 +61,7 @@ def test_a_code_may_be_pasted_with_spaces_around(fresh_site):
 def test_closed_stdin_is_one_line_and_status_1(fresh_site):
     done = fresh_site.run("globus-login.py")
     assert done.returncode == 1
-    assert done.err.strip() == "No code came. Run globus-login.py by hand, in a terminal."
+    assert done.err.strip() == NO_CODE
 
 
 def test_login_in_a_terminal_shows_the_url_and_takes_the_code(fresh_site):
@@ -254,7 +256,7 @@ def test_login_without_an_input_says_to_run_it_by_hand(fresh_site):
         ["bash", "-c", 'exec "$@" <&-', "-", *fresh_site.command("globus-login.py")],
         env=fresh_site.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 1
-    assert done.stderr.decode() == ("No code came. Run globus-login.py by hand, in a terminal.\n")
+    assert done.stderr.decode().strip() == NO_CODE
 
 
 def test_a_variable_of_globus_sdk_that_makes_no_sense_is_said(site):
@@ -262,7 +264,7 @@ def test_a_variable_of_globus_sdk_that_makes_no_sense_is_said(site):
     for script in ("globus-login.py", "globus-simple-download.py"):
         done = site.run(script)
         assert done.returncode == 2
-        assert done.err.startswith("A GLOBUS_SDK_ variable in the environment makes no sense: ")
+        assert done.err.startswith("A GLOBUS_SDK_ variable in the environment is not valid: ")
 
 
 def test_a_token_refused_right_after_another_error_is_renewed_all_the_same(site, emulator):

@@ -141,7 +141,7 @@ def test_a_trouble_that_comes_and_goes_is_told_once_until_something_moves(site, 
     site.config("import helper; helper.SLOWEST_POLL = 0.1")
     done = site.run(SIMPLE)
     assert done.returncode == 0
-    assert done.err.count("Waiting: ") == done.err.count("Going on.") == 1
+    assert done.err.count("Waiting: ") == done.err.count("Resumed.") == 1
 
 
 def test_an_unknown_code_has_globus_s_own_description_or_is_said_to_have_none(site, emulator):

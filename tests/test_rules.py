@@ -93,7 +93,7 @@ def test_a_refusal_after_a_restart_does_not_stop_the_run_either(stand_in, emulat
     (stand_in.folder / "go").touch()
     done = stand_in.run(BATCH)
     assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
-    assert done.err.count("refuses a job, though it took others: out of cheese") == 1
+    assert done.err.count("refuses a job, although it accepted others: out of cheese") == 1
 
 
 def test_other_resources_than_those_that_were_accepted_may_stop_the_run(stand_in, emulator):
@@ -180,7 +180,7 @@ def test_a_submission_that_brings_no_job_to_the_queue_is_not_tried_for_ever(
     stand_in.config("POLL_SECONDS = 0.2")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
-    assert "taken no job so far, in 3 tries: swallowed by a hook of the site" in done.err
+    assert "accepted no job so far, in 3 tries: swallowed by a hook of the site" in done.err
 
 
 OPTIONS = [
@@ -273,8 +273,8 @@ def test_a_job_that_never_began_is_told_at_once_without_a_log_that_is_not_there(
     put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | sed "s/None$/JobLaunchFailure/"')
     stand_in.config("GRACE_SECONDS = 1000", "POLL_SECONDS = 0.3")
     done = stand_in.run(BATCH)
-    assert (f"FAILED a: the job never began: the scheduler says FAILED, JobLaunchFailure. Can the "
-            f"compute nodes see, and write, {stand_in.folder}?" in done.err)
+    assert (f"FAILED a: the job never started: the scheduler says FAILED, JobLaunchFailure. "
+            f"Can the compute nodes see, and write, {stand_in.folder}?" in done.err)
     assert ".log" not in done.err
 
 
@@ -357,7 +357,7 @@ def test_a_driver_that_is_ended_by_its_own_walltime_says_how_to_go_on(number, st
     driver.send_signal(number)
     err = driver.communicate()[1].decode()
     assert driver.returncode == 130
-    assert "Stopped. 1 job left in the queue; to go on with them and the rest, start" in err
+    assert "Stopped. 1 job left in the queue; to continue with them and the rest, start" in err
     (stand_in.folder / "go").touch()
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
@@ -444,7 +444,7 @@ def test_a_signal_is_obeyed_while_the_listing_of_a_resumed_run_comes(stand_in, e
     stand_in.config("RECURSIVE = True", "NUM_JOBS = 1")
     interrupted_run(stand_in, emulator)
     driver = stand_in.start(BATCH)
-    wait_until(lambda: b"Going on" in driver.stderr.readline())
+    wait_until(lambda: b"Resuming" in driver.stderr.readline())
     begun = time.monotonic()
     driver.send_signal(signal.SIGTERM)
     assert b"Stopped. " in driver.communicate()[1]

@@ -256,7 +256,7 @@ def stuck_message(site):
     command = said[-1].split(": ", 1)[1].split()
     os.spawnvpe(os.P_WAIT, command[0], command, site.env)
     out = driver.communicate()[0].decode()
-    assert driver.returncode == 1 and "FAILED a: the job never began" in out
+    assert driver.returncode == 1 and "FAILED a: the job never started" in out
     return "".join(said)
 
 

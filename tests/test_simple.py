@@ -72,7 +72,7 @@ def test_stdout_and_stderr_in_one_log_appear_in_the_order_in_which_they_were_sai
         site.command("globus-simple-download.py"), cwd=str(site.folder), env=site.env,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     order = [done.stdout.find(words) for words in (
-        b"1 file, ", b"Transfer task", b"Waiting: ", b"Going on.", b"Downloads are in")]
+        b"1 file, ", b"Transfer task", b"Waiting: ", b"Resumed.", b"Downloads are in")]
     assert order == sorted(order) and order[0] >= 0
     done = subprocess.run(
         site.command("globus-simple-download.py", "--dry-run"), cwd=str(site.folder), env=site.env,
@@ -142,7 +142,7 @@ def test_a_page_instead_of_the_destination_is_waited_out(site, emulator):
     emulator.fault("/stat.*downloads", times=1, status=200, text="<html>maintenance</html>")
     done = site.run("globus-simple-download.py")
     assert done.returncode == 0
-    assert "Waiting: Globus's answer makes no sense" in done.err
+    assert "Waiting: Globus sent an unexpected answer" in done.err
 
 
 def test_a_listing_that_waits_names_its_folder(site, emulator):
@@ -228,7 +228,7 @@ def test_what_is_neither_file_nor_directory_is_left_out_and_named(site, emulator
     os.mkfifo(str(emulator.source / "home/share/godata/pipe"))
     done = site.run("globus-simple-download.py")
     assert done.returncode == 0 and site.downloaded() == {"a": b"1"}
-    assert "Left out, neither file nor directory: pipe (pipe)" in done.err
+    assert "Skipped, neither file nor directory: pipe (pipe)" in done.err
 
 
 def test_a_task_of_ones_own_with_the_same_paths_is_waited_for(site, emulator):
@@ -336,5 +336,5 @@ def test_the_numbers_of_the_summary_add_up_though_globus_s_do_not(site, emulator
     start_with_two_in_place(site, emulator)
     emulator.fault("GET /v0.10/task/[^/]*$", patch={"files_skipped": 1})
     done = site.run("globus-simple-download.py")
-    assert "Did not arrive: a (it is there, but perhaps not whole)\n" in done.out
+    assert "Did not arrive: a (it is there, but not verified)\n" in done.out
     assert done.out.endswith("3 files: 0 sent, 0 already there, 3 did not arrive.\n")

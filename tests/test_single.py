@@ -255,7 +255,7 @@ def start_slow_cancel(site, emulator):
 
 def test_a_cancel_that_is_not_over_at_once_is_waited_for(site, emulator):
     said = start_slow_cancel(site, emulator).communicate()[1].decode()
-    assert "Globus has accepted that, but the task is not over." in said
+    assert "Globus has accepted the cancel request, but the task has not ended." in said
     assert "; the transfer task " in said and " is cancelled.\n" in said
     assert emulator.tasks()[0]["status"] == "FAILED" and site.downloaded() == {}
 
@@ -265,7 +265,7 @@ def test_a_task_that_outlives_its_cancel_is_said_and_its_file_is_not_removed(sit
     process = start_slow_cancel(site, emulator)
     said = process.communicate()[1].decode()
     assert process.returncode == 130
-    assert "could not be cancelled: Globus has accepted that, but the task is not over" in said
+    assert "could not be cancelled: Globus has accepted the cancel request, but" in said
     assert emulator.tasks()[0]["status"] == "ACTIVE" and site.downloaded().get("a")
 
 
@@ -277,7 +277,7 @@ def test_a_hopeless_task_that_outlives_its_cancel_is_waited_for(site, emulator):
                 "helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
     done = run_single(site, "a")
     assert done.returncode == 1
-    assert "Waiting: Globus has accepted to cancel the task, but it is not over." in done.err
+    assert "Waiting: Globus has accepted the cancel request, but the task has not" in done.err
     assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
 
 

@@ -59,7 +59,7 @@ STALLS = {
         gcp(gcp_connected=False), gcp(gcp_connected=True),
         "Globus Connect Personal is not running; start it: globusconnectpersonal -start &"),
     "Globus Connect Personal is paused": (
-        gcp(gcp_paused=True), gcp(gcp_paused=False), "go on: globusconnectpersonal -unpause"),
+        gcp(gcp_paused=True), gcp(gcp_paused=False), "resume it: globusconnectpersonal -unpause"),
     "an administrator pauses the collection": (
         gcp(paused_message="disks are moved until 5 pm"), gcp(paused_message=None),
         "paused by an administrator of the collection: disks are moved until 5 pm"),
@@ -111,7 +111,7 @@ def test_words_that_globus_refuses_to_give_do_not_end_the_wait(site, emulator):
     said = []
     wait_until(lambda: said.append(process.stderr.readline().decode()) or "paused" in said[-1])
     emulator.bend(**gcp(paused_message=None))
-    assert "Going on." in end(process)
+    assert "Resumed." in end(process)
     assert process.returncode == 0
 
 
@@ -151,7 +151,7 @@ def test_what_cannot_succeed_fails_soon_and_can_be_asked_for_again(name, site, e
     assert "failed: cancelled, because it cannot succeed: " in said and words in said
     assert [task["fatal_error"]["code"] for task in emulator.tasks()] == ["CANCELED"]
     assert bent is None or site.downloaded() == {}
-    # Mended, the same file is asked for again.
+    # Fixed, the same file is asked for again.
     emulator.bend(troubles=[], **gcp(quota=None))
     if bent is None:
         (site.downloads / "a").rmdir()
@@ -177,7 +177,7 @@ def test_a_damaged_file_of_a_task_that_failed_has_not_arrived(site, emulator):
     site.config(*QUICK)
     done = site.run(SIMPLE)
     assert done.returncode == 1
-    assert "Did not arrive: z (it is there, but perhaps not whole)\n" in done.out
+    assert "Did not arrive: z (it is there, but not verified)\n" in done.out
     assert "2 files: 1 sent, 0 already there, 1 did not arrive." in done.out
 
 
@@ -356,7 +356,7 @@ def test_a_submission_that_is_refused_for_now_is_repeated(bent, healed, words, s
     said = []
     wait_until(lambda: said.append(process.stderr.readline().decode()) or words in said[-1])
     emulator.bend(**healed)
-    assert "Going on." in end(process)
+    assert "Resumed." in end(process)
     assert process.returncode == 0 and len(emulator.tasks()) == 1
 
 
@@ -389,17 +389,17 @@ POLICY = {"session_required_policies": ["12345678-1234-1234-1234-123456789012"],
           "session_message": "Log in with your institute"}
 # name: (settings of the source collection, what is said)
 LOGINS = {
-    "a consent": ({"consent": True}, "The collection wants a consent of yours."),
+    "a consent": ({"consent": True}, "The collection requires your consent (data_access)."),
     "a policy": ({"session_policy": POLICY},
-                 "The collection wants a fresh login (your session has timed out, or its policy "
-                 "asks for another one: Log in with your institute)."),
+                 "The collection requires you to re-authenticate (your session has expired, or its "
+                 "policy requires another login: Log in with your institute)."),
     "a policy of a high-assurance collection": (
-        {"session_policy": POLICY, "high_assurance": True}, "wants a fresh login"),
+        {"session_policy": POLICY, "high_assurance": True}, "requires you to re-authenticate"),
     "a session that has timed out": (
         {"session_policy": {"prompt": "login"}, "high_assurance": True, "session_seconds": 60},
-        "your session has timed out"),
+        "your session has expired"),
     "multi-factor authentication": (
-        {"session_policy": {"session_required_mfa": True}}, "wants a fresh login"),
+        {"session_policy": {"session_required_mfa": True}}, "requires you to re-authenticate"),
 }
 
 
@@ -434,7 +434,7 @@ def test_a_high_assurance_collection_is_named_with_how_long_a_login_lasts(site, 
     done = site.run(SIMPLE)
     assert done.returncode == 0
     assert done.err.startswith("High-assurance collection: Globus Tutorial Collection 1 (SOURCE")
-    assert "It wants a fresh login every 30 minutes" in done.err
+    assert "It requires you to re-authenticate every 30 minutes" in done.err
 
 
 def test_one_run_of_login_heals_what_two_collections_want(site, emulator):
@@ -454,7 +454,7 @@ def test_a_batch_stops_when_the_destination_wants_a_fresh_login(stand_in, emulat
     emulator.bend_collection(DESTINATION, session_policy=POLICY, session_seconds=1e-9)
     said = end(driver)
     assert driver.returncode == 1
-    assert "Then start this script again; it goes on with its jobs" in said
+    assert "Then start this script again; it continues with its jobs" in said
 
 
 def test_login_gives_up_on_a_collection_that_is_never_content(site, emulator):
