@@ -197,7 +197,7 @@ SCHEDULERS = {
         # --all: also jobs in partitions that are hidden.
         ["squeue", "--user=" + USER, "--all", "--states=all", "--format=%i|%j|%T|%r"],
         parse_slurm_queue,
-        None, ["scancel"], ["scontrol", "release"], 0.1),
+        None, ["scancel"], ["scontrol", "release"], 0.2),
     "pbs": Scheduler(
         QSUB + ["oe"], TO_LOG, PBS_ID,
         ["qstat", "-s", "-w", "-u", USER], parse_pbs_queue, ["qstat"], ["qdel"], ["qrls"], 1),

@@ -155,7 +155,7 @@ def test_the_same_told_as_an_error_of_the_server(stand_in, emulator, script):
 @BOTH
 def test_a_missing_consent(stand_in, emulator, script):
     emulator.bend_collection(SOURCE, consent=True)
-    check(stand_in.run(script), 1, "wants a consent", "globus-login.py", lines=1)
+    check(stand_in.run(script), 1, "requires your consent", "globus-login.py", lines=1)
 
 
 @pytest.mark.parametrize("setting", ["auto", "slurm"])

@@ -109,6 +109,7 @@ class Sampler(threading.Thread):
             return "no run yet"
 
 
+@pytest.mark.long
 def test_there_are_never_more_than_num_jobs_and_nearly_always_as_many(cluster, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(12)})
     cluster.process("sleep 3", *KEEP)
@@ -407,6 +408,7 @@ def run_with_disk(site):
     return done, disk.most
 
 
+@pytest.mark.long
 def test_downloads_in_flight_never_exceed_max_bytes(cluster, emulator):
     emulator.add({"f%d" % n: b"x" * 1000 * (1 + n % 3) for n in range(12)})
     cluster.config("NUM_JOBS = 8", "MAX_BYTES = 5000")

@@ -47,6 +47,7 @@ def test_jobs_need_no_network_no_token_and_no_home(driven, emulator, tmp_path):
     assert last_line(driven.run(BATCH)) == "6 processed, 0 failed, 0 not needed"
 
 
+@pytest.mark.long
 def test_a_transfer_task_is_taken_over_after_a_kill(driven, emulator):
     files = emulator.add({"f%d" % n: b"x" for n in range(8)})
     emulator.bend(task_seconds=3)
@@ -89,6 +90,7 @@ def test_the_loop_is_not_held_up_while_globus_is_slow(driven, emulator):
     assert driver.communicate()[0].endswith(b"3 processed, 0 failed, 0 not needed\n")
 
 
+@pytest.mark.long
 def test_an_outage_is_told_once_and_waited_out(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
     emulator.fault("POST /v0.10/transfer", times=4, status=503, text="<html>down</html>")
@@ -143,11 +145,11 @@ def test_ctrl_c_says_what_goes_on_without_the_driver_and_what_does_not(driven, e
     emulator.add({"f%d" % n: b"x" for n in range(8)})
     emulator.bend(task_seconds=5)
     driver = driven.start(BATCH)
-    wait_until(lambda: b"asked Globus" in driver.stderr.readline())
+    wait_until(lambda: b"submitted a transfer task" in driver.stderr.readline())
     driver.send_signal(signal.SIGINT)
     err = driver.communicate()[1].decode()
     assert driver.returncode == 130
-    assert "of this script go on, too; but the jobs for what they bring are submitted only" in err
+    assert "of this script continue, too, but jobs for their files are submitted only after" in err
 
 
 def test_a_job_that_is_refused_for_now_does_not_cost_a_second_transfer(driven, emulator, tmp_path):

@@ -44,6 +44,7 @@ def test_a_filter_may_compare_a_date_that_globus_does_not_know(modified, stand_i
     assert last_line(done) == "1 to process, 0 refused, 0 not needed"
 
 
+@pytest.mark.long
 def test_a_batch_whose_jobs_are_refused_shows_no_time_left(stand_in, emulator, tmp_path):
     emulator.add(dict.fromkeys("abcdef", b"1"))
     full = tmp_path / "full"

@@ -199,6 +199,7 @@ def test_a_job_that_is_refused_is_tried_again_no_more_often_than_the_queue_is_as
     assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
 
 
+@pytest.mark.long
 def test_a_limit_below_num_jobs_is_told_once_and_leaves_nothing_behind(
         stand_in, emulator, tmp_path):
     emulator.add({"f%02d" % n: b"x" for n in range(20)})
@@ -431,6 +432,7 @@ def test_a_job_that_had_begun_is_not_submitted_again_though_nobody_told_its_id(
     assert (stand_in.folder / "begun").read_text() == "\n"
 
 
+@pytest.mark.long
 def test_a_full_disk_under_the_journal_loses_nothing(stand_in, emulator):
     files = ["f%02d" % n for n in range(40)]
     emulator.add(dict.fromkeys(files, b"x"))

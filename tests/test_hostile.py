@@ -124,6 +124,7 @@ def true_answers(site, emulator):
     return answers
 
 
+@pytest.mark.long
 @settings(max_examples=25, **FEW)
 @given(data=st.data())
 def test_a_broken_document_is_a_clear_end_or_waited_out(data, true_answers, site, emulator):
@@ -147,6 +148,7 @@ ERRORS = [(status, code) for status in (400, 403, 404, 409, 410, 429, 500, 502, 
     "Conflict")] + [(401, "ClientError.AuthenticationFailed")]
 
 
+@pytest.mark.long
 @settings(max_examples=40, **FEW)
 @given(data=st.data())
 def test_a_broken_error_document_is_a_clear_end_or_waited_out_and_leaves_no_task(
@@ -177,6 +179,7 @@ def outside(site):
             and ".wehi" not in path.name}
 
 
+@pytest.mark.long
 @settings(max_examples=15, **FEW)
 @given(answer=st.one_of(ODD, st.dictionaries(st.sampled_from(
     ["error", "access_token", "scope", "expires_in", "other_tokens", "resource_server"]), ODD)))

@@ -243,7 +243,7 @@ def test_an_older_wrapper_is_refused_for_what_it_cannot_do(setting, stand_in, em
     (stand_in.folder / "wrapper.sh").write_text(OLD_WRAPPER)
     stand_in.config(setting)
     done = stand_in.run(BATCH)
-    assert done.returncode == 2 and "wrapper.sh is an older one" in done.err
+    assert done.returncode == 2 and "wrapper.sh is an older version" in done.err
 
 
 def run_wrapper(site, *names):

@@ -211,5 +211,5 @@ def test_the_recipe_for_the_driver_as_a_job(real_slurm, emulator):
     subprocess.run(["bash", "-c", command.replace("--wrap ", "--wrap '") + "'"], check=True,
                    cwd=str(real_slurm.folder), env=real_slurm.env, stdout=subprocess.DEVNULL)
     log = real_slurm.folder / "batch.log"
-    wait_until(lambda: log.exists() and "not needed" in log.read_text())
+    wait_until(lambda: log.exists() and " failed, " in log.read_text())
     assert "1 processed, 0 failed, 0 not needed" in log.read_text()

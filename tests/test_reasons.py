@@ -180,4 +180,4 @@ def test_too_large_a_request_is_told_with_what_to_do(status, answer, site, emula
     assert done.returncode == 1
     assert "The request is too large for Globus" in done.err
     assert "with globus-batch-download.py, a smaller FILES_PER_JOB or a narrower PATH." in done.err
-    assert "in between" not in done.err and "goes on without" not in done.err
+    assert "in between" not in done.err and "continues without" not in done.err

@@ -50,7 +50,7 @@ def test_ctrl_c_leaves_the_task_running_and_says_so(site, emulator):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert b"goes on without this script" in err and b"Traceback" not in err
+    assert b"continues without this script" in err and b"Traceback" not in err
     assert emulator.tasks()[0]["status"] == "ACTIVE"
 
 
@@ -61,7 +61,7 @@ def test_an_error_that_ends_the_wait_says_that_the_task_goes_on(site, emulator):
         "code": "PermissionDenied", "message": "not yours", "authorization_parameters": None})
     done = site.run("globus-simple-download.py")
     assert done.returncode == 1 and "not yours" in done.err
-    assert ("goes on without this script: https://app.globus.org/activity/"
+    assert ("continues without this script: https://app.globus.org/activity/"
             + emulator.tasks()[0]["task_id"]) in done.err
 
 
@@ -313,7 +313,7 @@ def test_a_task_that_goes_on_is_told_with_its_page_though_stdout_is_full(site, e
             stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
     page = "https://app.globus.org/activity/" + emulator.tasks()[0]["task_id"]
     assert done.returncode == 1
-    assert "goes on without this script: " + page in done.stderr.decode()
+    assert "continues without this script: " + page in done.stderr.decode()
 
 
 def start_with_two_in_place(site, emulator):

@@ -127,6 +127,7 @@ def test_a_task_for_the_same_file_that_is_still_at_work_is_taken_over(site, emul
     assert len(emulator.tasks()) == 1
 
 
+@pytest.mark.long
 def test_an_outage_is_waited_for_and_told(site, emulator):
     emulator.add({"a": b"1"})
     emulator.fault("GET /v0.10/task/", times=4, status=503, text="<html>maintenance</html>")

@@ -272,6 +272,7 @@ def test_a_log_begins_with_what_it_is_about(stand_in, emulator):
     assert "FILES_PER_JOB = 2" in lines[2]
 
 
+@pytest.mark.long
 def test_a_busy_log_says_now_and_then_how_far_it_is(stand_in, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(6)})
     stand_in.config("import helper", "helper.QUIET_SECONDS = 1", "NUM_JOBS = 1")

@@ -465,6 +465,7 @@ def test_login_gives_up_on_a_collection_that_is_never_content(site, emulator):
     assert "Log in with your institute" in login.out.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_login_that_lapses_in_the_middle_stops_the_driver_not_every_file(stand_in, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(30)})
     stand_in.config("POLL_SECONDS = 5")
