@@ -39,6 +39,7 @@ SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
 VAIN_POLLS = 3  # in which no job that was submitted came to the queue, before any was accepted
+LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 HEADING = "wrapper.sh on "  # how the log of a job begins
 GIVEN_UP = "given up by the driver\n"
@@ -660,9 +661,10 @@ class Driver:
             if index is None:
                 tell_no_room(self)
                 return []
-        # Not below a fifth: a transfer task takes seconds, however little it brings.
         share = -(-len(self.pending) // self.config.NUM_JOBS)
-        most = min(self.config.FILES_PER_JOB, max(share, self.config.FILES_PER_JOB // 5))
+        # Yet no pack is over at once: a transfer task takes seconds, however little it brings.
+        least = int(LEAST_SECONDS / self.seconds_per_file() / self.config.NUM_JOBS)
+        most = min(self.config.FILES_PER_JOB, max(share, least))
         if not self.has_succeeded and self.config.MAX_FAILURES_IN_A_ROW:  # no more at stake
             most = min(most, max(1, self.config.MAX_FAILURES_IN_A_ROW // self.config.NUM_JOBS))
         space, names, pack = room(self) / free, 0, []
@@ -676,6 +678,13 @@ class Driver:
             pack.append(self.pending.popleft())
         self.pending.rotate(index)
         return pack
+
+    def seconds_per_file(self):
+        """The pace of all jobs together, so far; infinite at the beginning."""
+        begun, before = self.pace_from
+        fresh = len(self.state.processed) + self.count_failed() - before
+        is_known = fresh > 0 and self.last_end > begun
+        return (self.last_end - begun) / fresh if is_known else float("inf")
 
     def fill_slots(self):
         """Submit jobs while there are free places."""
@@ -1621,11 +1630,10 @@ def time_left(driver, ended, total, now):
     topics = set(driver.told)
     if topics & {"stall", "waiting"} or "submit" in topics and not driver.state.jobs:
         driver.pace_from = now, ended
-    begun, fresh = driver.pace_from[0], ended - driver.pace_from[1]
-    if fresh < 2 * driver.config.NUM_JOBS or ended == total:
+    if ended - driver.pace_from[1] < 2 * driver.config.NUM_JOBS or ended == total:
         return ""
-    last = driver.last_end  # up to then the pace is known
-    seconds = (last - begun) / fresh * (total - ended) - (now - last)
+    # The pace is known up to the last end.
+    seconds = driver.seconds_per_file() * (total - ended) - (now - driver.last_end)
     return f", ~{helper.format_duration(max(seconds, 1))} left"
 
 

@@ -49,9 +49,18 @@ def test_a_pack_is_one_transfer_task_and_one_job(packs, emulator):
 
 def test_packs_get_smaller_towards_the_end(packs, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(14)})
+    packs.edit(BATCH, "LEAST_SECONDS = 10", "LEAST_SECONDS = 0")
     packs.run(BATCH)
     sizes = [len(pack) for pack in packs_of(packs)]
     assert sizes[0] == 5 and sizes[-1] == 1 and sizes == sorted(sizes, reverse=True)
+
+
+def test_packs_of_files_that_take_no_time_do_not_get_smaller(packs, emulator):
+    emulator.add({"f%02d" % n: b"x" for n in range(23)})
+    packs.config("MAX_FAILURES_IN_A_ROW = None")
+    packs.run(BATCH)
+    sizes = [len(pack) for pack in packs_of(packs)]
+    assert set(sizes[:-1]) == {5}
 
 
 def test_names_of_any_kind_travel_in_packs(packs, emulator):

@@ -489,3 +489,12 @@ def test_a_start_up_file_that_exits_is_no_success(script, stand_in, emulator, tm
     done = stand_in.run(BATCH)
     assert last_line(done) == "0 processed, 1 failed, 0 not needed"
     assert json.dumps(journal(stand_in)).count('"processed"') == 0
+
+
+def test_a_lost_job_does_not_blame_the_last_word_of_a_wait_that_is_over(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.3")
+    stand_in.process("echo Resumed. >&2", DIE)
+    done = stand_in.run(BATCH)
+    assert "FAILED a: the job was lost: no exit status" in done.out
+    assert "Resumed." not in done.out
