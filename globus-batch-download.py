@@ -39,6 +39,7 @@ SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
 VAIN_POLLS = 3  # in which no job that was submitted came to the queue, before any was accepted
+MOST_ASKED_AGAIN = 10000  # files; the filter looks at a disk, which may be slow
 LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 HEADING = "wrapper.sh on "  # how the log of a job begins
@@ -1717,15 +1718,15 @@ def write_failures(driver):
 
 def tell_disagreement(driver, files):
     """Say so if the filter still wants some of these that have been processed."""
+    asked = [file for file in files if file.path in driver.state.processed][:MOST_ASKED_AGAIN]
     try:
-        again = [file.path for file in files if file.path in driver.state.processed
-                 and is_needed(driver.config, file)]
+        again = [file.path for file in asked if is_needed(driver.config, file)]
     except helper.UserError as problem:
         helper.log(str(problem))
         return
     if again:
         helper.log(f"is_file_needed still wants {len(again):,} of the "
-                   f"{helper.plural(len(driver.state.processed), 'processed file')}, such as "
+                   f"{helper.plural(len(asked), 'processed file')}, such as "
                    f"{again[0]}.\nThe next run would process them again. Does it look for what "
                    "process.sh writes?")
 
