@@ -19,7 +19,7 @@ RECURSIVE = False
 
 # ---- where it arrives ----
 
-# Folder where jobs run and keep their state, absolute; the folder of this file as it comes.
+# Folder where jobs run and keep their state, absolute; by default the folder of this file.
 WORKING_DIR = os.path.dirname(os.path.abspath(__file__))
 
 # Your Globus Connect Personal, a UUID; None = the one that is set up on this machine.
@@ -36,7 +36,7 @@ DESTINATION_PATH = None  # None = DOWNLOAD_DIR, as with most Globus Connect Pers
 # Jobs in the batch system at a time.
 NUM_JOBS = 3
 
-# Files that one job carries: one transfer task brings them, process.sh gets one after the other.
+# Files per job: one transfer task downloads them, process.sh runs on one after the other.
 FILES_PER_JOB = 1
 
 # 'job': each job downloads its files itself; 'driver': globus-batch-download.py does, for compute
@@ -55,10 +55,10 @@ SCHEDULER = "auto"
 # Options for sbatch or qsub, one string, split as a shell would: "--time=1:00:00 --mem=4G".
 RESOURCES = ""
 
-# Seconds between two questions to the scheduler.
+# Seconds between polls of the scheduler.
 POLL_SECONDS = 30
 
-# Seconds that a job may be gone without a trace before it counts as lost.
+# Seconds that a job may be missing from the queue, without a result, before it counts as lost.
 GRACE_SECONDS = 120
 
 

@@ -38,14 +38,14 @@ HERE = helper.as_named_here(os.path.dirname(os.path.abspath(__file__)))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
-VAIN_POLLS = 3  # in which no job that was submitted came to the queue, before any was accepted
+VAIN_POLLS = 3  # polls that show none of the submitted jobs, before the first was accepted
 MOST_ASKED_AGAIN = 10000  # files; the filter looks at a disk, which may be slow
 LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 HEADING = "wrapper.sh on "  # how the log of a job begins
 GIVEN_UP = "given up by the driver\n"
 JOURNAL_VERSION = 2
-TASKS_AT_WORK = 3  # of a user, at a time (globus.org, "Transfer limits")
+TASKS_AT_WORK = 3  # active transfer tasks per user (globus.org, "Transfer limits")
 # Of a job's names; a command line holds 2 MB (a quarter of the usual stack), a script of Slurm 4.
 LONGEST_COMMAND = 1000000  # bytes
 
@@ -72,7 +72,7 @@ QueueEntry = collections.namedtuple("QueueEntry", "id state reason")
 
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
 SLURM_LINE = re.compile(r"(\d[^|]*)\|(.*)\|(\w+)\|([^|]*)")
-# Not REVOKED: of a federation's job the sibling in another cluster is at work.
+# Not REVOKED: in a federation the sibling job, in another cluster, runs instead.
 SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
                "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 # Whoever did it, and also after a node's failure.
@@ -88,7 +88,7 @@ GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
 # What qstat says of a job that has left the queue.
 GONE = re.compile("unknown job|has finished|not exist", re.I)
 
-# ... and of a server that there is not; no outage where RESOURCES names one.
+# ... and of a server that does not exist; no outage if RESOURCES names that server.
 NO_SERVER = re.compile("resolve|unknown host", re.I)
 
 # What schedulers say when a limit of the site is reached ...
@@ -226,7 +226,7 @@ SET_FOR_A_JOB = {
     "SLURM_JOB_ID": "SLURM.*", "PBS_JOBID": "PBS_.*",
     "SGE_TASK_ID": "(SGE|JOB)_.*|PE|PE_HOSTFILE|NSLOTS|NHOSTS|NQUEUES|QUEUE|RESTARTED|ARC|REQUEST"}
 
-# Options that make a job something else than the driver's: it would never run, or never end.
+# Options that the driver cannot work with: the job would never run, or never end.
 FOREIGN_OPTIONS = {
     "slurm": "-a -d -h -H -V -W --array --dependency --help --hold --test-only --version --wait "
              "--wrap",
@@ -253,9 +253,8 @@ def check_options(config):
     for before, word in zip([None, *words], words):
         if is_command(config.SCHEDULER, before, word) or is_foreign_option(config.SCHEDULER, word):
             raise helper.UserError(
-                f"config.py: RESOURCES holds {word!r}, which makes the job another one than the "
-                "driver's: a command,\nan array, or a job that is held, waits for others or asks "
-                "questions. Leave it out.", 2)
+                f"config.py: RESOURCES holds {word!r}, which the driver cannot work with:\na command, "
+                "an array, or a job that is held, waits or is interactive. Leave it out.", 2)
 
 
 def is_command(scheduler, before, word):
@@ -587,6 +586,10 @@ class State:
             heir = self.open(event["heir"], job.left())
             heir.step, heir.is_downloaded = "arrived", True
 
+    def has_left_anything(self):
+        """True if a next start has something to resume."""
+        return bool(self.jobs or self.lost or self.incoming or self.processed or self.failed)
+
     def known(self):
         """Paths of all files that are not pending."""
         return {path for job in self.jobs.values() for path, _ in job.left()}.union(
@@ -789,7 +792,7 @@ class Driver:
             raise helper.UserError(
                 f"The scheduler refuses the job: {words}\n"
                 f"The command was: {' '.join(map(shlex.quote, command))}\n"
-                "Fix RESOURCES in config.py, which has to fit the limits of its queue or partition,"
+                "Fix RESOURCES in config.py, to fit the limits of its queue or partition,"
                 "\nand start again; nothing is lost.")
 
     def give_up(self, name):
@@ -1065,7 +1068,7 @@ class Driver:
                 return
 
 
-# ---- begin, or go on ----
+# ---- start or resume ----
 
 
 def read_journal(driver, cut=True):
@@ -1081,10 +1084,13 @@ def read_journal(driver, cut=True):
         if first.get("version", 1) != JOURNAL_VERSION and not is_over:
             raise helper.UserError(f"{driver.journal.path} is of another version of these scripts."
                                    f"\nFinish that run with them; or, to forget it, {forget}", 2)
-        if is_over:
-            driver.previous = first.get("source" if has_begun else "previous")
         for event in events if not is_over else []:
             state.apply(event)
+        if not state.has_left_anything():  # such as after a refusal of the first job
+            state.reset()
+            has_begun, is_over = has_begun and is_over, True
+        if is_over:
+            driver.previous = first.get("source" if has_begun else "previous")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n"
                                f"To forget that run, {forget}", 2)
@@ -1168,20 +1174,26 @@ def tell_interrupted(driver):
         return
     ids = " ".join(job.id for job in jobs.values() if job.id)
     changes = changed_settings(driver)
-    helper.log(f"Resuming the interrupted run: {helper.plural(ended, 'file')} done, "
-               f"{helper.plural(len(jobs), 'job')} on the way{ids and f' ({ids})'}."
-               + (f"\n{changes}; jobs on the way keep that." if changes else ""))
+    moving = sum(job.step == "transfer" for job in jobs.values())
+    helper.log(timed(f"Resuming the interrupted run: {len(driver.state.processed):,} processed, "
+                     f"{len(driver.state.failed):,} failed, "
+                     f"{helper.plural(len(jobs) - moving, 'job')}{ids and f' ({ids})'}"
+                     + (f", {helper.plural(moving, 'transfer')}" if moving else "") + "."
+                     + (f"\n{changes}; submitted jobs keep that." if changes else "")))
 
 
 def resume(driver):
     """After a restart: say so, and clear away what the last driver did not come to."""
     state = driver.state
     tell_interrupted(driver)
+    failed = read(driver.file_of("failed", "txt")) or ""
     for entry in os.listdir(driver.folder):
-        name = entry.partition(".")[0]
-        if (name.startswith(state.run + "-") and name not in state.jobs
-                and name not in state.kept):
-            driver.remove_job_files(name)
+        name, _, kind = entry.partition(".")
+        if name.startswith(state.run + "-"):
+            if name not in state.jobs and name not in state.kept:
+                driver.remove_job_files(name)
+        elif re.fullmatch(r"g[0-9a-f]{6}-\d+", name) and not (kind == "log" and entry in failed):
+            helper.remove_if_there(os.path.join(driver.folder, entry))  # of a run that is over
 
 
 def take_folder(driver):
@@ -1361,7 +1373,7 @@ def has_grown(driver, file, pack):
         now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
         reason = now.size > file.size and (
             f"it has grown from {file.size:,} to {now.size:,} bytes since it was listed, which may "
-            "break MAX_BYTES. The next run will take it.")
+            "exceed MAX_BYTES. The next run will process it.")
     except helper.Transient:
         refused = {path for path, _ in driver.refused}
         driver.put_back([[file.path, file.size] for file in pack if file.path not in refused])
@@ -1539,7 +1551,7 @@ def clusters_of(driver):
 
 
 def confirm_empty(driver, output):
-    """True if the scheduler means it when it lists nothing: silence is PBS's way to say that
+    """True if an empty answer really means an empty queue: PBS prints nothing at all when
     there are no jobs, so it is asked about one of them."""
     ids = [job.id for job in driver.state.jobs.values() if job.id]
     if not driver.scheduler.job_info:
@@ -1572,12 +1584,12 @@ def report_held(driver, entries):
                        f"{why_held(driver.scheduler, stuck)}\n"
                        + (f"To release: {release}\n" if state == "held" else
                           "Fix the cause, often RESOURCES in config.py, and start again.\n")
-                       + "To cancel (the files count as failed then): "
+                       + "To cancel (their files then count as failed): "
                        + shown_command(driver.scheduler.cancel, ids))
 
 
 def report_waiting(driver, entries):
-    """Say why jobs wait, when for a while none of them is running."""
+    """Report why jobs wait, once none of them has been running for a minute."""
     waiting = [entry for entry in entries if entry.state == "waiting"]
     if not waiting or len(waiting) < len(entries):
         driver.waiting_since = None
@@ -1614,7 +1626,7 @@ def show_progress(driver):
     text = (f"{ended:,} of {helper.plural(total, 'file')}, "
             f"{helper.plural(len(jobs), 'job')} in the queue")
     if len(driver.state.jobs) > len(jobs):
-        text += f", {helper.plural(len(driver.state.jobs) - len(jobs), 'pack')} on the way"
+        text += f", {helper.plural(len(driver.state.jobs) - len(jobs), 'transfer')}"
     if driver.count_failed():
         text += f", {driver.count_failed():,} failed"
     text += time_left(driver, ended, total, now)
@@ -1660,7 +1672,7 @@ def print_summary(driver, is_over):
 
 def print_beyond_limit(driver):
     if driver.beyond_limit:
-        print(f"{helper.plural(driver.beyond_limit, 'file')} left, beyond --limit")
+        print(f"{helper.plural(driver.beyond_limit, 'file')} left out by --limit")
 
 
 def cause_of(path, reason):
@@ -1736,8 +1748,8 @@ def print_how_to_go_on(driver):
     ids = [job.id for job in driver.submitted().values() if job.id]
     tasks = [job.task_id for job in driver.state.jobs.values()
              if job.step == "transfer" and job.task_id]
-    helper.log(f"Stopped. {helper.plural(len(ids), 'job')} left in the queue; "
-               "to continue with them and the rest, start this script again.")
+    helper.log(f"Stopped. {helper.plural(len(ids), 'job')} left in the queue.\n"
+               "Start this script again to continue with them and the rest.")
     if ids:
         helper.log("To cancel them: " + shown_command(driver.scheduler.cancel, ids))
     if tasks:
@@ -1753,7 +1765,8 @@ def print_halt(driver):
     left = len(driver.pending) + sum(len(job.left()) for job in driver.state.jobs.values())
     helper.log(f"Stopped, because {len(row)} files failed in a row, {times} of them with: "
                f"{reason}\nFix the cause, and start this script again; it continues with the "
-               f"{helper.plural(left, 'file')} left.")
+               f"{helper.plural(left, 'file')} left.\nWhen these are done, one more start tries "
+               "again what has failed.")
 
 
 # ---- commands, logs and clocks ----
@@ -1896,7 +1909,7 @@ def dry_run(driver, files, limit):
         if not read_journal(driver, cut=False):  # a driver may be at work
             tell_interrupted(driver)
     except helper.UserError as problem:
-        helper.log(f"A run would be refused: {problem}")
+        helper.log(f"A run would not start: {problem}")
         driver.state.reset()
 
     def show(file):
@@ -2017,7 +2030,7 @@ def write_owner(path):
     os.replace(f"{path}.{os.getpid()}", path)
     time.sleep(1)  # of two that came at once, the later one's name is there
     if read(path) != me:
-        raise helper.UserError("Another globus-batch-download.py has just begun here.")
+        raise helper.UserError("Another globus-batch-download.py has just started here.")
 
 
 def process_identity(pid):
@@ -2065,8 +2078,8 @@ def check_scripts(config):
         except OSError as error:
             raise helper.UserError(f"{path}: {error.strerror}. Each job runs it.", 2)
         if b"\r\n" in script:
-            raise helper.UserError(f"{path} has line ends of Windows, which bash does not "
-                                   f"understand. Convert it: sed -i 's/\\r$//' {path}", 2)
+            raise helper.UserError(f"{path} has Windows line endings, which bash does not "
+                                   f"accept. Convert it:\nsed -i 's/\\r$//' {path}", 2)
         first = script.partition(b"\n")[0].decode(errors="replace")
         words = first[2:].split() if first.startswith("#!") else []
         if words and not shutil.which(words[1] if words[0].endswith("/env") and words[1:]
@@ -2108,13 +2121,18 @@ def batch(driver, is_new, files, limit):
         driver.stopping = True
     install_signal_handlers(driver)
     helper.set_retry_limits(driver.client, 20, 1)  # from here on waiting would hold up the jobs
-    driver.main_loop()
+    try:
+        driver.main_loop()
+    except helper.UserError:
+        if not driver.state.has_left_anything():
+            helper.unmark_folder(config)
+        raise
     if driver.stopping:
         print_how_to_go_on(driver)
         return 130
     if driver.pending or driver.state.jobs:
-        print_halt(driver)
         print_summary(driver, False)
+        print_halt(driver)
         return 1
     remove_empty_folders(config, driver.state.processed)
     helper.remove_if_there(os.path.join(driver.folder, "halted"))
@@ -2130,7 +2148,7 @@ def parse(argv):
     """The options."""
     def number(text):
         if int(text) < 1:
-            raise argparse.ArgumentTypeError("must be a number from 1 up")
+            raise argparse.ArgumentTypeError("must be an integer of at least 1")
         return int(text)
 
     parser = argparse.ArgumentParser(

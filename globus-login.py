@@ -37,7 +37,7 @@ def look_at_destination(client, config):
     """Print whether DESTINATION_PATH can be used."""
     is_there = helper.check_destination(client, config)
     print(f"Destination: {config.DESTINATION_PATH} "
-          + ("is there." if is_there else "will be created by the first download."))
+          + ("exists." if is_there else "will be created by the first download."))
 
 
 def look(config):
@@ -62,7 +62,7 @@ def log_in(config):
             more_scopes, more_session = helper.required_login(error)
             if times == 4 or not more_scopes and not more_session:
                 raise
-            print(f"\nOnce more: {helper.escape_control_chars(helper.describe_error(error))}\n")
+            print(f"\nOnce more: {helper.escape_control_chars(helper.reauth_reason(error))}\n")
         scopes += [scope for scope in more_scopes if scope not in scopes]
         session.update(more_session)
         helper.log_in(scopes, session)

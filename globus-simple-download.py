@@ -72,7 +72,7 @@ def transfer(client, config, files):
         is_refused = not task_id and isinstance(error, (helper.GlobusAPIError, helper.UserError))
         if may_run and not is_refused:
             page = f"https://app.globus.org/activity/{task_id or ''}".rstrip("/")
-            helper.log(f"The task continues without this script: {page}\n"
+            helper.log(f"The transfer task continues without this script:\n{page}\n"
                        "Cancel it on its page there, or run this script again to see how it "
                        "ended.")
         raise

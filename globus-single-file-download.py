@@ -19,8 +19,8 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
 import helper
 
-MOST_EMPTY_ROUNDS = 3  # transfer tasks that were given up, and brought nothing
-STOP_SECONDS = 60  # how long a cancel may take; Slurm kills a job 30 s after its first signal
+MOST_EMPTY_ROUNDS = 3  # cancelled tasks in a row that transferred nothing
+STOP_SECONDS = 60  # upper limit for a cancel; Slurm kills a job 30 s (KillWait) after SIGTERM
 
 
 def find_files(client, config, directory, names):
@@ -55,7 +55,7 @@ def check_size_budget(config, path, size, listed):
     """Raise UserError if the file is larger than the driver reckoned with, under a limit."""
     if config.MAX_BYTES is not None and size > listed:
         raise helper.UserError(f"{path} has grown from {listed:,} to {size:,} bytes since it was "
-                               "listed, which may break MAX_BYTES. The next run will take it.")
+                               "listed, which may exceed MAX_BYTES. The next run will process it.")
 
 
 def transfer(client, config, directory, files):

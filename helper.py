@@ -19,7 +19,7 @@ from collections import Counter, deque, namedtuple
 
 # Imports and listings make many objects and no garbage, and looking for it takes time.
 gc.set_threshold(100000)
-# On Python 3.7 and 3.8 cryptography warns of its age; the user cannot fix that here.
+# cryptography warns that Python 3.7 and 3.8 are old; the user cannot fix that here.
 warnings.filterwarnings("ignore", message="Python 3", module="globus_sdk|jwt|cryptography")
 try:
     import globus_sdk  # what is named here is loaded now, what the rest names when it is needed
@@ -36,7 +36,7 @@ except ImportError as error:  # told by import_config(), so that --help works
     missing_sdk, GlobusAuthorizer, GlobusError = str(error), object, ()
 else:
     missing_sdk = None
-gc.freeze()  # what is imported stays: no look for garbage at the end either
+gc.freeze()  # imported objects stay: the collector need not visit them at exit either
 
 # The native app that asks for the login; README.md says how to register one of your own.
 CLIENT_ID = "4f0448d6-e7e2-4637-bc64-e8f682d1cc77"
@@ -78,13 +78,13 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, 
 
 QUIET_SECONDS = 60  # between two lines of progress in a log
 SLOWEST_POLL = 30  # seconds
-CANCEL_SECONDS = 5  # a cancelled task that is not over by then is worth a word
+CANCEL_SECONDS = 5  # a cancelled task that has not ended by then is reported
 ENDED = ("SUCCEEDED", "FAILED")  # task statuses
 MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
 HTTP_RETRIES = 1  # by globus-sdk, in silence; then retry() goes on, and says so
 MOST_REFUSALS = 3  # of access tokens, one after the other
-SILENCE = 60  # seconds without an answer that are worth a word
+SILENCE = 60  # seconds without an answer before this is reported
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
 
 # Globus's codes for why a task does not move, or a file did not arrive (globus.org, "Event Document
@@ -103,14 +103,14 @@ ERRORS = {
     "ENDPOINT_TOO_BUSY": ("the collection's server is too busy, Globus keeps trying", None),
     "VERIFY_CHECKSUM": ("a checksum did not match, Globus sends the file again", None),
     "FILE_SIZE_CHANGED": ("a file changes while it is sent, Globus sends it again", None),
-    "CONNECTION_RESET": ("the connection broke off, Globus keeps trying", None),
-    "CONNECTION_BROKEN": ("the connection broke off, Globus keeps trying", None),
+    "CONNECTION_RESET": ("the connection was lost, Globus keeps trying", None),
+    "CONNECTION_BROKEN": ("the connection was lost, Globus keeps trying", None),
     "TIMEOUT": ("the collection's server takes too long, Globus keeps trying", None),
     "AUTH": ("the collection's server refuses your login", 300),
-    "NO_CREDENTIALS": ("Globus has no login of yours for the collection: globus-login.py", 300),
+    "NO_CREDENTIALS": ("Globus has no credentials of yours for the collection", 300),
     "INVALID_SERVICE_CREDENTIAL": ("the certificate of the collection's server is not valid; "
                                    "its administrator has to fix it", 3600),
-    "GSI_DN_MISMATCH": ("the collection's server is another one than its certificate says", 3600),
+    "GSI_DN_MISMATCH": ("the collection's server does not match its certificate", 3600),
     "CLOCK": ("the clock of the collection's server is wrong", 3600),
     "ACL_CHANGED": ("your permissions on the collection have changed", 60),
     "LIMIT_EXCEEDED": ("a limit of the collection's server is exceeded", 3600),
@@ -132,19 +132,19 @@ ERRORS = {
 UNKNOWN = ("", None)
 RESUMED = "Resumed."  # said after a line that begins with "Waiting: "
 CANCELLED = "cancelled, because it cannot succeed: "
-STALE_STATUS_SECONDS = 900  # so long Globus shows a trouble without having tried again
-FATAL_CHECKSUMS = 5  # so often a file may fail these while no file gets through:
+STALE_STATUS_SECONDS = 900  # Globus may show an old error this long without a new attempt
+FATAL_CHECKSUMS = 5  # give up after so many of these errors while no file is finished:
 MISMATCHES = {"VERIFY_CHECKSUM", "FILE_SIZE_CHANGED"}
 # With these the same bytes are sent again and again: more of them are no progress.
 RETRANSMITTING = MISMATCHES | {"NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
-# What a collection's server answers for good (by the code or the message of the error).
+# Permanent errors of a collection's server (matched by code or message of the error).
 PERMANENT = re.compile(
     "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound|"
     "File name too long|Input/output error")
 # What the scripts rely on in a task document.
 TASK = {"status": str, "task_id": str}
 
-# What globus-sdk and the scripts raise over an answer that is not what it should be.
+# What globus-sdk and the scripts raise when an answer of Globus is malformed.
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 
 # One entry of a listing. path: below the PATH listed; size: bytes; refused: why it must not or
@@ -221,7 +221,7 @@ def show_progress(text):
             show_progress.when = time.monotonic()
             log(text)
     elif text != show_progress.last:
-        width = (shutil.get_terminal_size().columns or 80) - 1  # some terminals say 0
+        width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
         with contextlib.suppress(OSError):
             # Spaces over what is left of the last text: a dumb terminal knows no code for that.
             line = escape_control_chars(text)[:width]
@@ -236,7 +236,7 @@ show_progress.when = time.monotonic()
 
 
 def is_terminal():
-    """True if a person looks on, at a terminal."""
+    """True if stderr is a terminal."""
     return bool(sys.stderr) and sys.stderr.isatty()
 
 
@@ -273,7 +273,7 @@ def describe_error(error):
     """An error of globus-sdk in plain words, with Globus's code and request id."""
     if isinstance(error, NetworkError):
         cause = error.underlying_exception
-        if "Header" in type(cause).__name__:  # that one would tell the token
+        if "Header" in type(cause).__name__:  # its message would reveal the token
             cause = error
         return f"Globus cannot be reached: {root_cause(cause)}"
     if not isinstance(error, GlobusAPIError):
@@ -418,7 +418,7 @@ def load_config():
     config = import_config()
     refuse_misspelled(config)
     for name in (*SETTINGS, "is_file_needed"):
-        require(config, name, hasattr(config, name), "is missing; see config.py as it came")
+        require(config, name, hasattr(config, name), "is missing; see the original config.py")
     check_paths(config)
     for name, is_fit, what in CHECKS:
         require(config, name, is_fit(getattr(config, name)), what)
@@ -499,11 +499,11 @@ def is_number(value, least, types=(int, float)):
 
 # The setting, what it has to be, and the words for one that is not.
 CHECKS = [
-    ("NUM_JOBS", lambda value: is_number(value, 1, int), "must be a number from 1 up"),
+    ("NUM_JOBS", lambda value: is_number(value, 1, int), "must be an integer of at least 1"),
     ("FILES_PER_JOB", lambda value: is_number(value, 1, int) and value <= 5000,
      "must be a number from 1 to 5000"),
     ("MAX_FAILURES_IN_A_ROW", lambda value: value is None or is_number(value, 1, int),
-     "must be a number from 1 up, or None"),
+     "must be an integer of at least 1, or None"),
     ("MAX_BYTES", lambda value: value is None or is_number(value, 1),
      "must be a number of bytes, or None"),
     ("POLL_SECONDS", lambda value: is_number(value, 0.1), "must be a number of seconds"),
@@ -567,7 +567,7 @@ def require_writable(config, name):
         place = os.path.dirname(place)
     require(config, name, os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK),
             f"cannot be {'written' if place == getattr(config, name) else 'made'}: {place} "
-            + ("is not writable for you" if os.path.isdir(place) else "is not a folder"))
+            + ("is not writable by you" if os.path.isdir(place) else "is not a folder"))
 
 
 def check_resources(config):
@@ -621,7 +621,7 @@ def name_problem(path):
         return "holds a control character"
     if MARK in path.split("/"):
         return "is the name of the mark that a batch leaves in DOWNLOAD_DIR"
-    return "would leave the download folder"
+    return "would be written outside DOWNLOAD_DIR"
 
 
 def local_path(path):
@@ -667,9 +667,9 @@ def read_tokens(path=None):
             if os.fstat(file.fileno()).st_mode & 0o077:
                 try:
                     os.fchmod(file.fileno(), 0o600)
-                    log(f"{path} could be read by others; its mode is 0600 now.")
+                    log(f"{path} was readable by others; its mode is now 0600.")
                 except OSError as error:
-                    log(f"{path} can be read by others, which cannot be changed: {error.strerror}.")
+                    log(f"{path} is readable by others, and chmod failed: {error.strerror}.")
             tokens = json.load(file)
         if not isinstance(tokens, dict) or not all(isinstance(t, dict) for t in tokens.values()):
             raise ValueError
@@ -817,9 +817,9 @@ def transfer_tokens():
     tokens = read_tokens().get(TRANSFER, {})
     if not tokens.get("refresh_token"):
         host = os.uname().nodename
-        raise UserError("You are not logged in to Globus. Run globus-login.py first; or, if you "
-                        f"have, let TOKEN_FILE in config.py be on a disk that {host} "
-                        f"sees: here is no login in {token_file()}.")
+        raise UserError(f"You are not logged in to Globus: there is no login in {token_file()}. "
+                        "Run globus-login.py first; or, if you have, set TOKEN_FILE in config.py "
+                        f"to a path on a disk that {host} can see.")
     # An expired token keeps RefreshTokenAuthorizer from asking for one before it is used.
     tokens = dict(tokens, access_token=tokens.get("access_token") or "none",
                   expires_at_seconds=tokens.get("expires_at_seconds") or 1)
@@ -884,7 +884,7 @@ def transfer_client():
 
 
 def set_retry_limits(client, timeout, retries):
-    """Set a client's patience: seconds for an answer, and how often globus-sdk tries again."""
+    """Set a client's HTTP timeout in seconds, and how often globus-sdk itself retries."""
     client.transport.http_timeout = timeout
     # Version 4 has a retry_config beside the transport.
     (getattr(client, "retry_config", None) or client.transport).max_retries = retries
@@ -895,7 +895,7 @@ def set_retry_limits(client, timeout, retries):
 
 
 class Transient(Exception):
-    """Globus, or the network, is out of order; asked again in some seconds, it may not be."""
+    """A temporary failure of Globus or of the network: the same request may succeed later."""
 
     def __init__(self, reason, seconds=0):
         super().__init__(reason)
@@ -993,7 +993,7 @@ def telling_of_silence():
 
 
 def is_transient(error):
-    """True for an error that may be gone when one asks again."""
+    """True for an error that may disappear when the request is repeated."""
     if isinstance(error, NetworkError):
         # requests says by a ValueError that a proxy, or an address, is set wrongly.
         return not isinstance(error.underlying_exception, ValueError)
@@ -1177,7 +1177,7 @@ def list_directory(client, config, path):
                 return
             total = None  # a full page may be followed by another one
         elif not here and seen < total:
-            raise UserError(f"The listing of {path} broke off: {seen} of {total} entries came. "
+            raise UserError(f"The listing of {path} is incomplete: {seen} of {total} entries. "
                             "Try again.")
         elif was not in (None, total):
             log(f"{path} changed while it was listed; start again later for what may be missing.")
@@ -1345,7 +1345,7 @@ def cancel_failing_task(client, task_id, task):
 
 
 def files_done(task):
-    """How many files of a task are through."""
+    """How many files of a task are done: transferred or skipped."""
     return get_number(task, "files_transferred") + get_number(task, "files_skipped")
 
 
@@ -1403,7 +1403,9 @@ def status_detail(client, task_id, task):
         said += [get_text(rule, "message") for rule in info.get("pause_rules", [])]
         said = ", ".join(dict.fromkeys(filter(None, said)))
         return f": {said}" if said else ""
-    if task.get("nice_status") == "Queued" or not get_number(task, "faults"):
+    # Behind a command that is to be copied stands nothing.
+    if task.get("nice_status") in ("Queued", "GC_NOT_CONNECTED", "GC_PAUSED") or not get_number(
+            task, "faults"):
         return ""
     said = ", ".join(filter(None, last_error_event(client, task)[1:]))
     return f": {said}" if said else ""

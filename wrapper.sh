@@ -1,6 +1,6 @@
 #!/bin/bash
 # The job: download its files, then process and delete each.   usage: wrapper.sh DIR NAME...
-# A file that fails stays, and fails alone; the last failure's exit status is that of the whole.
+# A file that fails is kept, and the others go on; the exit status is that of the last failure.
 
 # ---- the environment of your jobs: edit here ----
 # module load samtools
@@ -8,7 +8,7 @@
 PYTHON=${PYTHON:-python3} # the batch driver sets PYTHON to the Python that runs it
 # -------------------------------------------------
 
-# A signal to the job ends the step at work; this script stays to pass that on.
+# A signal to the job ends the current step; this script survives to report it.
 stopped=
 trap 'stopped=129' HUP
 trap 'stopped=130' INT
@@ -53,7 +53,7 @@ process() {
   return $status
 }
 
-# In plain words, after those of bash: what is wrong with process.sh itself.
+# After bash's own error message, say what is wrong with process.sh itself.
 explain() {
   local first words
   [ -f "$here/process.sh" ] || echo "wrapper.sh: there is no $here/process.sh" >&2
@@ -61,7 +61,7 @@ explain() {
   read -ra words <<<"${first#"#!"}"
   [[ ${words[0]} != */env ]] || words=("${words[@]:1}")
   if [[ $first == *$'\r' ]]; then
-    echo "wrapper.sh: process.sh has line ends of Windows; convert it: dos2unix process.sh" >&2
+    echo "wrapper.sh: process.sh has Windows line endings; run: sed -i 's/\\r\$//' process.sh" >&2
   elif [[ $1 == 12[67] && $first == "#!"* ]] && ! command -v "${words[0]}" >/dev/null; then
     echo "wrapper.sh: process.sh needs ${words[0]}, which is not on $HOSTNAME" >&2
   fi
@@ -74,7 +74,7 @@ end_if_stopped() {
   [ "$1" = 0 ] || [ -z "$stopped" ] || exit "$stopped"
 }
 
-# A file's result for the driver: a line of its exit status. A full disk is waited for.
+# Report a file's exit status to the driver, a line each. On a full disk, keep trying.
 report() {
   until [ -z "${GLOBUS_JOB:-}" ] || echo "$1" >>"$GLOBUS_JOB.results"; do sleep 5; done
 }
@@ -105,7 +105,7 @@ for name; do
     process "$name"
     status=$?
   elif [ $failure = 0 ]; then
-    echo "wrapper.sh: the path of the download did not come, but: $said" >&2
+    echo "wrapper.sh: expected the path of the download, but got: $said" >&2
     status=1
   else
     status=$failure

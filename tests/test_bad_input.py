@@ -59,9 +59,9 @@ def test_a_token_file_that_holds_something_else(stand_in, script, options, text)
     ("RECURSIVE = 'yes'", "must be True or False"),
     ("DOWNLOAD_DIR = WORKING_DIR", "a folder of its own"),
     ("DOWNLOAD_DIR = WORKING_DIR + '/x/../jobs/'", "a folder of its own"),
-    ("NUM_JOBS = 0", "from 1 up"),
-    ("NUM_JOBS = '3'", "from 1 up"),
-    ("NUM_JOBS = True", "from 1 up"),
+    ("NUM_JOBS = 0", "of at least 1"),
+    ("NUM_JOBS = '3'", "of at least 1"),
+    ("NUM_JOBS = True", "of at least 1"),
     ("MAX_BYTES = 0", "number of bytes"),
     ("MAX_BYTES = '5G'", "number of bytes"),
     ("SCHEDULER = 'lsf'", "'slurm'"),
@@ -194,7 +194,7 @@ def test_a_batch_dry_run_names_and_counts_what_is_refused(stand_in, emulator):
     emulator.fault("/ls", patch={"DATA": [entry("good"), entry("../x")], "total": 2})
     done = stand_in.run(BATCH, "--dry-run")
     assert done.returncode == 1
-    assert "Refused: '../x' would leave the download folder." in done.err
+    assert "Refused: '../x' would be written outside DOWNLOAD_DIR." in done.err
     assert last_line(done) == "1 to process, 1 refused, 0 not needed"
 
 

@@ -241,7 +241,7 @@ def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(every_c
     err = driver.communicate()[1].decode()
     (every_cluster.folder / "go").touch()
     assert driver.returncode == 130 and "Traceback" not in err
-    assert "start this script again" in err and re.search(r"(scancel|qdel) \d+\S* \d+", err)
+    assert "Start this script again" in err and re.search(r"(scancel|qdel) \d+\S* \d+", err)
     done = every_cluster.run(BATCH)
     assert last_line(done) == "4 processed, 0 failed, 0 not needed"
     assert set(processed(every_cluster).values()) == {1}
@@ -549,7 +549,7 @@ def test_files_beyond_the_limit_are_counted_so_that_the_numbers_add_up(stand_in,
     emulator.add({"f%d" % n: b"x" for n in range(5)})
     done = stand_in.run(BATCH, "--limit", "2")
     assert done.out.splitlines()[-2:] == [
-        "3 files left, beyond --limit",
+        "3 files left out by --limit",
         "2 processed, 0 failed, 0 not needed"]
 
 

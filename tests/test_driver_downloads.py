@@ -181,7 +181,7 @@ def test_packs_that_wait_are_shown_on_the_bar(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
     emulator.bend(task_seconds=2)
     seen = ["\n".join(screen.display) for screen in driven.watch(BATCH)]
-    assert any("0 of 4 files, 0 jobs in the queue, " in text and "on the way" in text
+    assert any("0 of 4 files, 0 jobs in the queue, " in text and "transfer" in text
                for text in seen)
 
 
@@ -202,7 +202,7 @@ def test_files_that_a_node_does_not_see_fail_with_a_question(driven, emulator, t
     put_before(driven, tmp_path, "sbatch", "rm -f %s/a" % driven.downloads, 'exec "$real" "$@"')
     driven.edit("wrapper.sh", "-gt 60", "-gt 1")
     done = driven.run(BATCH)
-    assert "FAILED a: exit status 1: wrapper.sh: the path of the download did not come" in done.out
+    assert "FAILED a: exit status 1: wrapper.sh: expected the path of the download" in done.out
     assert "Does this node see it?" in done.out
     assert not os.path.exists(str(driven.folder / "processed"))
 

@@ -152,7 +152,7 @@ def test_a_job_that_is_held_is_told_with_the_way_to_cancel_it_and_goes_on_when_r
     said = []
     wait_until(lambda: said.append(driver.stderr.readline().decode()) or "1 job held: " in said[-1])
     release = driver.stderr.readline().decode()
-    assert "To cancel (the files count as failed then): " in driver.stderr.readline().decode()
+    assert "To cancel (their files then count as failed): " in driver.stderr.readline().decode()
     subprocess.run(release.split()[2:], env=real_cluster.env, check=True,
                    stdout=subprocess.DEVNULL)
     assert driver.communicate()[0].decode().endswith("1 processed, 0 failed, 0 not needed\n")

@@ -97,7 +97,7 @@ def test_line_ends_of_windows_are_said_before_anything_is_submitted(script, stan
     text = (stand_in.folder / script).read_text()
     (stand_in.folder / script).write_bytes(text.replace("\n", "\r\n").encode())
     done = stand_in.run(BATCH)
-    assert done.returncode == 2 and "has line ends of Windows" in done.err
+    assert done.returncode == 2 and "has Windows line endings" in done.err
     assert "sed -i 's/\\r$//' %s" % (stand_in.folder / script) in done.err
 
 
@@ -147,8 +147,8 @@ def test_a_job_that_does_not_see_the_tokens_says_where_it_looked(stand_in, emula
     emulator.add({"a": b"1"})
     stand_in.edit("wrapper.sh", "\nPYTHON=", "\nexport HOME=/nowhere\nPYTHON=")
     done = stand_in.run(BATCH)
-    assert "here is no login in /nowhere/.wehi-globus-tokens.json" in done.out
-    assert "on a disk that %s sees" % os.uname().nodename in done.out
+    assert "there is no login in /nowhere/.wehi-globus-tokens.json" in done.out
+    assert "on a disk that %s can see" % os.uname().nodename in done.out
 
 
 def test_a_job_that_does_not_see_the_home_folder_knows_the_destination_and_the_tokens(

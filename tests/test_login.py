@@ -285,7 +285,7 @@ def test_login_names_a_destination_that_may_not_be_read(fresh_site, emulator):
 def test_a_token_file_that_others_may_read_is_mended_with_a_warning(site):
     site.tokens.chmod(0o644)
     done = site.run("globus-simple-download.py")
-    assert "could be read by others" in done.err
+    assert "was readable by others" in done.err
     assert mode(site.tokens) == 0o600
 
 
@@ -446,4 +446,4 @@ def test_a_token_file_with_loose_rights_that_cannot_be_changed_is_used(site, emu
     site.env["PYTHONPATH"] = str(tmp_path / "patch")
     done = site.run("globus-simple-download.py")
     assert done.returncode == 0 and "yours alone" not in done.err
-    assert "can be read by others, which cannot be changed: Read-only file system." in done.err
+    assert "is readable by others, and chmod failed: Read-only file system." in done.err

@@ -285,7 +285,7 @@ def test_a_job_that_a_module_s_banner_confuses_processes_what_it_is_sure_of(
     site.env.update(PYTHONPATH=str(tmp_path / "patch"), GLOBUS_DOWNLOAD_DIR=str(site.downloads))
     site.process(*KEEP)
     done = run_wrapper(site, "a", "b")
-    assert done.returncode == 1 and b"did not come, but: Welcome! /" in done.stderr
+    assert done.returncode == 1 and b"but got: Welcome! /" in done.stderr
     assert processed(site) == {"b": 1}
 
 

@@ -61,7 +61,7 @@ def test_an_error_that_ends_the_wait_says_that_the_task_goes_on(site, emulator):
         "code": "PermissionDenied", "message": "not yours", "authorization_parameters": None})
     done = site.run("globus-simple-download.py")
     assert done.returncode == 1 and "not yours" in done.err
-    assert ("continues without this script: https://app.globus.org/activity/"
+    assert ("continues without this script:\nhttps://app.globus.org/activity/"
             + emulator.tasks()[0]["task_id"]) in done.err
 
 
@@ -196,7 +196,7 @@ def test_a_listing_that_stays_incomplete_is_no_listing(site, emulator):
     emulator.fault("/ls", patch={"total": 5})
     done = site.run("globus-simple-download.py")
     assert done.returncode == 1
-    assert "broke off: 1 of 5 entries" in done.err
+    assert "is incomplete: 1 of 5 entries" in done.err
     assert emulator.tasks() == []
 
 
@@ -204,7 +204,7 @@ def test_a_listing_that_brings_nothing_of_what_it_counts_is_told(site, emulator)
     emulator.fault("/ls", patch={"DATA": [], "total": 5})
     done = site.run("globus-simple-download.py", "--dry-run")
     assert done.returncode == 1
-    assert "broke off: 0 of 5 entries came. Try again." in done.err
+    assert "is incomplete: 0 of 5 entries. Try again." in done.err
 
 
 def test_a_directory_that_changes_while_it_is_listed_is_told(site, emulator):
@@ -313,7 +313,7 @@ def test_a_task_that_goes_on_is_told_with_its_page_though_stdout_is_full(site, e
             stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
     page = "https://app.globus.org/activity/" + emulator.tasks()[0]["task_id"]
     assert done.returncode == 1
-    assert "continues without this script: " + page in done.stderr.decode()
+    assert "continues without this script:\n" + page in done.stderr.decode()
 
 
 def start_with_two_in_place(site, emulator):

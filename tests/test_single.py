@@ -41,7 +41,7 @@ def test_a_directory_is_no_file(site, emulator):
 def test_a_name_that_would_leave_the_folder_is_refused_unasked(site, emulator, name):
     done = run_single(site, name)
     assert done.returncode == 2
-    assert "would leave the download folder" in done.err or "control character" in done.err
+    assert "would be written outside DOWNLOAD_DIR" in done.err or "control character" in done.err
     assert emulator.requests() == []
 
 
@@ -326,7 +326,7 @@ def test_a_path_that_cannot_be_told_from_a_banner_fails_and_deletes_nothing(
     site.env["PYTHONPATH"] = str(tmp_path / "patch")
     done = run_wrapper(site, "a")
     assert done.returncode == 1
-    assert b"wrapper.sh: the path of the download did not come, but: Welcome! /" in done.stderr
+    assert b"wrapper.sh: expected the path of the download, but got: Welcome! /" in done.stderr
     assert site.downloaded() == {"a": b"data"} and not site.results.exists()
 
 

@@ -167,7 +167,7 @@ def test_a_run_that_is_resumed_with_another_setting_says_which(options, stand_in
     first = b"".join(driver.stderr.readline() for _ in range(2 if options else 6)).decode()
     (stand_in.folder / "go").touch()
     driver.communicate()
-    assert "1 job on the way (%s)." % job_id in first
+    assert "0 processed, 0 failed, 1 job (%s)." % job_id in first
     assert "It began with RESOURCES = '', not '--time=5'" in first
 
 
@@ -324,7 +324,7 @@ def test_all_files_that_are_too_large_are_one_line(options, stand_in, emulator):
 
 
 @pytest.mark.parametrize("change,words", [
-    (r"printf '#!/bin/bash\r\nexit 0\r\n' >process.sh", "process.sh has line ends of Windows"),
+    (r"printf '#!/bin/bash\r\nexit 0\r\n' >process.sh", "process.sh has Windows line endings"),
     (r"printf '#!/usr/bin/env julia\nx\n' >process.sh", "process.sh needs julia, which is not on"),
     (r"printf '#!/opt/no/perl -w\nx\n' >process.sh", "process.sh needs /opt/no/perl, which is"),
     ("rm process.sh", "there is no /.*/process.sh"),
