@@ -61,7 +61,7 @@ explain() {
   read -ra words <<<"${first#"#!"}"
   [[ ${words[0]} != */env ]] || words=("${words[@]:1}")
   if [[ $first == *$'\r' ]]; then
-    echo "wrapper.sh: process.sh has Windows line endings; run: sed -i 's/\\r\$//' process.sh" >&2
+    echo "wrapper.sh: process.sh has Windows line endings; README.md says how to convert it" >&2
   elif [[ $1 == 12[67] && $first == "#!"* ]] && ! command -v "${words[0]}" >/dev/null; then
     echo "wrapper.sh: process.sh needs ${words[0]}, which is not on $HOSTNAME" >&2
   fi
