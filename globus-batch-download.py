@@ -254,7 +254,7 @@ def check_options(config):
         if is_command(config.SCHEDULER, before, word) or is_foreign_option(config.SCHEDULER, word):
             raise helper.UserError(
                 f"config.py: RESOURCES holds {word!r}, which the driver cannot work with:\n"
-                "a command, an array, or a job that is held, waits or is interactive. Leave it out.", 2)
+                "a command, an array, a job that is held or interactive. Leave it out.", 2)
 
 
 def is_command(scheduler, before, word):
