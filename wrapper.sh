@@ -96,8 +96,10 @@ worst=0
 for name; do
   [ -z "$stopped" ] || exit "$stopped"
   if [ -n "${GLOBUS_JOB:-}" ]; then
-    # The driver has given this job up, or stopped all, because every file fails.
-    [ ! -e "$GLOBUS_JOB.closed" ] && [ ! -e "${GLOBUS_JOB%/*}/halted" ] || exit 143
+    # The driver has given this job up, or stopped all, because every file fails; or the run is
+    # over, and the files of its jobs are gone.
+    [ ! -e "$GLOBUS_JOB.closed" ] && [ ! -e "${GLOBUS_JOB%/*}/halted" ] &&
+      [ -e "$GLOBUS_JOB.claim" ] || exit 143
     until echo "$name" >"$GLOBUS_JOB.working"; do sleep 5; done
   fi
   [ $# = 1 ] || echo "== $name" >&2

@@ -518,3 +518,20 @@ def test_a_lost_job_does_not_blame_the_last_word_of_a_wait_that_is_over(stand_in
     done = stand_in.run(BATCH)
     assert "FAILED a: the job was lost: no exit status" in done.out
     assert "Resumed." not in done.out
+
+
+def test_a_lost_job_that_lives_on_does_nothing_more_when_the_next_run_has_begun(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2"})
+    put_before(stand_in, tmp_path, "squeue", "echo 'JOBID|NAME|STATE|REASON'")
+    put_before(stand_in, tmp_path, "scancel", "exit 1")
+    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = None",
+                    "GRACE_SECONDS = 1", "POLL_SECONDS = 0.3")
+    stand_in.process("case $1 in *a) until [ -e go ]; do sleep 0.1; done ;; esac", *KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 1 failed, 0 not needed"
+    stand_in.config("def is_file_needed(file):", "    return False")
+    assert last_line(stand_in.run(BATCH)) == "0 processed, 0 failed, 2 not needed"
+    (stand_in.folder / "go").touch()
+    states = [path / "state" for path in (tmp_path / "stand-in").iterdir()]
+    wait_until(lambda: not any("RUNNING" in state.read_text() for state in states))
+    assert processed(stand_in) == {"a": 1, "b": 1}
