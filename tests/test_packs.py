@@ -55,11 +55,11 @@ def test_packs_get_smaller_towards_the_end(packs, emulator):
     assert sizes[0] == 5 and sizes[-1] == 1 and sizes == sorted(sizes, reverse=True)
 
 
-def test_packs_of_files_that_take_no_time_do_not_get_smaller(packs, emulator):
+def test_packs_of_files_that_take_no_time_do_not_get_smaller(stand_in, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(23)})
-    packs.config("MAX_FAILURES_IN_A_ROW = None")
-    packs.run(BATCH)
-    sizes = [len(pack) for pack in packs_of(packs)]
+    stand_in.config("FILES_PER_JOB = 5", "NUM_JOBS = 2", "MAX_FAILURES_IN_A_ROW = None")
+    stand_in.run(BATCH)
+    sizes = [len(pack) for pack in packs_of(stand_in)]
     assert set(sizes[:-1]) == {5}
 
 
