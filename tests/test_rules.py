@@ -81,16 +81,21 @@ def test_no_refusal_stops_a_run_that_has_begun(kind, site, emulator, tmp_path):
     assert sorted(os.listdir(str(site.jobs))) == ["driver.lock", "journal.jsonl"]
 
 
+def kill_driver_with_a_job(site):
+    """Kill the driver when its first job is queued; then let that job go on."""
+    site.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = site.start(BATCH)
+    wait_until(lambda: any(event["event"] == "queued" for event in journal(site)))
+    driver.kill()
+    driver.communicate()
+    (site.folder / "go").touch()
+
+
 def test_a_refusal_after_a_restart_does_not_stop_the_run_either(stand_in, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2"})
     refuse(stand_in, tmp_path, "sbatch", ["out of cheese"] * 3)
     stand_in.config("POLL_SECONDS = 0.2", "NUM_JOBS = 1")
-    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
-    driver = stand_in.start(BATCH)
-    wait_until(lambda: any(event["event"] == "queued" for event in journal(stand_in)))
-    driver.kill()
-    driver.communicate()
-    (stand_in.folder / "go").touch()
+    kill_driver_with_a_job(stand_in)
     done = stand_in.run(BATCH)
     assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
     assert done.err.count("refuses a job, although it accepted others: out of cheese") == 1
@@ -99,12 +104,7 @@ def test_a_refusal_after_a_restart_does_not_stop_the_run_either(stand_in, emulat
 def test_other_resources_than_those_that_were_accepted_may_stop_the_run(stand_in, emulator):
     emulator.add({"a": b"1", "b": b"2"})
     stand_in.config("NUM_JOBS = 1", "POLL_SECONDS = 0.2")
-    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
-    driver = stand_in.start(BATCH)
-    wait_until(lambda: any(event["event"] == "queued" for event in journal(stand_in)))
-    driver.kill()
-    driver.communicate()
-    (stand_in.folder / "go").touch()
+    kill_driver_with_a_job(stand_in)
     stand_in.config("RESOURCES = '--nonsense=3'")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
@@ -436,12 +436,7 @@ def test_a_disk_that_is_out_of_order_for_a_moment_is_told_and_waited_for(
 def interrupted_run(site, emulator, **bent):
     """A run with one job that has ended since its driver was killed; the next listing is slow."""
     site.edit(BATCH, "LISTING_SECONDS = 1", "LISTING_SECONDS = 0")
-    site.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
-    driver = site.start(BATCH)
-    wait_until(lambda: any(event["event"] == "queued" for event in journal(site)))
-    driver.kill()
-    driver.communicate()
-    (site.folder / "go").touch()
+    kill_driver_with_a_job(site)
     wait_until(lambda: list(site.jobs.glob("*.results")))
     emulator.bend_collection("6c54cade-bde5-45c1-bdea-f4bd71dba2cc", list_seconds=1)
 
