@@ -437,6 +437,41 @@ esac
 """
 
 
+def job_script(driver, name, job):
+    """The job: a head of assignments, then JOB_SCRIPT."""
+    config, last = driver.config, len(job.files) - 1
+    head = {
+        "job": os.path.join(driver.folder, name), "log": driver.file_of(name, "log"),
+        "journal": driver.journal.path, "run": f'"run": "{driver.state.run}"',
+        "is_over": f'"(closed", "job": "{name}"|result", "job": "{name}", "i": {last},)',
+        "working_dir": config.WORKING_DIR, "wrapper": os.path.join(HERE, "wrapper.sh"),
+        "dir": config.PATH}
+    exports = {
+        "PYTHON": sys.executable, "GLOBUS_DESTINATION": config.DESTINATION_ENDPOINT_ID,
+        "GLOBUS_DOWNLOAD_DIR": config.DOWNLOAD_DIR,
+        "GLOBUS_DESTINATION_PATH": config.DESTINATION_PATH,
+        "GLOBUS_DOWNLOAD_BY": "driver" if job.is_downloaded else "job"}
+    lines = [f"{key}={shlex.quote(value)}" for key, value in head.items()]
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in exports.items()]
+    lines.append(f"names=({' '.join(shlex.quote(path) for path, _ in job.files)})")
+    lines.append(f"sizes=({' '.join(str(size) for _, size in job.files)})")
+    log = driver.scheduler.log.format(log=shlex.quote(driver.file_of(name, "log")))
+    # Before the scheduler's own lines: Grid Engine's mere suspensions are to be ignored.
+    traps = "#!/bin/bash\ntrap : HUP INT TERM XCPU USR1 USR2\n"
+    return traps + log + "\n".join(lines) + JOB_SCRIPT
+
+
+def submit_command(scheduler, config, log, job_name):
+    """The command that submits a job of this name."""
+    # In the log's name a % would be one of Slurm's patterns, unless there is a \\ to mark it.
+    log = log.replace("\\", "\\\\") if "\\" in log else log.replace("%", "%%")
+    command = []
+    for word in scheduler.submit:
+        command += (shlex.split(config.RESOURCES) if word == "RESOURCES" else
+                    [word.format(log=log, name=job_name)])
+    return command
+
+
 # ---- the journal and the state: what survives a kill ----
 
 
@@ -507,10 +542,6 @@ class State:
     processed, failed, in one open job, or pending."""
 
     def __init__(self):
-        self.reset()
-
-    def reset(self):
-        """Nothing has happened yet."""
         self.run = self.source = self.queue = self.resources = self.folder = None
         self.is_accepted = False  # the scheduler has taken a job for this queue, with these options
         self.settings = {}  # that the run began with
@@ -526,10 +557,8 @@ class State:
         kind, name = event["event"], event.get("job")
         job = self.jobs.get(name) or self.lost.get(name)
         if kind == "run":
-            self.reset()
             self.run, self.source = event["run"], event["source"]
-            names = dict(zip(("SOURCE_ENDPOINT_ID", "PATH"), self.source))
-            self.folder, self.settings = event.get("folder"), {**names, **event.get("settings", {})}
+            self.folder, self.settings = event.get("folder"), event.get("settings", {})
         elif kind == "queue":  # where jobs go from here on
             self.queue, self.resources = event["queue"], event.get("resources")
             self.is_accepted = False
@@ -615,7 +644,6 @@ class Driver:
         self.refused = []  # path and why, of what is listed but cannot be downloaded
         self.leftover_bytes = {}  # path: bytes in DOWNLOAD_DIR that no job of ours will delete
         self.adopted = set()  # names of jobs from before a restart that the queue has not shown
-        self.lost_sizes = {}  # name of a lost job: bytes of its results when they were last read
         self.missing_since = {}  # job name: since when the queue does not list it
         self.submit_limit = config.NUM_JOBS  # what the scheduler takes; fewer after a refusal
         self.failures_in_a_row = []  # their reasons
@@ -652,44 +680,6 @@ class Driver:
     def new_name(self):
         return f"{self.state.run}-{self.state.number + 1}"
 
-    def take_pack(self, free):
-        """The next files for a job, when so many places are free; [] if none fits for now. Guided
-        self-scheduling: packs get smaller as fewer files are left, so that no place idles while
-        another one has a long pack before it."""
-        index = first_that_fits(self, itertools.islice(self.pending, 1000))  # it is asked often
-        if index is None:
-            if self.state.jobs or self.is_listing or time.monotonic() < self.next_look:
-                return []
-            measure_leftovers(self)
-            index = first_that_fits(self, self.pending)
-            if index is None:
-                tell_no_room(self)
-                return []
-        share = -(-len(self.pending) // self.config.NUM_JOBS)
-        # Yet no pack is over at once: a transfer task takes seconds, however little it brings.
-        least = int(LEAST_SECONDS / self.seconds_per_file() / self.config.NUM_JOBS)
-        most = min(self.config.FILES_PER_JOB, max(share, least))
-        if not self.has_succeeded and self.config.MAX_FAILURES_IN_A_ROW:  # no more at stake
-            most = min(most, max(1, self.config.MAX_FAILURES_IN_A_ROW // self.config.NUM_JOBS))
-        space, names, pack = room(self) / free, 0, []
-        self.pending.rotate(-index)
-        while self.pending and len(pack) < most:
-            file = self.pending[0]
-            space -= bytes_of(self, file)
-            names += len(os.fsencode(file.path)) + 32  # two pointers, --file, quotes
-            if pack and (space < 0 or names > LONGEST_COMMAND):
-                break
-            pack.append(self.pending.popleft())
-        self.pending.rotate(index)
-        return pack
-
-    def seconds_per_file(self):
-        """The pace of all jobs together, so far; infinite at the beginning."""
-        begun, before = self.pace_from
-        fresh = len(self.state.processed) + self.count_failed() - before
-        is_known = fresh > 0 and self.last_end > begun
-        return (self.last_end - begun) / fresh if is_known else float("inf")
-
     def fill_slots(self):
         """Submit jobs while there are free places."""
         while self.has_slot():
@@ -700,7 +690,7 @@ class Driver:
                 continue
             if self.config.DOWNLOAD_BY == "driver" or not self.pending:
                 return
-            pack = self.take_pack(self.config.NUM_JOBS - len(self.submitted()))
+            pack = take_pack(self, self.config.NUM_JOBS - len(self.submitted()))
             if not pack:
                 return
             self.submit(self.new_name(), [[file.path, file.size] for file in pack])
@@ -724,7 +714,7 @@ class Driver:
         try:
             # A file: it gets the whole script even if this driver is killed meanwhile.
             with tempfile.TemporaryFile(dir=self.folder) as script:
-                script.write(os.fsencode(self.job_script(name, job)))
+                script.write(os.fsencode(job_script(self, name, job)))
                 script.seek(0)
                 status, output, errors = run_command(command, script, SUBMIT_SECONDS, submit_env())
         except OSError as error:
@@ -742,29 +732,6 @@ class Driver:
             if status != 0:
                 self.submit_limit = len(self.submitted())  # until the queue answers, or a job ends
 
-    def job_script(self, name, job):
-        """The job: a head of assignments, then JOB_SCRIPT."""
-        config, last = self.config, len(job.files) - 1
-        head = {
-            "job": os.path.join(self.folder, name), "log": self.file_of(name, "log"),
-            "journal": self.journal.path, "run": f'"run": "{self.state.run}"',
-            "is_over": f'"(closed", "job": "{name}"|result", "job": "{name}", "i": {last},)',
-            "working_dir": config.WORKING_DIR, "wrapper": os.path.join(HERE, "wrapper.sh"),
-            "dir": config.PATH}
-        exports = {
-            "PYTHON": sys.executable, "GLOBUS_DESTINATION": config.DESTINATION_ENDPOINT_ID,
-            "GLOBUS_DOWNLOAD_DIR": config.DOWNLOAD_DIR,
-            "GLOBUS_DESTINATION_PATH": config.DESTINATION_PATH,
-            "GLOBUS_DOWNLOAD_BY": "driver" if job.is_downloaded else "job"}
-        lines = [f"{key}={shlex.quote(value)}" for key, value in head.items()]
-        lines += [f"export {key}={shlex.quote(value)}" for key, value in exports.items()]
-        lines.append(f"names=({' '.join(shlex.quote(path) for path, _ in job.files)})")
-        lines.append(f"sizes=({' '.join(str(size) for _, size in job.files)})")
-        log = self.scheduler.log.format(log=shlex.quote(self.file_of(name, "log")))
-        # Before the scheduler's own lines: Grid Engine's mere suspensions are to be ignored.
-        traps = "#!/bin/bash\ntrap : HUP INT TERM XCPU USR1 USR2\n"
-        return traps + log + "\n".join(lines) + JOB_SCRIPT
-
     def handle_submit_failure(self, name, command, status, output, errors):
         """What follows from a submission that gave no id: look for the job, wait, or give up."""
         words = self.submit_words = both_ends(output + "\n" + errors)
@@ -779,21 +746,14 @@ class Driver:
                            f"{words}\nLooking for it in the queue.")
             return
         self.take_back(name, words)
-        is_limit = LIMIT.search(said)
-        if is_limit:
-            self.remove_job_files(name)  # for sure not accepted; else the claim keeps it out
-        if is_limit or ("limit" in said and self.submitted()):
-            self.tell_once("submit", f"The scheduler accepts no more jobs for now: {words}\n"
-                           "Trying again when a job has ended, or it has answered.")
-        elif self.state.is_accepted:
-            self.tell_once("submit", f"The scheduler refuses a job, although it accepted others: "
-                           f"{words}\nTrying again every {self.config.POLL_SECONDS:g} s.")
-        else:
+        if not (self.state.is_accepted or self.submitted() or LIMIT.search(said)):
             raise helper.UserError(
                 f"The scheduler refuses the job: {words}\n"
                 f"The command was: {' '.join(map(shlex.quote, command))}\n"
                 "Fix RESOURCES in config.py, to fit the limits of its queue or partition,"
                 "\nand start again; nothing is lost.")
+        self.tell_once("submit", f"The scheduler accepts no more jobs for now: {words}\nTrying "
+                       f"again every {self.config.POLL_SECONDS:g} s, and when a job has ended.")
 
     def give_up(self, name):
         """True if the job had not begun, and now never will: exactly one of job and driver creates
@@ -817,9 +777,8 @@ class Driver:
         """Files that are pending again."""
         self.pending.extendleft(helper.File(path, size, None, None)
                                 for path, size in reversed(files))
-        if self.config.MAX_BYTES is not None:
-            for path, _ in files:
-                note_leftover(self, path)
+        for path, _ in files:
+            note_leftover(self, path)
 
     def collect_results(self):
         """Take in what jobs have reported; how many jobs have ended."""
@@ -827,11 +786,6 @@ class Driver:
         for name in self.submitted():
             if name + ".results" in there:
                 self.read_results(name)
-        for name in self.state.lost:
-            size = helper.size_of(self.file_of(name, "results"))
-            if size != self.lost_sizes.get(name):
-                self.read_results(name)
-                self.lost_sizes[name] = size
         return before - len(self.state.jobs)
 
     def read_results(self, name):
@@ -840,32 +794,34 @@ class Driver:
         lines = (read(self.file_of(name, "results")) or "").split("\n")[:-1]
         events = []
         for i, line in list(enumerate(lines[:len(job.files)]))[job.done:]:
-            status = int(line) if line.strip().isdigit() else 255
-            path = job.files[i][0]
-            reason = f"exit status {status}" + self.words_on(name, path) if status else None
-            events.append({"event": "result", "job": name, "i": i, "status": status,
-                           "reason": reason})
-        if name in self.state.lost:  # it has failed already, unless it went well after all
-            events = [event for event in events if not event["status"]
-                      and job.files[event["i"]][0] in self.state.failed]
+            status, path = int(line) if line.strip().isdigit() else 255, job.files[i][0]
+            # A file of a lost job has failed already, unless it went well after all.
+            if name in self.state.jobs or (status == 0 and path in self.state.failed):
+                reason = f"exit status {status}" + words_on(self, name, path) if status else None
+                events.append({"event": "result", "job": name, "i": i, "status": status,
+                               "reason": reason})
         if not events:
             return
         self.append(*events)
         self.last_end = time.monotonic()
-        self.login_suspect |= any(event["status"] == 1 for event in events)
         for event in events:
             path, reason = job.files[event["i"]][0], event["reason"]
             if reason:
+                self.login_suspect |= event["status"] == 1
                 self.tell_failures({path: reason})
-            else:
-                self.has_succeeded = True
-                if not self.is_halted:
-                    self.failures_in_a_row.clear()
-                tell_event("processed " + path)
-                if self.config.MAX_BYTES is not None:  # a wrapper.sh of the user's may keep it
-                    note_leftover(self, path)
+                continue
+            self.has_succeeded = True
+            if not self.is_halted:
+                self.failures_in_a_row.clear()
+            tell_event("processed " + path)
+            note_leftover(self, path)  # a wrapper.sh of the user's may keep it
         if job.done == len(job.files):
             self.job_ended(name)
+
+    def read_lost_results(self):
+        """Jobs that were lost may have worked on after all."""
+        for name in self.state.lost:
+            self.read_results(name)
 
     def job_ended(self, name):
         """A place is free."""
@@ -885,15 +841,7 @@ class Driver:
             note_leftover(self, path)
         self.failures_in_a_row += causes
         most = self.config.MAX_FAILURES_IN_A_ROW
-        if most is not None and len(self.failures_in_a_row) >= most and not self.is_halted:
-            self.is_halted = True
-
-    def words_on(self, name, path):
-        """': the cause, or the last words, of a job's log on a file (the log's path)'."""
-        job = self.state.jobs.get(name) or self.state.lost[name]
-        words = last_words(self.file_of(name, "log"), path if len(job.files) > 1 else None, CAUSE)
-        log = self.file_of(name, "log")
-        return (": " + words if words else "") + (f" ({log})" if os.path.exists(log) else "")
+        self.is_halted |= most is not None and len(self.failures_in_a_row) >= most
 
     def remove_job_files(self, name):
         """Remove the files of a job that went well."""
@@ -903,8 +851,9 @@ class Driver:
 
     def poll(self):
         """Find out which jobs are in the queue, and which are gone."""
-        entries, now = query_queue(self), time.monotonic()
+        entries = query_queue(self)
         self.collect_results()  # what ended meanwhile
+        self.read_lost_results()
         if entries is None:
             return
         gone, is_vain = {}, False
@@ -918,19 +867,12 @@ class Driver:
             if entry and entry.state != "ended":
                 self.missing_since.pop(name, None)
                 self.adopted.discard(name)
-                continue
-            status = read(self.file_of(name, "status"))
-            words = f"the scheduler says {entry.reason}" if entry else (
-                "it is not in the queue any more")
-            if status:  # a signal has ended it, and the scheduler does not begin it again
-                gone[name] = f"exit status {status.strip()}"
             elif job.id is None and self.give_up(name):
                 self.take_back(name, "it never came to the queue")
                 is_vain = not self.state.is_accepted
-            elif entry and name in self.missing_since and self.give_up(name):
-                gone[name] = words  # and it never began
-            elif now - self.missing_since.setdefault(name, now) >= self.config.GRACE_SECONDS:
-                gone[name] = "the job was lost: no exit status, and " + words
+            else:
+                gone[name] = self.why_gone(name, entry)
+        gone = {name: why for name, why in gone.items() if why}
         jobs = [self.state.jobs[name] for name in gone]
         cancel(self.scheduler, [job.id for job in jobs if job.id])  # the queue may be wrong
         for name, why in gone.items():
@@ -941,10 +883,24 @@ class Driver:
                 f"The scheduler has accepted no job so far, in {VAIN_POLLS} tries: "
                 f"{self.submit_words}\nFix that, and start this script again; nothing is lost.")
         self.submit_limit = self.config.NUM_JOBS
-        self.cancel_given_up(entries)
+        cancel_given_up(self, entries)
         ours = [entries[name] for name in self.submitted() if name in entries]
         report_held(self, ours)
         report_waiting(self, ours)
+
+    def why_gone(self, name, entry):
+        """Why a job that the queue does not show, or shows as ended, will not report any more; None
+        while it may."""
+        status, now = read(self.file_of(name, "status")), time.monotonic()
+        words = f"the scheduler says {entry.reason}" if entry else "it is not in the queue any more"
+        if status:  # a signal has ended it, and the scheduler does not begin it again
+            return f"exit status {status.strip()}"
+        since = self.missing_since.setdefault(name, now)
+        if entry and since < now and self.give_up(name):
+            return words  # and it never began
+        if now - since >= self.config.GRACE_SECONDS:
+            return "the job was lost: no exit status, and " + words
+        return None
 
     def close(self, name, why):
         """A job has ended, or is gone, without a result for each file. What was at work has failed,
@@ -975,7 +931,7 @@ class Driver:
             working = read(self.file_of(name, "working")) or ""
             at_work = [file for file in at_work[:1] if working == file[0] + "\n"]
         rest = job.left()[len(at_work):]
-        failed = {path: why + self.words_on(name, path) for path, _ in at_work}
+        failed = {path: why + words_on(self, name, path) for path, _ in at_work}
         self.append({"event": "closed", "job": name, "why": why, "failed": failed,
                      "in_transfer": has_begun and not is_downloaded})
         self.put_back(rest)
@@ -984,21 +940,6 @@ class Driver:
             for path, size in at_work:
                 note_leftover(self, path, size)
         self.job_ended(name)
-
-    def cancel_given_up(self, entries):
-        """Cancel what the scheduler accepted after all, long after it said no; it would do nothing,
-        but it has a place in the queue."""
-        ids = [entry.id for name, entry in entries.items() if entry.id and entry.state != "ended"
-               and name in self.state.kept and read(self.file_of(name, "claim")) == GIVEN_UP]
-        if ids:
-            cancel(self.scheduler, ids)
-
-    def forget_claims(self):
-        """Remove the claims of jobs that were given up: the journal keeps them out, too."""
-        for name in self.state.kept:
-            with contextlib.suppress(OSError):
-                if read(self.file_of(name, "claim")) == GIVEN_UP:
-                    os.remove(self.file_of(name, "claim"))
 
     def tell_once(self, topic, text, gist=None):
         """Say it, unless its gist (the text, as a rule) is what was said last on this topic."""
@@ -1019,11 +960,12 @@ class Driver:
         while not self.stopping and (self.submitted() if self.is_halted else
                                      self.pending or state.jobs):
             if self.login_suspect and time.monotonic() >= self.next_check:
-                self.check_login()
+                check_login(self)
             if self.step():
                 pauses = helper.backoff(0.05, 0.5, 1.05)
             show_progress(self)
             time.sleep(next(pauses))
+        self.read_lost_results()
 
     def step(self):
         """Take in what has happened, and submit jobs; how many have ended. A disk that is out of
@@ -1048,24 +990,47 @@ class Driver:
                            "Trying again.")
             return 0
 
-    def check_login(self):
-        """After a failure: was it the login? Then all further jobs would fail as well. Raises
-        UserError if a login is what helps."""
-        config = self.config
-        self.login_suspect, self.next_check = False, time.monotonic() + config.POLL_SECONDS
-        for is_sure in (False, True):  # a first error may be the old access token's
-            try:
-                self.client.operation_stat(config.SOURCE_ENDPOINT_ID, path=config.PATH)
-                self.client.operation_stat(config.DESTINATION_ENDPOINT_ID,
-                                           path=config.DESTINATION_PATH)
-                return
-            except helper.GlobusAPIError as error:
-                if not helper.reauth_reason(error):
-                    return
-                if is_sure:
-                    raise login_wanted(error)
-            except (helper.NetworkError, *helper.MALFORMED, OSError):
-                return
+# ---- packs ----
+
+
+def take_pack(driver, free):
+    """The next files for a job, when so many places are free; [] if none fits for now. Guided
+    self-scheduling: packs get smaller as fewer files are left, so that no place idles while
+    another one has a long pack before it."""
+    index = first_that_fits(driver, itertools.islice(driver.pending, 1000))  # it is asked often
+    if index is None:
+        if driver.state.jobs or driver.is_listing or time.monotonic() < driver.next_look:
+            return []
+        measure_leftovers(driver)
+        index = first_that_fits(driver, driver.pending)
+        if index is None:
+            tell_no_room(driver)
+            return []
+    share = -(-len(driver.pending) // driver.config.NUM_JOBS)
+    # Yet no pack is over at once: a transfer task takes seconds, however little it brings.
+    least = int(LEAST_SECONDS / seconds_per_file(driver) / driver.config.NUM_JOBS)
+    most = min(driver.config.FILES_PER_JOB, max(share, least))
+    if not driver.has_succeeded and driver.config.MAX_FAILURES_IN_A_ROW:  # no more at stake
+        most = min(most, max(1, driver.config.MAX_FAILURES_IN_A_ROW // driver.config.NUM_JOBS))
+    space, names, pack = room(driver) / free, 0, []
+    driver.pending.rotate(-index)
+    while driver.pending and len(pack) < most:
+        file = driver.pending[0]
+        space -= bytes_of(driver, file)
+        names += len(os.fsencode(file.path)) + 32  # two pointers, --file, quotes
+        if pack and (space < 0 or names > LONGEST_COMMAND):
+            break
+        pack.append(driver.pending.popleft())
+    driver.pending.rotate(index)
+    return pack
+
+
+def seconds_per_file(driver):
+    """The pace of all jobs together, so far; infinite at the beginning."""
+    begun, before = driver.pace_from
+    fresh = len(driver.state.processed) + driver.count_failed() - before
+    is_known = fresh > 0 and driver.last_end > begun
+    return (driver.last_end - begun) / fresh if is_known else float("inf")
 
 
 # ---- start or resume ----
@@ -1087,7 +1052,7 @@ def read_journal(driver, cut=True):
         for event in events if not is_over else []:
             state.apply(event)
         if not state.has_left_anything():  # such as after a refusal of the first job
-            state.reset()
+            driver.state = State()
             has_begun, is_over = has_begun and is_over, True
         if is_over:
             driver.previous = first.get("source" if has_begun else "previous")
@@ -1273,7 +1238,10 @@ def measure_leftovers(driver):
 
 
 def note_leftover(driver, path, coming=0):
-    """Count what a failure left in DOWNLOAD_DIR, or the bytes that may still be coming."""
+    """Count what a failure left in DOWNLOAD_DIR, or the bytes that may still be coming; only if
+    there is a limit."""
+    if driver.config.MAX_BYTES is None:
+        return
     size = helper.size_of(os.path.join(driver.config.DOWNLOAD_DIR, path))
     driver.leftover_bytes[path] = max(size or 0, coming)
 
@@ -1349,7 +1317,7 @@ def start_download(driver):
     """Ask Globus for the next pack; False if there is none for now."""
     submission_id = helper.submission_id(driver.client, helper.attempt) if driver.pending else None
     ahead = sum(job.step != "submitted" for job in driver.state.jobs.values())
-    taken = driver.pending and driver.take_pack(2 * driver.config.NUM_JOBS - ahead)
+    taken = driver.pending and take_pack(driver, 2 * driver.config.NUM_JOBS - ahead)
     if not taken:
         return False
     pack = [file for file in taken if not has_grown(driver, file, taken)]
@@ -1550,6 +1518,23 @@ def clusters_of(driver):
     return sorted({name.strip() for name in names} - {""})
 
 
+def cancel_given_up(driver, entries):
+    """Cancel what the scheduler accepted after all, long after it said no; it would do nothing,
+    but it has a place in the queue."""
+    ids = [entry.id for name, entry in entries.items() if entry.id and entry.state != "ended"
+           and name in driver.state.kept and read(driver.file_of(name, "claim")) == GIVEN_UP]
+    if ids:
+        cancel(driver.scheduler, ids)
+
+
+def forget_claims(driver):
+    """Remove the claims of jobs that were given up: the journal keeps them out, too."""
+    for name in driver.state.kept:
+        with contextlib.suppress(OSError):
+            if read(driver.file_of(name, "claim")) == GIVEN_UP:
+                os.remove(driver.file_of(name, "claim"))
+
+
 def confirm_empty(driver, output):
     """True if an empty answer really means an empty queue: PBS prints nothing at all when
     there are no jobs, so it is asked about one of them."""
@@ -1562,6 +1547,26 @@ def confirm_empty(driver, output):
 
 
 # ---- telling ----
+
+
+def check_login(driver):
+    """After a failure: was it the login? Then all further jobs would fail as well. Raises
+    UserError if a login is what helps."""
+    config = driver.config
+    driver.login_suspect, driver.next_check = False, time.monotonic() + config.POLL_SECONDS
+    for is_sure in (False, True):  # a first error may be the old access token's
+        try:
+            driver.client.operation_stat(config.SOURCE_ENDPOINT_ID, path=config.PATH)
+            driver.client.operation_stat(config.DESTINATION_ENDPOINT_ID,
+                                       path=config.DESTINATION_PATH)
+            return
+        except helper.GlobusAPIError as error:
+            if not helper.reauth_reason(error):
+                return
+            if is_sure:
+                raise login_wanted(error)
+        except (helper.NetworkError, *helper.MALFORMED, OSError):
+            return
 
 
 def login_wanted(error):
@@ -1646,7 +1651,7 @@ def time_left(driver, ended, total, now):
     if ended - driver.pace_from[1] < 2 * driver.config.NUM_JOBS or ended == total:
         return ""
     # The pace is known up to the last end.
-    seconds = driver.seconds_per_file() * (total - ended) - (now - driver.last_end)
+    seconds = seconds_per_file(driver) * (total - ended) - (now - driver.last_end)
     return f", ~{helper.format_duration(max(seconds, 1))} left"
 
 
@@ -1790,17 +1795,6 @@ def without_values(text, resources):
     return text
 
 
-def submit_command(scheduler, config, log, job_name):
-    """The command that submits a job of this name."""
-    # In the log's name a % would be one of Slurm's patterns, unless there is a \\ to mark it.
-    log = log.replace("\\", "\\\\") if "\\" in log else log.replace("%", "%%")
-    command = []
-    for word in scheduler.submit:
-        command += (shlex.split(config.RESOURCES) if word == "RESOURCES" else
-                    [word.format(log=log, name=job_name)])
-    return command
-
-
 def why_held(scheduler, held):
     """The scheduler's words on jobs that are held; of Grid Engine also what it says of the first
     of them alone."""
@@ -1819,6 +1813,14 @@ def read(path):
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def words_on(driver, name, path):
+    """': the cause, or the last words, of a job's log on a file (the log's path)'."""
+    job = driver.state.jobs.get(name) or driver.state.lost[name]
+    words = last_words(driver.file_of(name, "log"), path if len(job.files) > 1 else None, CAUSE)
+    log = driver.file_of(name, "log")
+    return (": " + words if words else "") + (f" ({log})" if os.path.exists(log) else "")
 
 
 def last_words(path, name=None, pattern=""):
@@ -1910,7 +1912,7 @@ def dry_run(driver, files, limit):
             tell_interrupted(driver)
     except helper.UserError as problem:
         helper.log(f"A run would not start: {problem}")
-        driver.state.reset()
+        driver.state = State()
 
     def show(file):
         helper.show_progress("")
@@ -2137,7 +2139,7 @@ def batch(driver, is_new, files, limit):
     remove_empty_folders(config, driver.state.processed)
     helper.remove_if_there(os.path.join(driver.folder, "halted"))
     driver.append({"event": "finished"})
-    driver.forget_claims()
+    forget_claims(driver)
     helper.unmark_folder(config)
     tell_disagreement(driver, needed)
     print_summary(driver, True)

@@ -291,7 +291,7 @@ def test_a_lost_job_that_comes_back_with_its_exit_status_counts(stand_in, emulat
     stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.5")
     stand_in.process('case $1 in *a) sleep 3 ;; *) sleep 5 ;; esac', *KEEP)
     stand_in.edit(BATCH, "setdefault(name, now)",
-                  "setdefault(name, now + ('b' in str(job.files)) * 100)")
+                  "setdefault(name, now + name.endswith('-2') * 100)")
     done = stand_in.run(BATCH)
     assert "FAILED a: the job was lost" in done.err
     assert last_line(done) == "2 processed, 0 failed, 0 not needed"

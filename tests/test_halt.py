@@ -120,7 +120,7 @@ def test_a_refusal_after_a_job_was_accepted_is_told_once_and_tried_again(
     stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
     assert last_line(done) == "8 processed, 0 failed, 0 not needed"
-    assert done.err.count("refuses a job, although it accepted others: error: out of cheese") == 1
+    assert done.err.count("accepts no more jobs for now: error: out of cheese") == 1
 
 
 # ---- TOKEN_FILE ----

@@ -98,7 +98,7 @@ def test_a_refusal_after_a_restart_does_not_stop_the_run_either(stand_in, emulat
     kill_driver_with_a_job(stand_in)
     done = stand_in.run(BATCH)
     assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
-    assert done.err.count("refuses a job, although it accepted others: out of cheese") == 1
+    assert done.err.count("accepts no more jobs for now: out of cheese") == 1
 
 
 def test_other_resources_than_those_that_were_accepted_may_stop_the_run(stand_in, emulator):
