@@ -13,6 +13,7 @@ Example, to try it with three files and then leave the rest to itself:
 """
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
@@ -28,6 +29,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from xml.etree import ElementTree
 
@@ -528,7 +530,7 @@ class Job:
         self.files = files  # [path, bytes] each
         self.done = 0  # so many of them have a result
         self.step = "transfer"  # then "arrived", then "submitted"
-        self.submission_id = self.task_id = None  # of the driver's transfer task
+        self.submission_id = None  # of the driver's transfer task
         self.is_downloaded = False  # by that one
         self.id = None  # the scheduler's, None until it has told
 
@@ -565,8 +567,6 @@ class State:
         elif kind == "download":  # about to be asked of Globus
             job = self.open(name, event["files"])
             job.submission_id = event["submission_id"]
-        elif kind == "task":
-            job.task_id = event["task_id"]
         elif kind == "arrived":
             job.step, job.is_downloaded = "arrived", True
             self.failed.update(event["failed"])
@@ -658,9 +658,7 @@ class Driver:
         self.begun = time.monotonic()
         self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
         self.last_end, self.pace_from = self.begun, (self.begun, 0)  # time, files ended by then
-        self.detectors, self.waits, self.fatal = {}, {}, {}  # of transfer tasks, by job name
-        self.ended_tasks = {}  # job name: what its task did not bring, and until when to look
-        self.next_ask, self.ask_pauses = 0, task_pauses()
+        self.downloads, self.next_id = {}, None  # name: Future of a pack in transfer
 
     def file_of(self, job_name, kind):
         """Path of a job's file: 'log', 'claim', 'results', 'status' ('new' while it is written; see
@@ -1261,216 +1259,87 @@ def forget_leftovers(driver, files):
 # ---- the driver downloads ----
 
 
-def task_pauses():
-    """Seconds between two questions for the transfer tasks: an end is seen a tenth too late."""
-    return helper.backoff(0.25, 10, 1.1)
-
-
 def keep_downloading(driver):
-    """Ask Globus for packs, and look at what has arrived; never waits. An outage is told, and
-    tried again. Raises what a login helps against."""
-    in_transfer = {name: job for name, job in driver.state.jobs.items() if job.step == "transfer"}
-    if time.monotonic() < driver.next_ask or not in_transfer and (
-            driver.config.DOWNLOAD_BY == "job" or not driver.pending):
-        return
-    before, troubles = driver.state.number, []
-
-    def tried(function, *arguments):  # one trouble must not hold up the other packs
-        try:
-            return function(driver, *arguments)
-        except helper.Transient as trouble:
-            troubles.append(trouble)
-            return False
-        except helper.GlobusAPIError as error:
-            if not helper.reauth_reason(error):
-                raise
-            raise login_wanted(error)
-
-    names = {job.task_id: name for name, job in in_transfer.items() if job.task_id}
-    for name, task in (tried(poll_transfers, names) or {}).items():
-        tried(look_at_transfer, name, task)
-    for name, job in in_transfer.items():
-        if not job.task_id:
-            tried(submit_transfer, name, job)
-    while may_download(driver) and tried(start_download):
-        pass
-    for trouble in troubles[-1:]:
-        driver.tell_once("globus", f"Waiting: {trouble}. Trying again until it works.",
-                         re.sub(r"\(.*\)", "", str(trouble)))
-    if not troubles:
-        driver.told.pop("globus", None)
-    if driver.state.number > before:
-        driver.ask_pauses = task_pauses()
-    seconds = max([next(driver.ask_pauses), *(max(2, trouble.seconds) for trouble in troubles)])
-    driver.next_ask = time.monotonic() + seconds
+    """Begin downloads, and take in those that have ended; never waits."""
+    for name, job in list(driver.state.jobs.items()):
+        if job.step == "transfer" and name not in driver.downloads:  # a stopped driver's
+            driver.downloads[name] = beside(download_pack, driver, job)
+    for name in [name for name, download in driver.downloads.items() if download.done()]:
+        take_arrivals(driver, name, driver.downloads.pop(name))
+    while may_download(driver):
+        driver.next_id = driver.next_id or beside(helper.submission_id, driver.client)
+        submission_id = driver.next_id.done() and result_of(driver.next_id)
+        ahead = sum(job.step != "submitted" for job in driver.state.jobs.values())
+        pack = submission_id and take_pack(driver, 2 * driver.config.NUM_JOBS - ahead)
+        if not pack:
+            return
+        driver.next_id = None
+        name, files = driver.new_name(), [[file.path, file.size] for file in pack]
+        driver.append({"event": "download", "job": name, "files": files,
+                       "submission_id": submission_id})
+        forget_leftovers(driver, files)
+        driver.downloads[name] = beside(download_pack, driver, driver.state.jobs[name])
+        tell_event(f"downloading {helper.plural(len(files), 'file')}")
 
 
 def may_download(driver):
     """True if one more pack may be asked for."""
     steps = [job.step for job in driver.state.jobs.values()]
-    return (driver.config.DOWNLOAD_BY == "driver" and not driver.stopping and not driver.is_halted
-            and steps.count("transfer") < TASKS_AT_WORK
+    return (driver.config.DOWNLOAD_BY == "driver" and driver.pending and not driver.stopping
+            and not driver.is_halted and steps.count("transfer") < TASKS_AT_WORK
             and len(steps) - steps.count("submitted") < 2 * driver.config.NUM_JOBS)
 
 
-def start_download(driver):
-    """Ask Globus for the next pack; False if there is none for now."""
-    submission_id = helper.submission_id(driver.client, helper.attempt) if driver.pending else None
-    ahead = sum(job.step != "submitted" for job in driver.state.jobs.values())
-    taken = driver.pending and take_pack(driver, 2 * driver.config.NUM_JOBS - ahead)
-    if not taken:
-        return False
-    pack = [file for file in taken if not has_grown(driver, file, taken)]
-    if not pack:
-        return True
-    name, files = driver.new_name(), [[file.path, file.size] for file in pack]
-    driver.append({"event": "download", "job": name, "files": files,
-                   "submission_id": submission_id})
-    forget_leftovers(driver, files)
-    submit_transfer(driver, name, driver.state.jobs[name])
-    return True
+def beside(function, *arguments):
+    """A Future of what a function returns, or raises, in a thread, which ends with this process.
+    Such threads change nothing here: what has begun is in the journal."""
+    future = concurrent.futures.Future()
+
+    def run():
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:  # it is raised where the result is wanted
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
-def has_grown(driver, file, pack):
-    """True if a file is larger than it was listed, which may break MAX_BYTES: it counts as failed.
-    Raises Transient, and puts the pack back, if Globus does not answer."""
-    if driver.config.MAX_BYTES is None:
-        return False
-    source = helper.join(driver.config.PATH, file.path)
+def result_of(future):
+    """What a Future has. Raises UserError if a login is what helps."""
     try:
-        now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
-        reason = now.size > file.size and (
-            f"it has grown from {file.size:,} to {now.size:,} bytes since it was listed, which may "
-            "exceed MAX_BYTES. The next run will process it.")
-    except helper.Transient:
-        refused = {path for path, _ in driver.refused}
-        driver.put_back([[file.path, file.size] for file in pack if file.path not in refused])
-        raise
-    except helper.UserError as problem:
-        reason = str(problem)
-    if reason:
-        driver.refused.append((file.path, reason))
-        helper.log(timed(f"FAILED {file.path}: {reason}"))
-    return bool(reason)
-
-
-def submit_transfer(driver, name, job):
-    """Ask Globus for a pack. With its submission id from the journal it may be asked again."""
-    sources = [helper.join(driver.config.PATH, path) for path, _ in job.files]
-    targets = [helper.join(driver.config.DESTINATION_PATH, path) for path, _ in job.files]
-    request = helper.build_transfer(
-        driver.config, job.submission_id, helper.job_label(sources), zip(sources, targets),
-        skip_source_errors=True,
-        notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
-    try:
-        task_id = helper.attempt(driver.client.submit_transfer, request,
-                                 required={"task_id": helper.UUID})["task_id"]
+        return future.result()
     except helper.GlobusAPIError as error:
         if helper.reauth_reason(error):
-            raise
-        if helper.error_code(error) != "Conflict":
-            arrived(driver, name, [], dict.fromkeys((path for path, _ in job.files),
-                                                    helper.describe_error(error)))
-            return
-        task_id = helper.find_duplicate_task(driver.client, request, helper.attempt)
-        if not task_id:
-            raise helper.Transient("another transfer task of yours has the same paths")
-    driver.append({"event": "task", "job": name, "task_id": task_id})
-    tell_event(f"submitted a transfer task for {helper.plural(len(job.files), 'file')} "
-               f"(task {task_id})")
+            raise login_wanted(error)
+        raise
 
 
-def poll_transfers(driver, names):
-    """{job name: task document}, by one question for all transfer tasks, {task id: job name}."""
-    if not names:
-        return {}
-    answer = helper.attempt(driver.client.task_list, limit=len(names),
-                            filter="task_id:" + ",".join(names), required={"DATA": list})
-    tasks = {task.get("task_id"): task for task in answer["DATA"]
-             if isinstance(task.get("status"), str)}
-    return {name: tasks.get(task_id) for task_id, name in names.items()}
+def download_pack(driver, job):
+    """Download the files of a job: {path: why} of those that have not arrived, and the paths of
+    those that its task has not come to. With its submission id it may be begun again."""
+    client, config = driver.client, driver.config
+    files, failed = helper.find_files(client, config, config.PATH, dict(map(tuple, job.files)))
+    if files:
+        missing, rest = helper.transfer_files(client, config, config.PATH, files,
+                                              job.submission_id)
+        rest = [file.path for file in rest]
+        failed.update((path, why) for path, why in missing.items() if path not in rest)
+        return failed, rest
+    return failed, []
 
 
-def look_at_transfer(driver, name, task):
-    """What follows from a task's document; None: it was not listed."""
+def take_arrivals(driver, name, download):
+    """A download has ended: its job may be submitted."""
     job = driver.state.jobs[name]
     try:
-        task = task or helper.attempt(driver.client.get_task, job.task_id, required=helper.TASK)
+        failed, rest = result_of(download)
     except helper.GlobusAPIError as error:
-        if error.http_status != 404:
-            raise
-        files = job.files  # forgotten, after months: it begins anew
-        arrived(driver, name, [], {})
-        driver.put_back(files)
-        return
-    if task["status"] in helper.ENDED:
-        look_at_arrivals(driver, name, task)
-        return
-    reason = helper.waiting_reason(task)
-    if not (driver.waits.get(name) or "").startswith(reason or "none"):
-        driver.waits[name] = reason and reason + helper.status_detail(
-            driver.client, job.task_id, task)
-    is_fatal = driver.detectors.setdefault(name, helper.stall_detector())
-    if name not in driver.fatal and is_fatal(task):
-        reason = helper.failure_reason(driver.client, task)
-        try:
-            helper.attempt(driver.client.cancel_task, job.task_id)
-        except helper.GlobusAPIError as error:  # it has ended meanwhile, perhaps
-            if helper.reauth_reason(error):
-                raise
-        driver.fatal[name] = reason
-
-
-def look_at_arrivals(driver, name, task):
-    """What a transfer task that has ended has brought; a shared file system may show a file
-    late."""
-    job = driver.state.jobs[name]
-    files = [helper.File(path, size, None, None) for path, size in job.files]
-    if name not in driver.ended_tasks:
-        failure = helper.failure_reason(driver.client, task)
-        if name in driver.fatal and failure:
-            failure = helper.CANCELLED + driver.fatal[name]
-        missing = helper.outcomes(driver.client, driver.config, driver.config.PATH, files, task,
-                                  helper.attempt)
-        rest = [] if name not in driver.fatal else helper.not_come_to(
-            driver.client, driver.config, driver.config.PATH, files, task, missing)
-        for file in rest:
-            del missing[file.path]
-        driver.ended_tasks[name] = ({path: why or failure for path, why in missing.items()},
-                                    rest, time.monotonic() + helper.ARRIVAL_SECONDS)
-    failed, rest, deadline = driver.ended_tasks[name]
-    sent = [file for file in files if file.path not in failed and file not in rest]
-    late = helper.missing_files(sent, driver.config.DOWNLOAD_DIR)
-    if late and time.monotonic() < deadline:
-        return
-    failed.update((file.path, helper.missing_reason(driver.config, file)) for file in late
-                  if not has_changed(driver, file))
-    arrived(driver, name, [[file.path, file.size] for file in sent if file.path not in failed],
-            failed)
-    driver.put_back([[file.path, file.size] for file in rest])
-
-
-def has_changed(driver, file):
-    """True if the file is there at the size that it has by now on the source collection, and
-    no limit was reckoned with the other one."""
-    if driver.config.MAX_BYTES is not None:
-        return False
-    source = helper.join(driver.config.PATH, file.path)
-    try:
-        now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
-        return not helper.missing_files([now], driver.config.DOWNLOAD_DIR)
-    except (helper.UserError, helper.GlobusAPIError) as error:
-        if isinstance(error, helper.GlobusAPIError) and helper.reauth_reason(error):
-            raise
-        return False
-
-
-def arrived(driver, name, files, failed):
-    """These files of a pack are there, others have failed, {path: why}."""
+        failed, rest = {path: helper.describe_error(error) for path, _ in job.files}, []
+    back = [file for file in job.files if file[0] in rest]
+    files = [file for file in job.files if file[0] not in failed and file[0] not in rest]
     driver.append({"event": "arrived", "job": name, "files": files, "failed": failed})
-    driver.ask_pauses = task_pauses()
-    for known in (driver.waits, driver.fatal, driver.detectors, driver.ended_tasks):
-        known.pop(name, None)
+    driver.put_back(back)
     driver.tell_failures(failed)
 
 
@@ -1608,16 +1477,11 @@ def report_waiting(driver, entries):
 
 
 def report_stall(driver):
-    """When all that is at work waits for Globus, say why: in the words of the jobs' logs, or of
-    the driver's own transfer tasks."""
+    """When all jobs wait for Globus, say why, in the words of their logs."""
     lines = [last_words(driver.file_of(name, "log")) for name in driver.submitted()]
-    own = [driver.waits.get(name) for name, job in driver.state.jobs.items()
-           if job.step == "transfer"]
     if any(lines) and all(line.startswith("Waiting: ") for line in lines if line):
         reasons = {line[len("Waiting: "):].split("  (task ")[0] for line in lines if line}
         driver.tell_once("stall", "All jobs wait: " + "; ".join(sorted(reasons)))
-    elif own and all(own):
-        driver.tell_once("stall", "Waiting: " + "; ".join(sorted(set(own))))
     else:
         driver.told.pop("stall", None)
 
@@ -1751,8 +1615,7 @@ def tell_disagreement(driver, files):
 def print_how_to_go_on(driver):
     """What to do after a stop."""
     ids = [job.id for job in driver.submitted().values() if job.id]
-    tasks = [job.task_id for job in driver.state.jobs.values()
-             if job.step == "transfer" and job.task_id]
+    tasks = [name for name, job in driver.state.jobs.items() if job.step == "transfer"]
     helper.log(f"Stopped. {helper.plural(len(ids), 'job')} left in the queue.\n"
                "Start this script again to continue with them and the rest.")
     if ids:

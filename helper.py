@@ -78,11 +78,13 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, 
 
 QUIET_SECONDS = 60  # between two lines of progress in a log
 SLOWEST_POLL = 30  # seconds
+STOP_SECONDS = 60  # upper limit for a cancel; Slurm kills a job 30 s (KillWait) after SIGTERM
 CANCEL_SECONDS = 5  # a cancelled task that has not ended by then is reported
 ENDED = ("SUCCEEDED", "FAILED")  # task statuses
 MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
 HTTP_RETRIES = 1  # by globus-sdk, in silence; then retry() goes on, and says so
+MOST_EMPTY_ROUNDS = 3  # cancelled tasks in a row that transferred nothing
 MOST_REFUSALS = 3  # of access tokens, one after the other
 SILENCE = 60  # seconds without an answer before this is reported
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
@@ -154,6 +156,7 @@ File = namedtuple("File", "path size last_modified refused")
 
 # ---- telling ----
 
+SCREEN = threading.RLock()  # the batch driver's downloads write there, too
 
 class UserError(Exception):
     """A foreseeable problem: what is wrong and what to do, in a line or two."""
@@ -208,8 +211,8 @@ def raise_interrupt(number, frame):
 def log(text):
     """Say something to the person: a line of its own on stderr. Where that is closed, or on a
     disk that is full, nothing is said, and the work goes on."""
-    show_progress("")
-    with contextlib.suppress(OSError):
+    with SCREEN, contextlib.suppress(OSError):
+        show_progress("")
         print(escape_control_chars(text), file=sys.stderr or open(os.devnull, "w"), flush=True)
 
 
@@ -222,7 +225,7 @@ def show_progress(text):
             log(text)
     elif text != show_progress.last:
         width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
-        with contextlib.suppress(OSError):
+        with SCREEN, contextlib.suppress(OSError):
             # Spaces over what is left of the last text: a dumb terminal knows no code for that.
             line = escape_control_chars(text)[:width]
             sys.stderr.write("\r" + line.ljust(show_progress.width) + "\r" + line)
@@ -1198,11 +1201,11 @@ def listing_error(client, error, path):
     return error
 
 
-def stat_source(client, config, path, name, ask=retry):
+def stat_source(client, config, path, name):
     """The File on the source collection. Raises UserError if there is none."""
     try:
-        entry = ask(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
-                    required={"type": str})
+        entry = retry(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
+                      required={"type": str})
     except GlobusAPIError as error:
         if error.http_status != 404:
             raise
@@ -1229,9 +1232,9 @@ def build_transfer(config, submission_id, label, pairs, **options):
     return request
 
 
-def submission_id(client, ask=retry):
+def submission_id(client):
     """A new submission id."""
-    return ask(client.get_submission_id, required={"value": UUID})["value"]
+    return retry(client.get_submission_id, required={"value": UUID})["value"]
 
 
 def task_label(text, destination):
@@ -1272,10 +1275,10 @@ def submit(client, request):
         time.sleep(pause)
 
 
-def find_duplicate_task(client, request, ask=retry):
+def find_duplicate_task(client, request):
     """The id of an unfinished task with this request's label and collections, which is told; None
     if there is none."""
-    for task in unfinished_tasks(client, ask):
+    for task in unfinished_tasks(client):
         if (task.get("label") == request["label"]
                 and task.get("source_endpoint_id") == request["source_endpoint"]
                 and task.get("destination_endpoint_id") == request["destination_endpoint"]
@@ -1286,11 +1289,11 @@ def find_duplicate_task(client, request, ask=retry):
     return None
 
 
-def unfinished_tasks(client, ask=retry):
+def unfinished_tasks(client):
     """The documents of the user's unfinished tasks. Globus lets a user have a hundred of them
     (globus.org, "Transfer limits")."""
-    return ask(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
-               required={"DATA": list})["DATA"]
+    return retry(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
+                 required={"DATA": list})["DATA"]
 
 
 def find_simple_download(client, config):
@@ -1300,12 +1303,12 @@ def find_simple_download(client, config):
                  if re.fullmatch(f"download .* {end}", get_text(task, "label"))), None)
 
 
-def wait_for_task(client, task_id, progress):
+def wait_for_task(client, task_id, progress, growth=1.3):
     """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
     progress(task, reason) is called at each look. Why a task does not move is told when it
     changes; one that cannot succeed is cancelled."""
     told, is_fatal, is_resent, before = None, stall_detector(), False, 0
-    for pause in backoff(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
+    for pause in backoff(0.125, SLOWEST_POLL, growth):  # an end is seen at most a third too late
         time.sleep(pause)
         task = retry(client.get_task, task_id, required=TASK)
         if task["status"] in ENDED:
@@ -1526,13 +1529,13 @@ def unmark_folder(config):
 # ---- what has arrived ----
 
 
-def outcomes(client, config, directory, files, task, ask=retry):
+def outcomes(client, config, directory, files, task):
     """{path: why} of those Files, below a directory of the source, that a task which has ended did
     not bring, or did not prove to be whole; without a reason of its own, why is empty. Where Globus
     says that all is well, DOWNLOAD_DIR is for the caller to look at."""
     missing, paths = {}, {file.path for file in files}
     if task.get("subtasks_skipped_errors") or task["status"] != "SUCCEEDED":
-        for path, error in task_files(client.task_skipped_errors, directory, task, ask):
+        for path, error in task_files(client.task_skipped_errors, directory, task):
             code = get_text(error, "error_code")
             if path in paths:
                 words = parse_server_error(str(error.get("error_details")))["words"]
@@ -1541,7 +1544,7 @@ def outcomes(client, config, directory, files, task, ask=retry):
     if task["status"] == "SUCCEEDED":
         return missing
     whole = {path for path, _ in
-             task_files(client.task_successful_transfers, directory, task, ask)}
+             task_files(client.task_successful_transfers, directory, task)}
     whole.difference_update(file.path for file in missing_files(files, config.DOWNLOAD_DIR))
     return {**dict.fromkeys(paths - whole, ""), **missing}
 
@@ -1565,13 +1568,13 @@ def blamed_file(client, config, directory, task):
                 None)
 
 
-def task_files(call, directory, task, ask):
+def task_files(call, directory, task):
     """Yield path below a directory, and document, of each file that a list of the task tells of."""
     start, marker = len(join(directory, "")), None
     while True:
         try:
-            page = ask(call, task["task_id"], query_params={"marker": marker} if marker else {},
-                       required={"DATA": list})
+            page = retry(call, task["task_id"], required={"DATA": list},
+                         query_params={"marker": marker} if marker else {})
         except GlobusAPIError as error:  # then nothing is known of these files
             if reauth_reason(error):
                 raise
@@ -1625,3 +1628,125 @@ def missing_reason(config, file):
     return (f"Globus says that {file.path} arrived, but it is not in DOWNLOAD_DIR = "
             f"{config.DOWNLOAD_DIR}. Is DESTINATION_PATH = {config.DESTINATION_PATH} the same "
             "folder, as the destination collection names it?")
+
+
+# ---- downloading files ----
+
+
+def download_files(client, config, directory, sizes):
+    """{name: why} of files, below a directory of the source, that have not arrived whole in
+    DOWNLOAD_DIR. sizes: {name: bytes as it was listed, or None}."""
+    files, failed = find_files(client, config, directory, sizes)
+    empty_rounds = 0
+    while files:
+        missing, rest = transfer_files(client, config, directory, files)
+        # One that cannot arrive does not hold up the others; but all may have the same trouble.
+        empty_rounds = empty_rounds + 1 if len(missing) == len(files) else 0
+        files = rest if empty_rounds < MOST_EMPTY_ROUNDS else []
+        left = {file.path for file in files}
+        failed.update((name, why) for name, why in missing.items() if name not in left)
+    return failed
+
+
+def find_files(client, config, directory, sizes):
+    """The Files, and {name: why} of those that cannot be downloaded. A size that was listed will
+    do, unless there is a limit, or only one file to ask for."""
+    files, failed = [], {}
+    for name, size in sizes.items():
+        path, problem = join(directory, name), name_problem(name)
+        try:
+            if problem:
+                raise UserError(f"The name {name!r} {problem}.")
+            file = File(name, size, None, None)
+            if size is None or len(sizes) == 1 or config.MAX_BYTES is not None:
+                file = stat_source(client, config, path, name)
+            if config.MAX_BYTES is not None and size is not None and file.size > size:
+                raise UserError(f"{path} has grown from {size:,} to {file.size:,} bytes since it "
+                                "was listed, which may exceed MAX_BYTES. The next run will process "
+                                "it.")
+            files.append(file)
+        except (UserError, GlobusAPIError) as error:
+            if isinstance(error, GlobusAPIError) and reauth_reason(error):
+                raise
+            failed[name] = describe_error(error)
+    return files, failed
+
+
+def transfer_files(client, config, directory, files, submission=None):
+    """Submit one task for all Files and wait; {path: why} of those that it did not bring, and the
+    Files among them that it has not come to. Whatever ends it, no task is left behind, and no part
+    of a file, unless a task may still write to it; but one with a submission id of the caller's
+    goes on, because it can be taken over."""
+    sources = [join(directory, file.path) for file in files]
+    request = build_transfer(
+        config, submission or submission_id(client), job_label(sources),
+        [(source, join(config.DESTINATION_PATH, file.path))
+         for source, file in zip(sources, files)],
+        skip_source_errors=len(files) > 1,  # one unreadable file must not hold up the others
+        notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
+    local = [os.path.join(config.DOWNLOAD_DIR, file.path) for file in files]
+    before, task_id = [file_signature(path) for path in local], None
+    try:
+        task_id = submit(client, request)
+        # The batch driver has but three tasks at a time: one is to follow another at once.
+        task, failure = wait_for_task(client, task_id, lambda task, reason: None,
+                                      1.1 if submission else 1.3)
+        missing = outcomes(client, config, directory, files, task)
+        rest = not_come_to(client, config, directory, files, task, missing) if (
+            failure or "").startswith(CANCELLED) else []
+    except BaseException as error:
+        is_refused = task_id is None and isinstance(error, GlobusAPIError)
+        if not submission and (is_refused or stop_task(client, request, task_id)):
+            remove_partial(local, before)
+        raise
+    remove_partial([path for path, file in zip(local, files) if file.path in missing],
+                   [was for was, file in zip(before, files) if file.path in missing])
+    missing = {path: why or failure for path, why in missing.items()}
+    sent = [file for file in files if file.path not in missing]
+    for file in wait_for_files(sent, config.DOWNLOAD_DIR):
+        if len(files) > 1:  # its size may have changed since it was listed
+            with contextlib.suppress(UserError, GlobusAPIError):
+                file = stat_source(client, config, join(directory, file.path), file.path)
+        if missing_files([file], config.DOWNLOAD_DIR):
+            missing[file.path] = missing_reason(config, file)
+    return missing, rest
+
+
+def stop_task(client, request, task_id):
+    """Cancel the task; True once it is over. Outages are waited out, but not for longer than
+    STOP_SECONDS: the scheduler soon kills this script."""
+    deadline, is_accepted, told = time.monotonic() + STOP_SECONDS, False, None
+    set_retry_limits(client, 10, HTTP_RETRIES)
+    for pause in backoff(0.25, 5):
+        try:
+            # Stopped in the middle of submitting: the same request again tells the task's id.
+            task_id = task_id or client.submit_transfer(request)["task_id"]
+            is_accepted = is_accepted or client.cancel_task(task_id) is not None
+            status = client.get_task(task_id)["status"]
+            if status in ENDED:
+                break
+            reason = "Globus has accepted the cancel request, but the task has not ended"
+            may_wait = True
+        except (GlobusError, UserError, *MALFORMED, OSError) as error:
+            reason, may_wait = describe_error(error), task_id or not isinstance(
+                error, GlobusAPIError) or not is_from_globus(error)
+        if not may_wait or time.monotonic() > deadline:
+            task = f"the transfer task {task_id}" if task_id else "a task, if there is one,"
+            log(f"Stopped, but {task} could not be cancelled: {reason}\n"
+                "See https://app.globus.org/activity")
+            return False
+        if reason != told and time.monotonic() > deadline - STOP_SECONDS + CANCEL_SECONDS:
+            log(f"Cancelling the transfer task {task_id}: {reason}.")
+            told = reason
+        time.sleep(pause)
+    log(f"Stopped; the transfer task {task_id} "
+        + ("had succeeded." if status == "SUCCEEDED" else "is cancelled."))
+    return True
+
+
+def remove_partial(paths, before):
+    """Remove what a transfer that did not succeed has written; what was there before stays."""
+    for path, signature in zip(paths, before):
+        if file_signature(path) != signature:
+            with contextlib.suppress(OSError):
+                os.remove(path)

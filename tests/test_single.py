@@ -262,7 +262,7 @@ def test_a_cancel_that_is_not_over_at_once_is_waited_for(site, emulator):
 
 
 def test_a_task_that_outlives_its_cancel_is_said_and_its_file_is_not_removed(site, emulator):
-    site.edit("globus-single-file-download.py", "STOP_SECONDS = 60", "STOP_SECONDS = 1")
+    site.edit("helper.py", "STOP_SECONDS = 60", "STOP_SECONDS = 1")
     process = start_slow_cancel(site, emulator)
     said = process.communicate()[1].decode()
     assert process.returncode == 130
