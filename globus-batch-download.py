@@ -647,7 +647,6 @@ class Driver:
         self.missing_since = {}  # job name: since when the queue does not list it
         self.submit_limit = config.NUM_JOBS  # what the scheduler takes; fewer after a refusal
         self.failures_in_a_row = []  # their reasons
-        self.is_halted = False  # so many that the next files would fail, too
         self.has_succeeded = False  # a file, since this start
         self.stopping = self.is_listing = False
         self.vain_polls, self.submit_words = 0, ""  # before the first acceptance
@@ -670,6 +669,12 @@ class Driver:
         self.journal.append(events)
         for event in events:
             self.state.apply(event)
+
+    @property
+    def is_halted(self):
+        """True once so many files have failed in a row that the next ones would fail, too."""
+        most = self.config.MAX_FAILURES_IN_A_ROW
+        return most is not None and len(self.failures_in_a_row) >= most
 
     def submitted(self):
         """{name: Job} of the jobs that are in the scheduler's hands."""
@@ -838,8 +843,6 @@ class Driver:
             causes.add(cause_of(path, reason))
             note_leftover(self, path)
         self.failures_in_a_row += causes
-        most = self.config.MAX_FAILURES_IN_A_ROW
-        self.is_halted |= most is not None and len(self.failures_in_a_row) >= most
 
     def remove_job_files(self, name):
         """Remove the files of a job that went well."""
