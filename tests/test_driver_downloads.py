@@ -90,6 +90,18 @@ def test_the_loop_is_not_held_up_while_globus_is_slow(driven, emulator):
     assert driver.communicate()[0].endswith(b"3 processed, 0 failed, 0 not needed\n")
 
 
+def test_the_loop_is_not_held_up_while_globus_does_not_answer(driven, emulator):
+    emulator.add({"a": b"x", "b": b"x", "c": b"x"})
+    driven.config("FILES_PER_JOB = 1")
+    emulator.fault("POST /v0.10/transfer", times=1, skip=1, delay=300)
+    driver = driven.start(BATCH)
+    wait_until(lambda: len(processed(driven)) == 2)
+    driver.kill()
+    driver.communicate()
+    assert last_line(driven.run(BATCH)) == "3 processed, 0 failed, 0 not needed"
+    assert len(emulator.tasks()) == 3
+
+
 @pytest.mark.long
 def test_an_outage_is_told_once_and_waited_out(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
