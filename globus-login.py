@@ -28,7 +28,8 @@ def look_at_source(client, config):
             counts[kind] += 1
             size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0
     except helper.GlobusAPIError as error:
-        raise helper.listing_error(client, error, config.PATH)
+        helper.explain_listing_error(client, config, error)
+        raise
     print(f"Source: {config.PATH} holds {helper.plural(counts['file'], 'file')} "
           f"({helper.format_bytes(size)}) and {helper.plural(counts['dir'], 'folder')}.")
 

@@ -91,7 +91,7 @@ def stop(client, request, task_id):
     """Cancel the task; True once it is over. Outages are waited out, but not for longer than
     STOP_SECONDS: the scheduler soon kills this script."""
     deadline, is_accepted, told = time.monotonic() + STOP_SECONDS, False, None
-    helper.set_retry_limits(client, 10, helper.HTTP_RETRIES)
+    client.transport.http_timeout = 10
     for pause in helper.backoff(0.25, 5):
         try:
             # Stopped in the middle of submitting: the same request again tells the task's id.
@@ -100,11 +100,10 @@ def stop(client, request, task_id):
             status = client.get_task(task_id)["status"]
             if status in helper.ENDED:
                 break
-            reason = "Globus has accepted the cancel request, but the task has not ended"
-            may_wait = True
+            reason, may_wait = helper.NOT_ENDED, True
         except (helper.GlobusError, helper.UserError, *helper.MALFORMED, OSError) as error:
             reason, may_wait = helper.describe_error(error), task_id or not isinstance(
-                error, helper.GlobusAPIError) or not helper.is_from_globus(error)
+                error, helper.GlobusAPIError) or not helper.error_code(error)
         if not may_wait or time.monotonic() > deadline:
             task = f"the transfer task {task_id}" if task_id else "a task, if there is one,"
             helper.log(f"Stopped, but {task} could not be cancelled: {reason}\n"

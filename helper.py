@@ -2,6 +2,7 @@
 import contextlib
 import fcntl
 import gc
+import glob
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import unicodedata
 import warnings
 import zlib
 from collections import Counter, deque, namedtuple
+from pathlib import PurePath
 
 # Imports and listings make many objects and no garbage, and looking for it takes time.
 gc.set_threshold(100000)
@@ -43,16 +45,11 @@ CLIENT_ID = "4f0448d6-e7e2-4637-bc64-e8f682d1cc77"
 TRANSFER = "transfer.api.globus.org"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 APP_NAME = "globus-download"
+# Globus Auth does not know the application that asks, whatever its user does.
+CLIENT_REFUSED = ("invalid_client", "unauthorized_client")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, "venv")  # as README.md has it
-
-SETTINGS = ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID", "DOWNLOAD_DIR",
-            "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES", "SCHEDULER", "RESOURCES",
-            "POLL_SECONDS", "GRACE_SECONDS")
-# The settings that came later; an older config.py does without them.
-LATER_SETTINGS = {"FILES_PER_JOB": 1, "DOWNLOAD_BY": "job", "MAX_FAILURES_IN_A_ROW": 10,
-                  "TOKEN_FILE": "~/.wehi-globus-tokens.json"}
 
 # What a collection may want of a login (globus_sdk, NativeAppAuthClient).
 SESSION = ("session_required_identities", "session_required_single_domain",
@@ -62,13 +59,10 @@ SESSION = ("session_required_identities", "session_required_single_domain",
 FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 
 # What a terminal or a shell could trip over: Unicode's Cc and Cs, control characters and what is
-# not valid at all.
-CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
+# not valid at all; but not the bytes of names that are not UTF-8, as Python writes them.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
 MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
-# Or a part is "", "." or "..", or the mark. Bytes that are not UTF-8 (see NOT_UTF8) do no harm.
-UNSAFE_NAME = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]|"
-                         rf"(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python writes the bytes of such a name
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
 LONGEST_NAME = 255  # bytes, of a file system
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -97,34 +91,26 @@ ERRORS = {
                          "globusconnectpersonal -start &", None),
     "GC_PAUSED": ("Globus Connect Personal is paused; resume it: globusconnectpersonal -unpause",
                   None),
-    "PAUSED": ("paused by an administrator of the collection", None),
-    "PAUSED_BY_ADMIN": ("paused by an administrator of the collection", None),
+    **dict.fromkeys(("PAUSED", "PAUSED_BY_ADMIN"),
+                    ("paused by an administrator of the collection", None)),
     "CONNECT_FAILED": ("the collection's server cannot be reached, Globus keeps trying", None),
     "ENDPOINT_TOO_BUSY": ("the collection's server is too busy, Globus keeps trying", None),
     "VERIFY_CHECKSUM": ("a checksum did not match, Globus sends the file again", None),
     "FILE_SIZE_CHANGED": ("a file changes while it is sent, Globus sends it again", None),
-    "CONNECTION_RESET": ("the connection was lost, Globus keeps trying", None),
-    "CONNECTION_BROKEN": ("the connection was lost, Globus keeps trying", None),
-    "TIMEOUT": ("the collection's server takes too long, Globus keeps trying", None),
     "AUTH": ("the collection's server refuses your login", 300),
     "NO_CREDENTIALS": ("Globus has no credentials of yours for the collection", 300),
     "INVALID_SERVICE_CREDENTIAL": ("the certificate of the collection's server is not valid; "
                                    "its administrator has to fix it", 3600),
-    "GSI_DN_MISMATCH": ("the collection's server does not match its certificate", 3600),
-    "CLOCK": ("the clock of the collection's server is wrong", 3600),
     "ACL_CHANGED": ("your permissions on the collection have changed", 60),
     "LIMIT_EXCEEDED": ("a limit of the collection's server is exceeded", 3600),
     "ENDPOINT_ERROR": ("the collection's server reports an error", 3600),
-    "NO_PHYSICALS": ("the collection has no server", 3600),
-    "INTERNAL_ERROR": ("an error inside Globus", 3600),
-    "MPU_NOT_FOUND": ("the destination has lost the parts of an upload", 3600),
-    "NO_APPEND_FILESYSTEM": ("the destination cannot append to a file", 60),
-    "FILE_ACCESS": ("the file cannot be accessed", 60),
-    "UNKNOWN": ("", 3600),
     "PERMISSION_DENIED": ("permission denied", 60),
     "FILE_NOT_FOUND": ("file not found", 10),
     "NO_SPACE_LEFT": ("no space left at the destination", 60),
     "QUOTA_EXCEEDED": ("over quota at the destination", 60),
+    **dict.fromkeys(("CLOCK", "GSI_DN_MISMATCH", "INTERNAL_ERROR", "MPU_NOT_FOUND", "NO_PHYSICALS",
+                     "UNKNOWN"), ("", 3600)),
+    **dict.fromkeys(("FILE_ACCESS", "NO_APPEND_FILESYSTEM"), ("", 60)),
     **dict.fromkeys(("IS_A_DIRECTORY", "IS_A_FILE", "NOT_A_DIRECTORY", "NOT_A_FILE",
                      "NOT_A_SYMLINK", "INVALID_PATH_NAME", "INVALID_SYMLINK", "AMBIGUOUS_PATH"),
                     ("", 10)),
@@ -132,6 +118,7 @@ ERRORS = {
 UNKNOWN = ("", None)
 RESUMED = "Resumed."  # said after a line that begins with "Waiting: "
 CANCELLED = "cancelled, because it cannot succeed: "
+NOT_ENDED = "Globus has accepted the cancel request, but the task has not ended"
 STALE_STATUS_SECONDS = 900  # Globus may show an old error this long without a new attempt
 FATAL_CHECKSUMS = 5  # give up after so many of these errors while no file is finished:
 MISMATCHES = {"VERIFY_CHECKSUM", "FILE_SIZE_CHANGED"}
@@ -187,13 +174,11 @@ def run_main(main):
     except KeyboardInterrupt:
         log("Interrupted.")
         return 130
-    except BrokenPipeError:  # such as: ... --dry-run | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:  # disk full, no permission, ...
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what is left for stdout cannot be written there
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        log(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        if not isinstance(error, BrokenPipeError):  # such as: ... --dry-run | head
+            log(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 1
 
 
@@ -209,8 +194,9 @@ def log(text):
     """Say something to the person: a line of its own on stderr. Where that is closed, or on a
     disk that is full, nothing is said, and the work goes on."""
     show_progress("")
-    with contextlib.suppress(OSError):
-        print(escape_control_chars(text), file=sys.stderr or open(os.devnull, "w"), flush=True)
+    if sys.stderr:
+        with contextlib.suppress(OSError):
+            print(escape_control_chars(text), file=sys.stderr, flush=True)
 
 
 def show_progress(text):
@@ -278,23 +264,22 @@ def describe_error(error):
         return f"Globus cannot be reached: {root_cause(cause)}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
-    details = [error_code(error), get_text(error_document(error), "request_id")]
-    details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
-    if is_too_large(error):
-        said = f": {error_message(error)}" if is_from_globus(error) else "."
-        return (f"The request is too large for Globus{said} {details} Transfer fewer files at a "
-                "time: with globus-batch-download.py, a smaller FILES_PER_JOB or a narrower PATH.")
-    if not is_from_globus(error):
-        text = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
+    code, message, login = error_code(error), error_message(error), reauth_reason(error)
+    request = get_text(error_document(error), "request_id")
+    details = f"({join_texts(', ', str(error.http_status), code, request)})"
+    if error.http_status == 413 or error.http_status == 400 and re.search(
+            "(?i)too ?(large|many)|maximum|limit of", all_of_message(error)):
+        return (f"The request is too large for Globus: {message} {details} Transfer fewer files at "
+                "a time: with globus-batch-download.py, a smaller FILES_PER_JOB or a narrower "
+                "PATH.")
+    if not code:
         return ("no answer from Globus itself, only from a server in between: "
-                f"{first_line(text)} (HTTP {error.http_status})")
-    if is_client_refused(error):
+                f"{message} (HTTP {error.http_status})")
+    if code in CLIENT_REFUSED:
         return (f"Globus does not accept CLIENT_ID = {CLIENT_ID!r} in helper.py, as which these "
-                f"scripts log in: {error_message(error)}. README.md says how to register another.")
-    login = reauth_reason(error)
-    if login:
-        return f"{login} Log in again: globus-login.py  {details}"
-    return f"Globus says: {error_message(error)} {details}"
+                f"scripts log in: {message}. README.md says how to register another.")
+    return f"{login} Log in again: globus-login.py  {details}" if login else (
+        f"Globus says: {message} {details}")
 
 
 def error_document(error):
@@ -307,46 +292,27 @@ def error_document(error):
     return document if isinstance(document, dict) else {}
 
 
-def is_from_globus(error):
-    """True for an error document of Transfer or (without a code) of Auth. A page, or the document
-    of a proxy or a portal between here and there, tells nothing of what Globus knows."""
-    document = error_document(error)
-    return bool(get_text(document, "code") or get_text(document, "error"))
-
-
-def is_client_refused(error):
-    """True if Globus Auth does not know the application that asks, whatever its user does."""
-    return get_text(error_document(error), "error") in ("invalid_client", "unauthorized_client")
-
-
-def is_token_refused(error):
-    """True if Globus does not accept the access token; it has said so with a 400, too."""
-    return error.http_status == 401 or error_code(error).endswith("AuthenticationFailed")
-
-
-def is_too_large(error):
-    """True if a request holds more than Globus, or a server in between, takes."""
-    return error.http_status == 413 or error.http_status == 400 and bool(
-        re.search("(?i)too ?(large|many)|maximum|limit of", all_of_message(error)))
-
-
 def error_code(error):
-    """Globus's code for an error; empty if there is none."""
-    return get_text(error_document(error), "code")
+    """The code for an error, of Globus Transfer or of Globus Auth; empty for what does not come
+    from Globus. A page, or the document of a proxy between here and there, tells nothing of what
+    Globus knows."""
+    document = error_document(error)
+    return get_text(document, "code") or get_text(document, "error")
 
 
 def error_message(error):
-    """Globus's words on an error, in one line; of what a collection's server says in many lines,
-    what tells most."""
+    """The words of an error, in one line: of a page its text; of what a collection's server says
+    in many lines, what tells most."""
     document = error_document(error)
-    said = [name for name in ("message", "error_description", "error") if get_text(document, name)]
-    text = document[said[0]] if said else error.text
+    page = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
+    text = next((document[name] for name in ("message", "error_description", "error")
+                 if get_text(document, name)), page)
     server = parse_server_error(text)
     if not server["words"]:
         return first_line(text)
     head = re.sub(r"(Command Failed: |, )?Error \(.*", "", first_line(text))
-    said = ": ".join(dict.fromkeys(filter(None, [head, server["words"]])))
-    return said + (f" ({server['name']})" if server["name"] else "")
+    return (join_texts(": ", head, server["words"])
+            + (f" ({server['name']})" if server["name"] else ""))
 
 
 def parse_server_error(text):
@@ -363,7 +329,7 @@ def parse_server_error(text):
     path = re.search(r'"(?:\w+_)?(?:file|path)": *'
                      r'("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-f]{4})+")', text)
     name, _, place = fields.get("Endpoint", "").rpartition(" (")
-    return {"words": get_text({0: next(filter(None, words), "")}, 0), "name": name,
+    return {"words": next(map(first_line, filter(None, words)), ""), "name": name,
             "id": place.rstrip(")"),
             "file": fields.get("File") or (json.loads(path.group(1), strict=False) if path else "")}
 
@@ -385,21 +351,31 @@ def root_cause(error):
     return text
 
 
+def is_token_refused(error):
+    """True if Globus does not accept the access token; it has said so with a 400, too."""
+    return error.http_status == 401 or error_code(error).endswith("AuthenticationFailed")
+
+
 def reauth_reason(error):
     """Why a new login is what helps, for an error of Globus; None if it would not help."""
-    document = error_document(error)
-    if not is_from_globus(error) or is_client_refused(error):
+    code = error_code(error)
+    if not code:
         return None
-    if document.get("error") == "invalid_grant" or is_token_refused(error):
+    if code == "invalid_grant" or is_token_refused(error):
         return "Globus no longer accepts the stored login (revoked, or unused for 6 months)."
-    if error_code(error) == "ConsentRequired":
+    if code == "ConsentRequired":
         return "The collection requires your consent (data_access)."
-    session = document.get("authorization_parameters")
+    session = error_document(error).get("authorization_parameters")
     if isinstance(session, dict) and session:
         message = get_text(session, "session_message")
         return ("The collection requires you to re-authenticate (your session has expired, or its "
                 f"policy requires another login{': ' + message if message else ''}).")
     return None
+
+
+def join_texts(separator, *texts):
+    """Those of the texts that say something, each of them once."""
+    return separator.join(dict.fromkeys(filter(None, texts)))
 
 
 def first_line(text):
@@ -411,25 +387,79 @@ def first_line(text):
 # ---- settings ----
 
 
+def is_number(value, least, types=(int, float)):
+    return isinstance(value, types) and not isinstance(value, bool) and value >= least
+
+
+def is_uuid(value):
+    return UUID.fullmatch(str(value))
+
+
+def is_path(value):
+    return isinstance(value, str) and value.startswith("/") and not CONTROL.search(value)
+
+
+def is_command_line(value):
+    try:
+        shlex.split(value)
+        return not CONTROL.search(value)
+    except (AttributeError, ValueError):  # it is no text, or has an open quote
+        return False
+
+
+A_UUID = "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc"
+A_PATH = "must be an absolute path, in quotes, without control characters"
+
+# Each setting: what its value has to be, and the words for one that is not.
+SETTINGS = {
+    "SOURCE_ENDPOINT_ID": (is_uuid, A_UUID),
+    "DESTINATION_ENDPOINT_ID": (is_uuid, A_UUID),
+    "PATH": (is_path, A_PATH),
+    "WORKING_DIR": (is_path, A_PATH),
+    "DOWNLOAD_DIR": (is_path, A_PATH),
+    "DESTINATION_PATH": (is_path, A_PATH),
+    "TOKEN_FILE": (lambda value: isinstance(value, str) and is_path(os.path.expanduser(value)),
+                   "must be an absolute path, in quotes; it may begin with ~"),
+    "RECURSIVE": (lambda value: isinstance(value, bool), "must be True or False"),
+    "NUM_JOBS": (lambda value: is_number(value, 1, int), "must be an integer of at least 1"),
+    "FILES_PER_JOB": (lambda value: is_number(value, 1, int) and value <= 5000,
+                      "must be a number from 1 to 5000"),
+    "DOWNLOAD_BY": (lambda value: value in ("job", "driver"), "must be 'job' or 'driver'"),
+    "MAX_FAILURES_IN_A_ROW": (lambda value: value is None or is_number(value, 1, int),
+                              "must be an integer of at least 1, or None"),
+    "MAX_BYTES": (lambda value: value is None or is_number(value, 1),
+                  "must be a number of bytes, or None"),
+    "SCHEDULER": (lambda value: value in ("auto", "slurm", "pbs", "torque", "sge"),
+                  "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'"),
+    "RESOURCES": (is_command_line, "must be one line of text that can be split as a shell would"),
+    "POLL_SECONDS": (lambda value: is_number(value, 0.1), "must be a number of seconds"),
+    "GRACE_SECONDS": (lambda value: is_number(value, 0), "must be a number of seconds"),
+    "is_file_needed": (callable, "must be a function"),
+}
+# Those that came later; an older config.py does without them.
+LATER_SETTINGS = {"FILES_PER_JOB": 1, "DOWNLOAD_BY": "job", "MAX_FAILURES_IN_A_ROW": 10,
+                  "TOKEN_FILE": "~/.wehi-globus-tokens.json"}
+
+
 def load_config():
     """The module config, checked, with None replaced by what it stands for.
 
     Raises UserError (exit status 2), which names the setting that is not valid."""
     config = import_config()
     refuse_misspelled(config)
-    for name in (*SETTINGS, "is_file_needed"):
+    for name in SETTINGS:
         require(config, name, hasattr(config, name), "is missing; see the original config.py")
-    check_paths(config)
-    for name, is_fit, what in CHECKS:
+    fill_in(config)
+    for name, (is_fit, what) in SETTINGS.items():
         require(config, name, is_fit(getattr(config, name)), what)
-    check_resources(config)
-    check_collection_ids(config)
+    work, downloads = os.path.realpath(config.WORKING_DIR), os.path.realpath(config.DOWNLOAD_DIR)
+    login = os.path.dirname(os.path.realpath(token_file()))
+    require(config, "DOWNLOAD_DIR", not is_in(downloads, os.path.join(work, "jobs")) and not any(
+        is_in(folder, downloads) for folder in (os.path.realpath(HERE), work, login)),
+        "is where the scripts, their state or your login are, which a download could overwrite; "
+        "it must be a folder of its own")
+    require_writable(config, "DOWNLOAD_DIR")
     return config
-
-
-def settings_of(config):
-    """{name: value} of the settings."""
-    return {name: getattr(config, name) for name in (*SETTINGS, *LATER_SETTINGS)}
 
 
 def import_config():
@@ -442,25 +472,19 @@ def import_config():
     except Exception as error:  # the user's own code: anything can happen
         raise config_error(error)
     for name, value in LATER_SETTINGS.items():
-        if not hasattr(config, name):
-            setattr(config, name, value)
-    require(config, "TOKEN_FILE", isinstance(config.TOKEN_FILE, str) and os.path.isabs(
-        os.path.expanduser(config.TOKEN_FILE)), "must be an absolute path, in quotes; it may begin "
-        "with ~")
+        vars(config).setdefault(name, value)
     return config
 
 
 def environment_command():
-    """The command that brings globus-sdk: into the environment beside the scripts, the one that
-    is active, or a new one; systems forbid pip outside of them."""
-    activate, is_copy = f". {shlex.quote(VENV)}/bin/activate", copied_venv()
-    install = f"pip install -r {shlex.quote(os.path.join(HERE, 'requirements.txt'))}"
+    """The command that brings globus-sdk: that of the environment beside the scripts, or else the
+    one that makes it; systems forbid pip outside of one."""
+    activate = f". {shlex.quote(VENV)}/bin/activate"
     is_active = os.path.realpath(VENV) == os.path.realpath(sys.prefix)
-    if os.path.isdir(VENV) and not is_active and not is_copy:
+    if os.path.isdir(VENV) and not is_active and not copied_venv():
         return activate
-    if sys.prefix != sys.base_prefix and not is_copy:
-        return f"{shlex.quote(sys.executable)} -m {install}"
-    return f"python3 -m venv --clear {shlex.quote(VENV)} && {activate} && {install}"
+    return (f"python3 -m venv --clear {shlex.quote(VENV)} && {activate} && pip install -r "
+            + shlex.quote(os.path.join(HERE, "requirements.txt")))
 
 
 def copied_venv():
@@ -474,17 +498,11 @@ def copied_venv():
 
 def refuse_misspelled(config):
     """Raise UserError for a capital name that is no setting, but close to one. PATH2 is not."""
-    settings = [*SETTINGS, *LATER_SETTINGS]
-    for name in [name for name in vars(config) if name.isupper() and name not in settings]:
+    for name in [name for name in vars(config) if name.isupper() and name not in SETTINGS]:
         from difflib import get_close_matches
-        close = get_close_matches(name, settings, 1, 0.84)
-        require(config, name, not close or name.rstrip("_0123456789") in settings,
+        close = get_close_matches(name, SETTINGS, 1, 0.84)
+        require(config, name, not close or name.rstrip("_0123456789") in SETTINGS,
                 f"is no setting; did you mean {''.join(close)}?")
-
-
-def token_file():
-    """The path of the token file."""
-    return os.path.expanduser(import_config().TOKEN_FILE)
 
 
 def require(config, name, is_fit, what):
@@ -493,35 +511,36 @@ def require(config, name, is_fit, what):
         raise UserError(f"config.py: {name}{value} {what}", 2)
 
 
-def is_number(value, least, types=(int, float)):
-    return isinstance(value, types) and not isinstance(value, bool) and value >= least
-
-
-# The setting, what it has to be, and the words for one that is not.
-CHECKS = [
-    ("NUM_JOBS", lambda value: is_number(value, 1, int), "must be an integer of at least 1"),
-    ("FILES_PER_JOB", lambda value: is_number(value, 1, int) and value <= 5000,
-     "must be a number from 1 to 5000"),
-    ("MAX_FAILURES_IN_A_ROW", lambda value: value is None or is_number(value, 1, int),
-     "must be an integer of at least 1, or None"),
-    ("MAX_BYTES", lambda value: value is None or is_number(value, 1),
-     "must be a number of bytes, or None"),
-    ("POLL_SECONDS", lambda value: is_number(value, 0.1), "must be a number of seconds"),
-    ("GRACE_SECONDS", lambda value: is_number(value, 0), "must be a number of seconds"),
-    ("RECURSIVE", lambda value: isinstance(value, bool), "must be True or False"),
-    ("DOWNLOAD_BY", lambda value: value in ("job", "driver"), "must be 'job' or 'driver'"),
-    ("SCHEDULER", lambda value: value in ("auto", "slurm", "pbs", "torque", "sge"),
-     "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'"),
-    ("is_file_needed", callable, "must be a function"),
-]
+def fill_in(config):
+    """Replace None by what it stands for, and names of folders by those to go by."""
+    if "GLOBUS_JOB" in os.environ:  # the driver's names and id, which this node may not know
+        for name in ("DOWNLOAD_DIR", "DESTINATION_PATH"):
+            setattr(config, name, os.environ.get("GLOBUS_" + name) or getattr(config, name))
+        config.DESTINATION_ENDPOINT_ID = (config.DESTINATION_ENDPOINT_ID
+                                          or os.environ.get("GLOBUS_DESTINATION"))
+    real = config.WORKING_DIR
+    if real == os.path.dirname(os.path.abspath(config.__file__)):
+        config.WORKING_DIR = as_named_here(real)
+    if config.DESTINATION_PATH is None:  # by its real name: labels of tasks go by it
+        config.DESTINATION_PATH = config.DOWNLOAD_DIR or os.path.join(str(real), "downloads")
+    if config.DOWNLOAD_DIR is None:
+        config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
+    if config.DESTINATION_ENDPOINT_ID is None:
+        config.DESTINATION_ENDPOINT_ID = LocalGlobusConnectPersonal().endpoint_id
+        require(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID,
+                "means the Globus Connect Personal of this machine, but none is set up here.\n"
+                "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
+    config.RESOURCES = config.RESOURCES or ""
+    for name in ("PATH", "DESTINATION_PATH"):
+        if isinstance(getattr(config, name), str):
+            setattr(config, name, plain_path(getattr(config, name)))
 
 
 def as_named_here(folder):
     """The folder by the name that the user's shell has for it: its real one, which Python prefers,
     may be another one on each machine, as of a home folder that is a link."""
-    script = os.path.dirname(sys.argv[0])
-    for name in filter(os.path.isabs, (os.environ.get("PWD", ""), script)):
-        while not (folder + "/").startswith(os.path.join(os.path.realpath(name), "")):
+    for name in filter(os.path.isabs, (os.environ.get("PWD", ""), os.path.dirname(sys.argv[0]))):
+        while not is_in(folder, os.path.realpath(name)):
             name = os.path.dirname(name)
         below = os.path.relpath(folder, os.path.realpath(name))
         named = os.path.normpath(os.path.join(name, below))
@@ -530,34 +549,9 @@ def as_named_here(folder):
     return folder
 
 
-def check_paths(config):
-    if "GLOBUS_JOB" in os.environ:  # the driver's names, which may be others than this node's
-        config.DOWNLOAD_DIR = os.environ.get("GLOBUS_DOWNLOAD_DIR") or config.DOWNLOAD_DIR
-        config.DESTINATION_PATH = (os.environ.get("GLOBUS_DESTINATION_PATH")
-                                   or config.DESTINATION_PATH)
-    real = config.WORKING_DIR
-    if real == os.path.dirname(os.path.abspath(config.__file__)):
-        config.WORKING_DIR = as_named_here(real)
-    if config.DESTINATION_PATH is None:  # by its real name: labels of tasks go by it
-        config.DESTINATION_PATH = config.DOWNLOAD_DIR or os.path.join(str(real), "downloads")
-    if config.DOWNLOAD_DIR is None:
-        config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
-    for name in ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"):
-        value = getattr(config, name)
-        if name.endswith("PATH") and isinstance(value, str):
-            value = plain_path(value)
-            setattr(config, name, value)
-        require(config, name, isinstance(value, str) and value.startswith("/"),
-                "must be an absolute path, in quotes")
-        require(config, name, not CONTROL.search(value), "holds a control character")
-    here, work, downloads = (os.path.realpath(folder) for folder in (
-        os.path.dirname(__file__), config.WORKING_DIR, config.DOWNLOAD_DIR))
-    login = os.path.dirname(os.path.realpath(token_file()))
-    is_apart = not (downloads + "/").startswith(os.path.join(work, "jobs/")) and not any(
-        (folder + "/").startswith(downloads.rstrip("/") + "/") for folder in (here, work, login))
-    require(config, "DOWNLOAD_DIR", is_apart, "is where the scripts, their state or your login "
-            "are, which a download could overwrite; it must be a folder of its own")
-    require_writable(config, "DOWNLOAD_DIR")
+def is_in(path, folder):
+    """True if a path is that folder, or below it; both are real ones."""
+    return os.path.commonpath([path, folder]) == folder
 
 
 def require_writable(config, name):
@@ -570,27 +564,17 @@ def require_writable(config, name):
             + ("is not writable by you" if os.path.isdir(place) else "is not a folder"))
 
 
-def check_resources(config):
-    config.RESOURCES = config.RESOURCES or ""
-    require(config, "RESOURCES", not CONTROL.search(str(config.RESOURCES)),
-            "holds a control character")
-    try:
-        shlex.split(config.RESOURCES)
-    except (ValueError, AttributeError) as error:
-        require(config, "RESOURCES", False, f"cannot be split as a shell would: {error}")
+def settings_of(config):
+    """{name: value} of the settings."""
+    return {name: getattr(config, name) for name in SETTINGS if name.isupper()}
 
 
-def check_collection_ids(config):
-    if config.DESTINATION_ENDPOINT_ID is None:
-        # The batch driver has looked it up for its jobs, which may not see the home folder.
-        told = os.environ.get("GLOBUS_DESTINATION") if "GLOBUS_JOB" in os.environ else None
-        config.DESTINATION_ENDPOINT_ID = told or LocalGlobusConnectPersonal().endpoint_id
-        require(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID is not None,
-                "means the Globus Connect Personal of this machine, but none is set up here.\n"
-                "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
-    for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
-        require(config, name, UUID.fullmatch(str(getattr(config, name))),
-                "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")
+def token_file():
+    """The path of the token file."""
+    config = import_config()
+    is_fit, what = SETTINGS["TOKEN_FILE"]
+    require(config, "TOKEN_FILE", is_fit(config.TOKEN_FILE), what)
+    return os.path.expanduser(config.TOKEN_FILE)
 
 
 def config_error(error, what=""):
@@ -611,17 +595,16 @@ def name_problem(path):
     """Why a path below PATH must not be downloaded; None for a good one."""
     if not isinstance(path, str):
         return "is not a name"
-    if len(path) * 4 > LONGEST_NAME and any(
-            len(os.fsencode(part)) > LONGEST_NAME for part in path.split("/")
-            if not CONTROL.search(part)):
-        return f"is longer than the {LONGEST_NAME} bytes that a file's name may have"
-    if not UNSAFE_NAME.search(path):
-        return None
     if CONTROL.search(path):
         return "holds a control character"
-    if MARK in path.split("/"):
+    parts = path.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts):
+        return "would be written outside DOWNLOAD_DIR"
+    if MARK in parts:
         return "is the name of the mark that a batch leaves in DOWNLOAD_DIR"
-    return "would be written outside DOWNLOAD_DIR"
+    if max(len(os.fsencode(part)) for part in parts) > LONGEST_NAME:
+        return f"is longer than the {LONGEST_NAME} bytes that a file's name may have"
+    return None
 
 
 def local_path(path):
@@ -687,42 +670,43 @@ def no_tokens(path):
 def store_tokens(by_resource_server, is_trial=False):
     """Merge new tokens into the token file, which at every moment is whole and yours alone; or only
     see that this can be done."""
-    with token_lock() as new:
+    new = f"{os.path.realpath(token_file())}.new-{os.uname().nodename}-{os.getpid()}"
+    with token_lock():
         tokens = read_tokens()
         for server, fresh in by_resource_server.items():
             old = tokens.get(server, {})
             # The answer to a refresh may leave out the refresh token.
             tokens[server] = dict(
                 fresh, refresh_token=fresh.get("refresh_token") or old.get("refresh_token"))
-        with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
-                  encoding="utf-8") as file:
-            json.dump(tokens, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        if not is_trial:
-            os.replace(new, os.path.realpath(token_file()))
-
-
-@contextlib.contextmanager
-def token_lock():
-    """One writer at a time, so that a merge loses nobody's tokens. Gives the name for the new
-    token file, of which there is one at the most: what a killed writer left is removed."""
-    new = unfinished_token_file()
-    with open(os.open(token_file() + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # no locks on this file system: then each writer has a file of its own
-            new += f"-{os.uname().nodename}-{os.getpid()}"
-        remove_if_there(new)
-        try:
-            yield new
+            with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
+                      encoding="utf-8") as file:
+                json.dump(tokens, file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
+            if not is_trial:
+                os.replace(new, os.path.realpath(token_file()))
         finally:
             remove_if_there(new)
 
 
-def unfinished_token_file():
-    """The name under which a new token file is written."""
-    return os.path.realpath(token_file()) + ".new"
+@contextlib.contextmanager
+def token_lock():
+    """One writer at a time, so that a merge loses nobody's tokens. What a killed writer has left
+    is removed."""
+    with open(os.open(token_file() + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for path in unfinished_token_files():
+                remove_if_there(path)
+        yield
+
+
+def unfinished_token_files():
+    """What writers that were killed have left beside the token file; those of older scripts had
+    eight random characters."""
+    path = glob.escape(os.path.realpath(token_file()))
+    return glob.glob(path + ".new*") + glob.glob(path + "[a-z0-9_]" * 8)
 
 
 def remove_if_there(path):
@@ -730,28 +714,29 @@ def remove_if_there(path):
         os.remove(path)
 
 
-def unfinished_token_files():
-    """What writers that were killed have left beside the token file, also those of older scripts,
-    which had eight random characters."""
-    path = os.path.realpath(token_file())
-    pattern = re.compile(re.escape(os.path.basename(path)) + r"(\.new.*|[a-z0-9_]{8})")
-    return [os.path.join(os.path.dirname(path), name) for name in os.listdir(os.path.dirname(path))
-            if pattern.fullmatch(name)]
+def make_client(kind, timeout, **options):
+    """A client of globus-sdk; timeout: seconds. Raises UserError (exit status 2) if a variable in
+    the environment that globus-sdk reads is not valid."""
+    try:
+        client = kind(app_name=APP_NAME, **options)
+    except ValueError as error:
+        raise UserError(f"A GLOBUS_SDK_ variable in the environment is not valid: {error}", 2)
+    client.transport.http_timeout = timeout
+    # Version 4 has a retry_config beside the transport.
+    (getattr(client, "retry_config", None) or client.transport).max_retries = HTTP_RETRIES
+    return client
 
 
 def auth_client():
     """The client for Globus Auth."""
-    client = make_client(globus_sdk.NativeAppAuthClient, client_id=CLIENT_ID)
-    return set_retry_limits(client, 60, HTTP_RETRIES)
+    return make_client(globus_sdk.NativeAppAuthClient, 60, client_id=CLIENT_ID)
 
 
-def make_client(kind, **options):
-    """A client of globus-sdk. Raises UserError (exit status 2) if a variable in the environment
-    that globus-sdk reads is not valid."""
-    try:
-        return kind(app_name=APP_NAME, **options)
-    except ValueError as error:
-        raise UserError(f"A GLOBUS_SDK_ variable in the environment is not valid: {error}", 2)
+def transfer_client():
+    """A TransferClient with the stored tokens, which are renewed, and stored, when they expire.
+
+    Raises UserError if there are none."""
+    return make_client(TransferClient, HTTP_TIMEOUT, authorizer=StoredTokenAuthorizer())
 
 
 def required_login(error):
@@ -802,25 +787,23 @@ def log_in(scopes, session=()):
     except MALFORMED as error:
         raise UserError(f"Globus sent an unexpected answer ({type(error).__name__}). Try again.")
     except GlobusAPIError as error:
-        if (error.http_status not in (400, 401, 403) or not is_from_globus(error)
-                or is_client_refused(error)):
-            raise
-        raise wrong_code
+        if error.http_status in (400, 401, 403) and error_code(error) not in ("", *CLIENT_REFUSED):
+            raise wrong_code
+        raise
     store_tokens(tokens)
 
 
 def transfer_tokens():
     """The stored tokens for Globus Transfer. Raises UserError if there are none."""
-    if os.path.lexists(unfinished_token_file()):
+    if unfinished_token_files():
         with contextlib.suppress(OSError), token_lock():
-            pass  # which removes it, unless its writer is still at work
+            pass  # which removes them, unless their writer is still at work
     tokens = read_tokens().get(TRANSFER, {})
     if not tokens.get("refresh_token"):
-        host = os.uname().nodename
         raise UserError(f"You are not logged in to Globus: there is no login in {token_file()}. "
                         "Run globus-login.py first; or, if you have, set TOKEN_FILE in config.py "
-                        f"to a path on a disk that {host} can see.")
-    # An expired token keeps RefreshTokenAuthorizer from asking for one before it is used.
+                        f"to a path on a disk that {os.uname().nodename} can see.")
+    # One without an access token has it renewed before it is used.
     tokens = dict(tokens, access_token=tokens.get("access_token") or "none",
                   expires_at_seconds=tokens.get("expires_at_seconds") or 1)
     if not all(re.fullmatch("[!-~]*", str(tokens[name]))
@@ -838,8 +821,12 @@ class StoredTokenAuthorizer(GlobusAuthorizer):
     def __init__(self):
         self.tokens = transfer_tokens()
 
+    def is_valid(self):
+        """True if the access token is good for a minute yet."""
+        return time.time() < self.tokens["expires_at_seconds"] - 60
+
     def get_authorization_header(self):
-        if not is_valid(self.tokens):
+        if not self.is_valid():
             self.renew()
         return "Bearer " + self.tokens["access_token"]
 
@@ -848,47 +835,21 @@ class StoredTokenAuthorizer(GlobusAuthorizer):
         return True  # with another token
 
     def renew(self):
-        """Take the token of another process, or of a login since; if there is none, a new one."""
+        """Take the token of another process, or of a login since; if there is none, a new one,
+        which is stored unless the user has logged out, or in again, meanwhile."""
         old = self.tokens["access_token"]
         with contextlib.suppress(OSError, UserError):  # a home folder out of reach for a moment
             self.tokens = transfer_tokens()
-        if is_valid(self.tokens) and self.tokens["access_token"] != old:
+        if self.is_valid() and self.tokens["access_token"] != old:
             return
         login = self.tokens["refresh_token"]
         new = auth_client().oauth2_refresh_token(login).by_resource_server[TRANSFER]
-        save_refreshed_tokens(new, login)
         self.tokens = dict(new, refresh_token=new.get("refresh_token") or login)
-
-
-def is_valid(tokens):
-    """True if the access token is good for a minute yet."""
-    return time.time() < tokens["expires_at_seconds"] - 60
-
-
-def save_refreshed_tokens(new, login):
-    """Store renewed tokens, unless the user has logged out, or in again, since: login is the
-    refresh token that renewed them. This process has them in any case."""
-    try:
-        if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
-            store_tokens({TRANSFER: new})
-    except (OSError, UserError) as error:
-        log(f"The renewed tokens cannot be stored in {token_file()}: {error}")
-
-
-def transfer_client():
-    """A TransferClient with the stored tokens, which are renewed, and stored, when they expire.
-
-    Raises UserError if there are none."""
-    client = make_client(TransferClient, authorizer=StoredTokenAuthorizer())
-    return set_retry_limits(client, HTTP_TIMEOUT, HTTP_RETRIES)
-
-
-def set_retry_limits(client, timeout, retries):
-    """Set a client's HTTP timeout in seconds, and how often globus-sdk itself retries."""
-    client.transport.http_timeout = timeout
-    # Version 4 has a retry_config beside the transport.
-    (getattr(client, "retry_config", None) or client.transport).max_retries = retries
-    return client
+        try:
+            if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
+                store_tokens({TRANSFER: new})
+        except (OSError, UserError) as error:
+            log(f"The renewed tokens cannot be stored in {token_file()}: {error}")
 
 
 # ---- asking Globus ----
@@ -945,14 +906,12 @@ def retry(call, *arguments, **options):
             return answer
 
 
-def try_once(call, *arguments, required=None, **options):
+def try_once(call, *arguments, **options):
     """The answer of a call that only brings words for the person: asked once; {} if there is
     none."""
     try:
-        answer = call(*arguments, **options)
-        validate(answer, required or {})
-        return answer
-    except (GlobusError, *MALFORMED):
+        return attempt(call, *arguments, **options)
+    except (GlobusError, Transient):
         return {}
 
 
@@ -997,7 +956,7 @@ def is_transient(error):
     if isinstance(error, NetworkError):
         # requests says by a ValueError that a proxy, or an address, is set wrongly.
         return not isinstance(error.underlying_exception, ValueError)
-    if not is_from_globus(error):
+    if not error_code(error):
         return error.http_status != 413  # which says that the request is too large
     if re.search("GCDisconnected|TooManyPendingJobs|OperationPaused", error_code(error)):
         return True
@@ -1032,17 +991,14 @@ def check_collections(client, config):
         try:
             document = retry(client.get_endpoint, value, required={"DATA_TYPE": str})
         except GlobusAPIError as error:
-            if error.http_status not in (404, 410):
-                raise
-            raise UserError(f"config.py: {name} = {value!r}: Globus knows no such collection.\n"
-                            + describe_error(error), 2)
+            require(config, name, error.http_status not in (404, 410),
+                    "is no collection that Globus knows.\n" + describe_error(error))
+            raise
         where = f"{get_text(document, 'display_name')} ({name}, {value})"
         if document.get("gcp_connected") is False:
-            raise UserError(f"Globus Connect Personal is not running: {where}.\n"
-                            "Start it where it is installed: globusconnectpersonal -start &")
+            raise UserError(f"{where}:\n{ERRORS['GC_NOT_CONNECTED'][0]}")
         if document.get("gcp_paused"):
-            raise UserError(f"Globus Connect Personal is paused: {where}.\n"
-                            "Go on with: globusconnectpersonal -unpause")
+            raise UserError(f"{where}:\n{ERRORS['GC_PAUSED'][0]}")
         if document.get("high_assurance"):
             minutes = document.get("authentication_timeout_mins")
             often = f"every {minutes} minutes" if minutes else "from time to time"
@@ -1059,32 +1015,36 @@ def check_destination(client, config):
     try:
         entry = retry(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
                       path=config.DESTINATION_PATH, required={"type": str})
-        require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
-        return True
     except GlobusAPIError as error:
         if error.http_status == 404:
             return False
-        refusal = re.search("LoginFailed|PermissionDenied|Path not allowed", all_of_message(error))
-        if not refusal or reauth_reason(error):
-            raise
-        advice = access_advice(client, error)
-        document = try_once(client.get_endpoint, config.DESTINATION_ENDPOINT_ID)
-        if refusal.group() != "LoginFailed" and get_text(document, "entity_type")[:3] == "GCP":
-            advice = ("A Globus Connect Personal shows your home\nfolder only: add the folder to "
-                      "~/.globusonline/lta/config-paths, and start it again.")
-        raise UserError(f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. "
-                        f"{advice} {describe_error(error)}")
+        refuse_access(client, config, "DESTINATION_PATH", config.DESTINATION_ENDPOINT_ID, error)
+        raise
+    require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
+    return True
 
 
-def access_advice(client, error):
-    """Who is logged in, and which identities a collection that refuses that one asks for."""
-    found = try_once(client.endpoint_search, filter_scope="my-endpoints", limit=1,
-                     required={"DATA": list}).get("DATA")
-    me = get_text(found[0], "owner_string") if found else "the identity on app.globus.org/settings"
-    domains = re.search(r'"allowed_domains": *\[([^]]+)\]', all_of_message(error))
-    wanted = f" of {domains.group(1)}" if domains else ""
-    return (f"You are logged in as {me}. Log in with an identity{wanted} that has access, or "
-            "ask the collection's administrator.")
+def refuse_access(client, config, name, collection, error):
+    """Raise UserError if the error says that a collection refuses this folder to the identity that
+    is logged in: what to change, or who that is and who may."""
+    refusal = re.search("LoginFailed|PermissionDenied|Path not allowed", all_of_message(error))
+    if not refusal or reauth_reason(error):
+        return
+    kind = get_text(try_once(client.get_endpoint, collection), "entity_type")
+    if kind.startswith("GCP") and refusal.group() != "LoginFailed":
+        advice = ("Globus Connect Personal shows only your home folder: add this one to "
+                  "~/.globusonline/lta/config-paths, and start it again.")
+    else:
+        found = try_once(client.endpoint_search, filter_scope="my-endpoints", limit=1,
+                         required={"DATA": list}).get("DATA")
+        me = get_text(found[0], "owner_string") if found else (
+            "the identity on app.globus.org/settings")
+        domains = re.search(r'"allowed_domains": *\[([^]]+)\]', all_of_message(error))
+        advice = (f"You are logged in as {me}. Log in with an identity"
+                  f"{' of ' + domains.group(1) if domains else ''} that has access, or ask the "
+                  "collection's administrator.")
+    raise UserError(f"You may not use {name} = {getattr(config, name)!r}. {advice}\n"
+                    + describe_error(error))
 
 
 def list_files(client, config):
@@ -1096,57 +1056,47 @@ def list_files(client, config):
     folders, left_out = [""], []
     while folders:
         folder = folders.pop()
-        found, path = [], globus_path(join(config.PATH, folder))
         try:
             entries = [(parse_entry(folder, entry), entry.get("type"), entry.get("link_target"))
-                       for entry in list_directory(client, config, path)]
-            twins = find_twins(entries, config.RECURSIVE)
-            for file, kind, link in entries:
-                if kind == "file" or not isinstance(kind, str):
-                    yield file._replace(refused=twins[file.path]) if file.path in twins else file
-                elif kind != "dir":
-                    left_out.append(f"{first_line(file.path)} ({first_line(str(kind))})")
-                elif config.RECURSIVE and file.refused:
-                    yield file
-                elif config.RECURSIVE and link is not None:
-                    # As in Globus's own recursion: it could go round for ever.
-                    left_out.append(f"{first_line(file.path)} (a link to a directory)")
-                elif config.RECURSIVE:
-                    found.append(file.path + "/")
+                       for entry in list_directory(client, config, join(config.PATH, folder))]
         except GlobusAPIError as error:
             if not folder or reauth_reason(error):
-                raise listing_error(client, error, config.PATH)
+                explain_listing_error(client, config, error)
+                raise
             yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
+            continue
+        found, names = [], Counter(file.path for file, kind, _ in entries
+                                   if kind == "file" or config.RECURSIVE)
+        for file, kind, link in entries:
+            if kind == "file" or not isinstance(kind, str):
+                yield file if names[file.path] < 2 else file._replace(
+                    refused="is listed more than once, or is a folder's name, too")
+            elif kind != "dir":
+                left_out.append(f"{first_line(file.path)} ({first_line(kind)})")
+            elif config.RECURSIVE and file.refused:
+                yield file
+            elif config.RECURSIVE and link is not None:
+                # As in Globus's own recursion: it could go round for ever.
+                left_out.append(f"{first_line(file.path)} (a link to a directory)")
+            elif config.RECURSIVE:
+                found.append(file.path + "/")
         folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
         log("Skipped, neither file nor directory: " + ", ".join(left_out[:5])
             + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
 
 
-def find_twins(entries, is_recursive):
-    """{path: why it is refused} of the files of one directory that DOWNLOAD_DIR cannot tell apart
-    from something else: object stores list such. entries: tuples of File, type, link target."""
-    paths = [file.path for file, kind, _ in entries if kind == "file"]
-    twins = {}
-    if len(set(paths)) < len(paths):
-        twins = {path: "is listed more than once" for path, times in Counter(paths).items()
-                 if times > 1}
-    if is_recursive:
-        folders = {file.path for file, kind, _ in entries if kind == "dir"}
-        twins.update(dict.fromkeys(folders.intersection(paths), "is a folder's name, too"))
-    return twins
-
-
 def parse_entry(folder, entry):
     """An entry of a listing as a File."""
-    name, size = entry.get("name"), entry.get("size")
+    name, size, modified = (entry.get(field) for field in ("name", "size", "last_modified"))
     name = local_path(name) if isinstance(name, str) else name
-    refused = name_problem(name) or (None if isinstance(entry.get("type"), str) else "has no type")
-    if isinstance(name, str) and "/" in name:
-        refused = refused or "holds a slash"
+    refused = name_problem(name)
+    if not refused and "/" in name:
+        refused = "holds a slash"
+    if not refused and not isinstance(entry.get("type"), str):
+        refused = "has no type"
     if not isinstance(size, int) or size < 0:
         size, refused = 0, refused or (None if entry.get("type") == "dir" else "has no size")
-    modified = entry.get("last_modified")
     return File(folder + str(name), size, modified if isinstance(modified, str) else "", refused)
 
 
@@ -1155,27 +1105,24 @@ def list_directory(client, config, path):
     and `total` says how many there are (globus_sdk, operation_ls)."""
     seen, total, query = 0, None, {"fields": FIELDS}
     while total is None or seen < total:
-        if seen:
-            query["offset"] = seen
+        query["offset"] = seen
         try:
-            answer = retry(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=path,
+            answer = retry(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
                            query_params=query, required={"DATA": list})
+            has_fields = all(entry.get("name") is not None and entry.get("type") is not None
+                             for entry in answer["DATA"])
         except GlobusAPIError as error:
-            if error.http_status != 400 or not query.pop("fields", None):
+            if error.http_status != 400 or "fields" not in query:
                 raise
-            continue  # without the fields that it does not know
-        if "fields" in query and any(
-                entry.get("name") is None or entry.get("type") is None for entry in answer["DATA"]):
-            del query["fields"]  # nor these
-            continue
+            has_fields = False
+        if not has_fields and query.pop("fields", None):
+            continue  # without `fields`, which it does not know
         yield from answer["DATA"]
         here, was, total = len(answer["DATA"]), total, answer.get("total")
         del answer  # before the next one comes: it may be large
         seen += here
-        if not isinstance(total, int):
-            if here < MOST_ENTRIES:
-                return
-            total = None  # a full page may be followed by another one
+        if not isinstance(total, int):  # then a full page may be followed by another one
+            total = None if here == MOST_ENTRIES else seen
         elif not here and seen < total:
             raise UserError(f"The listing of {path} is incomplete: {seen} of {total} entries. "
                             "Try again.")
@@ -1183,19 +1130,12 @@ def list_directory(client, config, path):
             log(f"{path} changed while it was listed; start again later for what may be missing.")
 
 
-def listing_error(client, error, path):
-    code = error_code(error)
-    if reauth_reason(error):
-        return error
-    if "NotDirectory" in code:
-        return UserError(f"config.py: PATH = {path!r} is a file, not a directory.", 2)
-    if error.http_status == 404:
-        return UserError(f"config.py: PATH = {path!r} is not on the source collection.\n"
-                         + describe_error(error), 2)
-    if re.search("PermissionDenied|LoginFailed", code):
-        return UserError(f"You may not read PATH = {path!r} on the source collection. "
-                         f"{access_advice(client, error)}\n{describe_error(error)}")
-    return error
+def explain_listing_error(client, config, error):
+    """Raise UserError if an error in listing PATH says what is wrong with it."""
+    require(config, "PATH", "NotDirectory" not in error_code(error), "is a file, not a directory.")
+    require(config, "PATH", error.http_status != 404,
+            "is not on the source collection.\n" + describe_error(error))
+    refuse_access(client, config, "PATH", config.SOURCE_ENDPOINT_ID, error)
 
 
 def stat_source(client, config, path, name, ask=retry):
@@ -1304,44 +1244,32 @@ def wait_for_task(client, task_id, progress):
     """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
     progress(task, reason) is called at each look. Why a task does not move is told when it
     changes; one that cannot succeed is cancelled."""
-    told, is_fatal, is_resent, before = None, stall_detector(), False, 0
-    for pause in backoff(0.125, SLOWEST_POLL, 1.3):  # an end is seen at most a third too late
-        time.sleep(pause)
+    told, before, cause, cancelled = None, None, None, None
+    is_fatal, pauses = stall_detector(), backoff(0.125, SLOWEST_POLL, 1.3)
+    while True:
+        time.sleep(next(pauses))  # an end is seen at most a third too late
         task = retry(client.get_task, task_id, required=TASK)
         if task["status"] in ENDED:
-            if told and task["status"] == "SUCCEEDED":
+            failure = failure_reason(client, task)
+            if told and not failure:
                 log(RESUMED)
-            return task, failure_reason(client, task)
+            return task, CANCELLED + cause if cause and failure else failure
         reason = waiting_reason(task)
+        if cause:
+            reason = NOT_ENDED if time.monotonic() > cancelled + CANCEL_SECONDS else told
         if reason and reason != told:
-            log(f"Waiting: {reason}{status_detail(client, task_id, task)}  (task {task_id})")
-            told, is_resent = reason, get_text(task, "nice_status") in RETRANSMITTING
-            before = work_done(task, is_resent)
-        elif told and not reason and work_done(task, is_resent) > before:
+            detail = "" if cause else status_detail(client, task_id, task)
+            log(f"Waiting: {reason}{detail}  (task {task_id})")
+            told, trouble = reason, get_text(task, "nice_status")
+            before = work_done(task, trouble)
+        elif told and not reason and work_done(task, trouble) != before:
             log(RESUMED)
             told = None
         progress(task, reason)
-        if is_fatal(task):
-            return cancel_failing_task(client, task_id, task)
-
-
-def cancel_failing_task(client, task_id, task):
-    """Cancel a task that cannot succeed; the same as wait_for_task()."""
-    cause = failure_reason(client, task)
-    retry(client.cancel_task, task_id)
-    begun, is_told = time.monotonic(), False
-    for pause in backoff(0.125, SLOWEST_POLL, 1.3):
-        task = retry(client.get_task, task_id, required=TASK)
-        if task["status"] in ENDED:
-            break
-        if time.monotonic() - begun > CANCEL_SECONDS and not is_told:
-            log(f"Waiting: Globus has accepted the cancel request, but the task has not ended.  "
-                f"(task {task_id})")
-            is_told = True
-        time.sleep(pause)
-    if task["status"] == "SUCCEEDED":  # in the last moment
-        return task, None
-    return task, CANCELLED + cause
+        if not cause and is_fatal(task):
+            cause = failure_reason(client, task)
+            retry(client.cancel_task, task_id)
+            cancelled, pauses = time.monotonic(), backoff(0.125, SLOWEST_POLL, 1.3)
 
 
 def files_done(task):
@@ -1349,33 +1277,32 @@ def files_done(task):
     return get_number(task, "files_transferred") + get_number(task, "files_skipped")
 
 
-def work_done(task, is_resent):
-    """A number that grows as a task moves; bytes that are sent again do not count."""
-    return files_done(task) + (0 if is_resent else get_number(task, "bytes_transferred"))
+def work_done(task, status):
+    """What changes as a task with that trouble moves; bytes that are sent again do not count."""
+    is_resent = status in RETRANSMITTING
+    return files_done(task), None if is_resent else get_number(task, "bytes_transferred")
 
 
 def stall_detector():
     """A function that is True of a task document once its task can't succeed any more, by what
     it has been shown before."""
-    stuck, since, faults = None, None, None
+    stuck, since, faults_before = None, None, None
 
     def is_fatal(task):
-        nonlocal stuck, since, faults
-        status, now = get_text(task, "nice_status"), time.monotonic()
-        seconds = ERRORS.get(status, UNKNOWN)[1]
-        now_stuck = (MISMATCHES if status in MISMATCHES else status, files_done(task),
-                     None if status in RETRANSMITTING else get_number(task, "bytes_transferred"))
-        if status not in MISMATCHES and seconds is None:
-            if status not in ("", "OK", "Queued"):  # then Globus tries again just now, or will
-                stuck = None  # another trouble: the time with it does not count
+        nonlocal stuck, since, faults_before
+        status, now, faults = (get_text(task, "nice_status"), time.monotonic(),
+                               get_number(task, "faults"))
+        if status in ("", "OK", "Queued"):  # Globus tries again just now, or will
             return False
-        if now_stuck != stuck:
-            stuck, since, faults = now_stuck, now, get_number(task, "faults")
-        more_faults = get_number(task, "faults") - faults
+        now_stuck = MISMATCHES if status in MISMATCHES else status, work_done(task, status)
+        if now_stuck != stuck:  # the time with another trouble does not count
+            stuck, since, faults_before = now_stuck, now, faults
         if status in MISMATCHES:
-            return more_faults >= FATAL_CHECKSUMS
+            return faults - faults_before >= FATAL_CHECKSUMS
+        seconds = ERRORS.get(status, UNKNOWN)[1]
         # A task that waits for its turn shows its last trouble for a while.
-        return now - since >= (seconds if more_faults else STALE_STATUS_SECONDS)
+        return seconds is not None and now - since >= (
+            seconds if faults > faults_before else STALE_STATUS_SECONDS)
 
     return is_fatal
 
@@ -1396,19 +1323,17 @@ def waiting_reason(task):
 def status_detail(client, task_id, task):
     """What Globus says beside the status of a waiting task: the administrator's message, or the
     file that it failed on, after a colon; nothing, as a rule."""
+    said = ""
     if task.get("is_paused"):
         info = try_once(client.task_pause_info, task_id, required={"pause_rules": list})
-        said = [get_text(info, side + "_pause_message" + kind)
-                for side in ("source", "destination") for kind in ("", "_share")]
-        said += [get_text(rule, "message") for rule in info.get("pause_rules", [])]
-        said = ", ".join(dict.fromkeys(filter(None, said)))
-        return f": {said}" if said else ""
+        said = join_texts(", ", *(get_text(info, f"{side}_pause_message{kind}")
+                                  for side in ("source", "destination") for kind in ("", "_share")),
+                          *(get_text(rule, "message") for rule in info.get("pause_rules", [])))
     # Behind a command that is to be copied stands nothing.
-    if task.get("nice_status") in ("Queued", "GC_NOT_CONNECTED", "GC_PAUSED") or not get_number(
-            task, "faults"):
-        return ""
-    said = ", ".join(filter(None, last_error_event(client, task)[1:]))
-    return f": {said}" if said else ""
+    elif get_number(task, "faults") and task.get("nice_status") not in (
+            "Queued", "GC_NOT_CONNECTED", "GC_PAUSED"):
+        said = join_texts(", ", *last_error_event(client, task)[1:])
+    return said and f": {said}"
 
 
 def last_error_event(client, task):
@@ -1418,10 +1343,10 @@ def last_error_event(client, task):
                       query_params={"filter": "is_error:1"}).get("DATA")
     event = events[0] if events else {}
     server = parse_server_error(str(event.get("details")))
-    said = [f"on the {side} collection ({server['name']})" for side in ("source", "destination")
-            if server["id"] and task.get(side + "_endpoint_id") == server["id"]][:1]
+    sides = [f"on the {side} collection ({server['name']})" for side in ("source", "destination")
+             if server["id"] and task.get(side + "_endpoint_id") == server["id"]]
     return (get_text(event, "description"), get_text(server, "file"),
-            ": ".join(filter(None, [*said, server["words"]])))
+            join_texts(": ", *sides[:1], server["words"]))
 
 
 def failure_reason(client, task):
@@ -1429,15 +1354,16 @@ def failure_reason(client, task):
     it SUCCEEDED."""
     if task["status"] == "SUCCEEDED":
         return None
-    error = task.get("fatal_error")
-    status = get_text(task, "nice_status")
+    error, status = task.get("fatal_error"), get_text(task, "nice_status")
     error = error if isinstance(error, dict) else {}
     description, file, server = last_error_event(client, task)
-    causes = [ERRORS.get(get_text(error, "code"), UNKNOWN)[0] or get_text(error, "description"),
-              ERRORS.get(status, UNKNOWN)[0] or get_text(task, "nice_status_short_description"),
-              get_text(task, "canceled_by_admin_message"), file or description, server]
-    said = ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
-    return re.sub(", Globus (keeps trying|sends (it|the file) again)", "", said)  # no longer
+    said = join_texts(
+        ", ", ERRORS.get(get_text(error, "code"), UNKNOWN)[0] or get_text(error, "description"),
+        ERRORS.get(status, UNKNOWN)[0] or get_text(task, "nice_status_short_description"),
+        get_text(task, "canceled_by_admin_message"), file or description, server)
+    # It no longer tries.
+    return re.sub(", Globus (keeps trying|sends (it|the file) again)", "",
+                  said or "no reason given")
 
 
 # ---- whose the download folder is ----
@@ -1452,13 +1378,9 @@ def refuse_batches(config, ours=None):
     """Raise UserError (exit status 2) if DOWNLOAD_DIR, or a folder around or in it, is marked as
     that of a batch, unless its jobs folder is ours: a batch takes each file there for its own, and
     deletes it."""
-    folder = os.path.realpath(config.DOWNLOAD_DIR)
-    around, inside = [folder], []
-    while os.path.dirname(around[-1]) != around[-1]:
-        around.append(os.path.dirname(around[-1]))
-    for place, folders, names in os.walk(folder):
-        inside += [place] if MARK in folders or MARK in names else []
-    for place in [*around, *inside]:
+    folder = PurePath(os.path.realpath(config.DOWNLOAD_DIR))
+    inside = [place for place, folders, names in os.walk(folder) if MARK in folders + names]
+    for place in [folder, *folder.parents, *inside]:
         mark = os.path.join(place, MARK)
         jobs = marked_by(mark)
         if jobs in (None, ours):
@@ -1471,29 +1393,24 @@ def refuse_batches(config, ours=None):
 
 
 def marked_by(mark):
-    """The WORKING_DIR/jobs of the batch that a mark stands for; None if there is no mark. One that
-    has outlived its run is removed."""
+    """The WORKING_DIR/jobs of the batch that a mark stands for; None if there is no mark. One
+    whose run is known to be over, or forgotten, is removed."""
     try:
         jobs = os.readlink(mark)
     except OSError:  # there is none, or no link
         return None
-    if is_run_over(jobs):
-        with contextlib.suppress(OSError):
-            os.remove(mark)
-        return None
-    return jobs
-
-
-def is_run_over(jobs):
-    """True if the run that has its journal in that folder is known to be over, or forgotten."""
     try:
         with open(os.path.join(jobs, "journal.jsonl"), "rb") as journal:
-            last = deque(journal, 1)
+            is_over = any(b'"event": "finished"' in line for line in deque(journal, 1))
     except FileNotFoundError:  # jobs/ was removed; but is the disk there at all?
-        return os.path.isdir(os.path.dirname(jobs))
+        is_over = os.path.isdir(os.path.dirname(jobs))
     except OSError:
-        return False
-    return any(b'"event": "finished"' in line for line in last)
+        is_over = False
+    if not is_over:
+        return jobs
+    with contextlib.suppress(OSError):
+        os.remove(mark)
+    return None
 
 
 def mark_folder(config):
@@ -1551,9 +1468,8 @@ def not_come_to(client, config, directory, files, task, missing):
     the ones that it may not have come to, because it kept trying another one of them; none if it
     does not say which. missing: see outcomes()."""
     blamed = blamed_file(client, config, directory, task)
-    if blamed not in missing:
-        return []
-    return [file for file in files if missing.get(file.path) == "" and file.path != blamed]
+    return [file for file in files if blamed in missing and blamed != file.path
+            and missing.get(file.path) == ""]
 
 
 def blamed_file(client, config, directory, task):

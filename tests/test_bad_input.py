@@ -98,7 +98,7 @@ def test_an_appended_working_dir_takes_the_folders_along(stand_in, emulator, tmp
 @pytest.mark.parametrize("name", ["SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"])
 def test_an_unknown_collection(stand_in, script, name):
     stand_in.config("%s = '00000000-0000-0000-0000-000000000000'" % name)
-    check(stand_in.run(script), 2, name, "no such collection")
+    check(stand_in.run(script), 2, name, "is no collection that Globus knows")
 
 
 @BOTH
@@ -123,7 +123,7 @@ def test_a_path_that_is_a_file(stand_in, emulator, script):
 @BOTH
 def test_a_path_that_may_not_be_read(stand_in, emulator, script):
     emulator.bend(troubles=[{"path": "godata", "code": "PERMISSION_DENIED"}])
-    check(stand_in.run(script), 1, "may not read PATH")
+    check(stand_in.run(script), 1, "may not use PATH")
 
 
 @BOTH
