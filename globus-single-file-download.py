@@ -70,7 +70,7 @@ def transfer(client, config, directory, files):
         skip_source_errors=len(files) > 1,  # one unreadable file must not hold up the others
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
     local = [os.path.join(config.DOWNLOAD_DIR, file.path) for file in files]
-    before, task_id = [helper.file_signature(path) for path in local], None
+    before, task_id = [file_signature(path) for path in local], None
     try:
         task_id = helper.submit(client, request)
         task, failure = helper.wait_for_task(client, task_id, lambda task, reason: None)
@@ -118,10 +118,19 @@ def stop(client, request, task_id):
     return True
 
 
+def file_signature(path):
+    """What changes when a file is written to; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def remove_partial(paths, before):
     """Remove what a transfer that did not succeed has written; what was there before stays."""
     for path, signature in zip(paths, before):
-        if helper.file_signature(path) != signature:
+        if file_signature(path) != signature:
             with contextlib.suppress(OSError):
                 os.remove(path)
 

@@ -4,6 +4,7 @@ import fcntl
 import gc
 import glob
 import json
+import math
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import unicodedata
 import warnings
 import zlib
 from collections import Counter, deque, namedtuple
+from difflib import get_close_matches
 from pathlib import PurePath
 
 # Imports and listings make many objects and no garbage, and looking for it takes time.
@@ -24,15 +26,8 @@ gc.set_threshold(100000)
 # cryptography warns that Python 3.7 and 3.8 are old; the user cannot fix that here.
 warnings.filterwarnings("ignore", message="Python 3", module="globus_sdk|jwt|cryptography")
 try:
-    import globus_sdk  # what is named here is loaded now, what the rest names when it is needed
-    from globus_sdk import (
-        GlobusAPIError,
-        GlobusError,
-        LocalGlobusConnectPersonal,
-        NetworkError,
-        TransferClient,
-        TransferData,
-    )
+    import globus_sdk  # whose other names are loaded when they are needed
+    from globus_sdk import GlobusAPIError, GlobusError, NetworkError
     from globus_sdk.authorizers import GlobusAuthorizer
 except ImportError as error:  # told by import_config(), so that --help works
     missing_sdk, GlobusAuthorizer, GlobusError = str(error), object, ()
@@ -44,30 +39,23 @@ gc.freeze()  # imported objects stay: the collector need not visit them at exit 
 CLIENT_ID = "4f0448d6-e7e2-4637-bc64-e8f682d1cc77"
 TRANSFER = "transfer.api.globus.org"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
-APP_NAME = "globus-download"
 # Globus Auth does not know the application that asks, whatever its user does.
 CLIENT_REFUSED = ("invalid_client", "unauthorized_client")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, "venv")  # as README.md has it
 
-# What a collection may want of a login (globus_sdk, NativeAppAuthClient).
-SESSION = ("session_required_identities", "session_required_single_domain",
-           "session_required_policies", "session_required_mfa")
-
-# What is read of a listing; Transfer leaves out the rest of each entry, if it is asked to.
+# What is read of each entry of a listing; Transfer leaves out the rest.
 FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 
-# What a terminal or a shell could trip over: Unicode's Cc and Cs, control characters and what is
-# not valid at all; but not the bytes of names that are not UTF-8, as Python writes them.
+# Control characters, and what is no text at all; but not the bytes of a name that is not UTF-8.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
 MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
-NOT_UTF8 = re.compile("[\udc80-\udcff]")
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # such bytes, as Python writes them
 LONGEST_NAME = 255  # bytes, of a file system
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-# What ends a script: Ctrl-C, and what schedulers send before they end a job (Slurm and PBS SIGTERM,
-# Grid Engine SIGUSR2).
+# Ctrl-C, and what schedulers send before they end a job.
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
 
 QUIET_SECONDS = 60  # between two lines of progress in a log
@@ -76,7 +64,6 @@ CANCEL_SECONDS = 5  # a cancelled task that has not ended by then is reported
 ENDED = ("SUCCEEDED", "FAILED")  # task statuses
 MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
-HTTP_RETRIES = 1  # by globus-sdk, in silence; then retry() goes on, and says so
 MOST_REFUSALS = 3  # of access tokens, one after the other
 SILENCE = 60  # seconds without an answer before this is reported
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
@@ -124,18 +111,15 @@ FATAL_CHECKSUMS = 5  # give up after so many of these errors while no file is fi
 MISMATCHES = {"VERIFY_CHECKSUM", "FILE_SIZE_CHANGED"}
 # With these the same bytes are sent again and again: more of them are no progress.
 RETRANSMITTING = MISMATCHES | {"NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
-# Permanent errors of a collection's server (matched by code or message of the error).
+# Permanent errors of a collection's server, by code or message.
 PERMANENT = re.compile(
     "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound|"
     "File name too long|Input/output error")
-# What the scripts rely on in a task document.
-TASK = {"status": str, "task_id": str}
-
+TASK = {"status": str, "task_id": str}  # what the scripts rely on in a task document
 # What globus-sdk and the scripts raise when an answer of Globus is malformed.
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 
-# One entry of a listing. path: below the PATH listed; size: bytes; refused: why it must not or
-# cannot be downloaded, None as a rule.
+# One entry of a listing. path: below PATH; size: bytes; refused: why not to download it, or None.
 File = namedtuple("File", "path size last_modified refused")
 
 
@@ -183,16 +167,15 @@ def run_main(main):
 
 
 def raise_interrupt(number, frame):
-    """The handler of a signal that is to end the script. Further ones, which schedulers send, are
-    ignored: they would break off what the first one has begun, such as cancelling a task."""
+    """The handler of a signal that is to end the script. Further ones are ignored: they would break
+    off what the first one has begun, such as cancelling a task."""
     for other in ENDING_SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def log(text):
-    """Say something to the person: a line of its own on stderr. Where that is closed, or on a
-    disk that is full, nothing is said, and the work goes on."""
+    """A line on stderr; none where that is closed or its disk full, and the work goes on."""
     show_progress("")
     if sys.stderr:
         with contextlib.suppress(OSError):
@@ -200,24 +183,23 @@ def log(text):
 
 
 def show_progress(text):
-    """Say how far it is: on a terminal on the last line, until the next one takes its place;
-    in a log as a line, once a minute."""
+    """Say how far it is: on the last line of a terminal; in a log as a line, once a minute."""
     if not is_terminal():
         if text and time.monotonic() - show_progress.when >= QUIET_SECONDS:
             show_progress.when = time.monotonic()
             log(text)
-    elif text != show_progress.last:
-        width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
+        return
+    width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
+    line = escape_control_chars(text)[:width]
+    if line != show_progress.last:
         with contextlib.suppress(OSError):
             # Spaces over what is left of the last text: a dumb terminal knows no code for that.
-            line = escape_control_chars(text)[:width]
-            sys.stderr.write("\r" + line.ljust(show_progress.width) + "\r" + line)
+            sys.stderr.write("\r" + line.ljust(len(show_progress.last)) + "\r" + line)
             sys.stderr.flush()
-            show_progress.width = len(line)
-        show_progress.last = text
+        show_progress.last = line
 
 
-show_progress.last, show_progress.width = "", 0  # so that nothing is written twice
+show_progress.last = ""
 show_progress.when = time.monotonic()
 
 
@@ -284,7 +266,7 @@ def describe_error(error):
 
 def error_document(error):
     """The document that came with an error of Globus; {} if it was something else. globus-sdk's own
-    fields are not used: they take it for granted what is in it."""
+    fields take it for granted what is in it."""
     try:
         document = json.loads(error.text)
     except ValueError:
@@ -293,16 +275,14 @@ def error_document(error):
 
 
 def error_code(error):
-    """The code for an error, of Globus Transfer or of Globus Auth; empty for what does not come
-    from Globus. A page, or the document of a proxy between here and there, tells nothing of what
-    Globus knows."""
+    """Transfer's or Auth's code for an error; empty for the page or document of some server in
+    between, which tells nothing of what Globus knows."""
     document = error_document(error)
     return get_text(document, "code") or get_text(document, "error")
 
 
 def error_message(error):
-    """The words of an error, in one line: of a page its text; of what a collection's server says
-    in many lines, what tells most."""
+    """The words of an error in one line; of the many of a collection's server, what tells most."""
     document = error_document(error)
     page = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
     text = next((document[name] for name in ("message", "error_description", "error")
@@ -316,8 +296,8 @@ def error_message(error):
 
 
 def parse_server_error(text):
-    """What the many lines of an error of a collection's server tell, be they text or JSON: a dict
-    of the words that tell most, the collection's name and id, and the file, each may be empty."""
+    """What the error of a collection's server tells, be it text or JSON: a dict of the words that
+    tell most, the collection's name and id, and the file, each may be empty."""
     text = re.sub(r"%0D%0A|\\r\\n|\r\n", "\n", text)  # FTP's line ends, also written out
     fields = dict(re.findall(
         r"(?m)^(?:\d{3}[- ])?(Endpoint|File|Message|GridFTP-[\w-]+): (.*\S)", text))
@@ -387,8 +367,18 @@ def first_line(text):
 # ---- settings ----
 
 
-def is_number(value, least, types=(int, float)):
-    return isinstance(value, types) and not isinstance(value, bool) and value >= least
+def a_number(words, least, most=math.inf, types=(int, float), or_none=False):
+    """The check, and the words, for a setting that is a number."""
+    def is_fit(value):
+        return or_none if value is None else (
+            isinstance(value, types) and not isinstance(value, bool) and least <= value <= most)
+
+    return is_fit, words
+
+
+def one_of(*values):
+    """The check, and the words, for a setting with these values."""
+    return lambda value: value in values, f"must be {' or '.join(map(repr, values))}"
 
 
 def is_uuid(value):
@@ -414,26 +404,20 @@ A_PATH = "must be an absolute path, in quotes, without control characters"
 SETTINGS = {
     "SOURCE_ENDPOINT_ID": (is_uuid, A_UUID),
     "DESTINATION_ENDPOINT_ID": (is_uuid, A_UUID),
-    "PATH": (is_path, A_PATH),
-    "WORKING_DIR": (is_path, A_PATH),
-    "DOWNLOAD_DIR": (is_path, A_PATH),
-    "DESTINATION_PATH": (is_path, A_PATH),
+    **dict.fromkeys(("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"), (is_path, A_PATH)),
     "TOKEN_FILE": (lambda value: isinstance(value, str) and is_path(os.path.expanduser(value)),
                    "must be an absolute path, in quotes; it may begin with ~"),
-    "RECURSIVE": (lambda value: isinstance(value, bool), "must be True or False"),
-    "NUM_JOBS": (lambda value: is_number(value, 1, int), "must be an integer of at least 1"),
-    "FILES_PER_JOB": (lambda value: is_number(value, 1, int) and value <= 5000,
-                      "must be a number from 1 to 5000"),
-    "DOWNLOAD_BY": (lambda value: value in ("job", "driver"), "must be 'job' or 'driver'"),
-    "MAX_FAILURES_IN_A_ROW": (lambda value: value is None or is_number(value, 1, int),
-                              "must be an integer of at least 1, or None"),
-    "MAX_BYTES": (lambda value: value is None or is_number(value, 1),
-                  "must be a number of bytes, or None"),
-    "SCHEDULER": (lambda value: value in ("auto", "slurm", "pbs", "torque", "sge"),
-                  "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'"),
+    "RECURSIVE": one_of(True, False),
+    "NUM_JOBS": a_number("must be an integer of at least 1", 1, types=int),
+    "FILES_PER_JOB": a_number("must be an integer from 1 to 5000", 1, 5000, types=int),
+    "DOWNLOAD_BY": one_of("job", "driver"),
+    "MAX_FAILURES_IN_A_ROW": a_number("must be an integer of at least 1, or None", 1, types=int,
+                                      or_none=True),
+    "MAX_BYTES": a_number("must be a number of bytes, or None", 1, or_none=True),
+    "SCHEDULER": one_of("auto", "slurm", "pbs", "torque", "sge"),
     "RESOURCES": (is_command_line, "must be one line of text that can be split as a shell would"),
-    "POLL_SECONDS": (lambda value: is_number(value, 0.1), "must be a number of seconds"),
-    "GRACE_SECONDS": (lambda value: is_number(value, 0), "must be a number of seconds"),
+    "POLL_SECONDS": a_number("must be a number of seconds", 0.1),
+    "GRACE_SECONDS": a_number("must be a number of seconds", 0),
     "is_file_needed": (callable, "must be a function"),
 }
 # Those that came later; an older config.py does without them.
@@ -446,7 +430,10 @@ def load_config():
 
     Raises UserError (exit status 2), which names the setting that is not valid."""
     config = import_config()
-    refuse_misspelled(config)
+    for name in [name for name in vars(config) if name.isupper() and name not in SETTINGS]:
+        close = get_close_matches(name, SETTINGS, 1, 0.84)
+        require(config, name, not close or name.rstrip("_0123456789") in SETTINGS,  # such as PATH2
+                f"is no setting; did you mean {''.join(close)}?")
     for name in SETTINGS:
         require(config, name, hasattr(config, name), "is missing; see the original config.py")
     fill_in(config)
@@ -477,8 +464,8 @@ def import_config():
 
 
 def environment_command():
-    """The command that brings globus-sdk: that of the environment beside the scripts, or else the
-    one that makes it; systems forbid pip outside of one."""
+    """The command for the environment beside the scripts, or else the one that makes it; systems
+    forbid pip outside of one."""
     activate = f". {shlex.quote(VENV)}/bin/activate"
     is_active = os.path.realpath(VENV) == os.path.realpath(sys.prefix)
     if os.path.isdir(VENV) and not is_active and not copied_venv():
@@ -494,15 +481,6 @@ def copied_venv():
         if made and os.path.realpath(made.group(1)) != os.path.realpath(VENV):
             return made.group(1)
     return None
-
-
-def refuse_misspelled(config):
-    """Raise UserError for a capital name that is no setting, but close to one. PATH2 is not."""
-    for name in [name for name in vars(config) if name.isupper() and name not in SETTINGS]:
-        from difflib import get_close_matches
-        close = get_close_matches(name, SETTINGS, 1, 0.84)
-        require(config, name, not close or name.rstrip("_0123456789") in SETTINGS,
-                f"is no setting; did you mean {''.join(close)}?")
 
 
 def require(config, name, is_fit, what):
@@ -526,7 +504,7 @@ def fill_in(config):
     if config.DOWNLOAD_DIR is None:
         config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
     if config.DESTINATION_ENDPOINT_ID is None:
-        config.DESTINATION_ENDPOINT_ID = LocalGlobusConnectPersonal().endpoint_id
+        config.DESTINATION_ENDPOINT_ID = globus_sdk.LocalGlobusConnectPersonal().endpoint_id
         require(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID,
                 "means the Globus Connect Personal of this machine, but none is set up here.\n"
                 "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
@@ -654,22 +632,21 @@ def read_tokens(path=None):
                 except OSError as error:
                     log(f"{path} is readable by others, and chmod failed: {error.strerror}.")
             tokens = json.load(file)
-        if not isinstance(tokens, dict) or not all(isinstance(t, dict) for t in tokens.values()):
-            raise ValueError
+        for stored in tokens.values():
+            secrets = "".join(stored.get(name) or "" for name in ("access_token", "refresh_token"))
+            if not re.fullmatch("[!-~]*", secrets) or not isinstance(
+                    stored.get("expires_at_seconds") or 0, (int, float)):
+                raise ValueError
     except FileNotFoundError:
         return {}
-    except ValueError:
-        raise no_tokens(path)
+    except MALFORMED:
+        raise UserError(f"{path} does not hold tokens. Remove it and log in again: globus-login.py")
     return tokens
 
 
-def no_tokens(path):
-    return UserError(f"{path} does not hold tokens. Remove it and log in again: globus-login.py")
-
-
-def store_tokens(by_resource_server, is_trial=False):
-    """Merge new tokens into the token file, which at every moment is whole and yours alone; or only
-    see that this can be done."""
+def store_tokens(by_resource_server):
+    """Merge new tokens into the token file, which at every moment is whole and yours alone; if
+    there are none, only see that this can be done."""
     new = f"{os.path.realpath(token_file())}.new-{os.uname().nodename}-{os.getpid()}"
     with token_lock():
         tokens = read_tokens()
@@ -684,7 +661,7 @@ def store_tokens(by_resource_server, is_trial=False):
                 json.dump(tokens, file, indent=2)
                 file.flush()
                 os.fsync(file.fileno())
-            if not is_trial:
+            if by_resource_server:
                 os.replace(new, os.path.realpath(token_file()))
         finally:
             remove_if_there(new)
@@ -692,8 +669,7 @@ def store_tokens(by_resource_server, is_trial=False):
 
 @contextlib.contextmanager
 def token_lock():
-    """One writer at a time, so that a merge loses nobody's tokens. What a killed writer has left
-    is removed."""
+    """One writer at a time, so that a merge loses nothing. What killed writers left is removed."""
     with open(os.open(token_file() + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
         with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -703,8 +679,7 @@ def token_lock():
 
 
 def unfinished_token_files():
-    """What writers that were killed have left beside the token file; those of older scripts had
-    eight random characters."""
+    """What killed writers have left; those of older scripts with eight random characters."""
     path = glob.escape(os.path.realpath(token_file()))
     return glob.glob(path + ".new*") + glob.glob(path + "[a-z0-9_]" * 8)
 
@@ -715,15 +690,15 @@ def remove_if_there(path):
 
 
 def make_client(kind, timeout, **options):
-    """A client of globus-sdk; timeout: seconds. Raises UserError (exit status 2) if a variable in
-    the environment that globus-sdk reads is not valid."""
+    """A client of globus-sdk, with a timeout in seconds. Raises UserError (exit status 2) if a
+    variable in the environment that globus-sdk reads is not valid."""
     try:
-        client = kind(app_name=APP_NAME, **options)
+        client = kind(app_name="globus-download", **options)
     except ValueError as error:
         raise UserError(f"A GLOBUS_SDK_ variable in the environment is not valid: {error}", 2)
     client.transport.http_timeout = timeout
-    # Version 4 has a retry_config beside the transport.
-    (getattr(client, "retry_config", None) or client.transport).max_retries = HTTP_RETRIES
+    # Once, in silence; then retry() goes on. Version 4 has a retry_config beside the transport.
+    (getattr(client, "retry_config", None) or client.transport).max_retries = 1
     return client
 
 
@@ -733,64 +708,9 @@ def auth_client():
 
 
 def transfer_client():
-    """A TransferClient with the stored tokens, which are renewed, and stored, when they expire.
-
-    Raises UserError if there are none."""
-    return make_client(TransferClient, HTTP_TIMEOUT, authorizer=StoredTokenAuthorizer())
-
-
-def required_login(error):
-    """What an error of Globus wants of the next login: scopes, and the options of a session."""
-    document = error_document(error)
-    wanted = document.get("authorization_parameters")
-    wanted = wanted if isinstance(wanted, dict) else {}
-    scopes = texts(document.get("required_scopes")) or texts(wanted.get("required_scopes"))
-    session = {name: texts(wanted.get(name)) for name in SESSION if texts(wanted.get(name))}
-    if wanted.get("session_required_mfa") is True:
-        session["session_required_mfa"] = True
-    if wanted and not scopes and not session or wanted.get("prompt") == "login":
-        session["prompt"] = "login"
-    return scopes, session
-
-
-def texts(value):
-    """The texts of a list, or of one text with commas, in a document of Globus; [] if it is
-    something else."""
-    value = value.split(",") if isinstance(value, str) else value
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
-
-
-def log_in(scopes, session=()):
-    """Show the login page's URL, ask for the code, store the tokens (refresh tokens, which last
-    6 months after their last use). Raises UserError if there is nobody to ask."""
-    try:
-        store_tokens({}, is_trial=True)
-    except OSError as error:
-        raise UserError(f"Your login cannot be stored in {token_file()}: {error.strerror}. Make "
-                        "room there, or set another TOKEN_FILE in config.py.")
-    client = auth_client()
-    client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
-    print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
-          f"{client.oauth2_get_authorize_url(**dict(session))}\n")
-    wrong_code = UserError("Globus did not accept this code. A code works once, for a few minutes; "
-                           "run globus-login.py again for a new one.")
-    try:
-        code = input("Code: ").strip()
-        if not code.isprintable():
-            raise wrong_code
-        tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
-    except (EOFError, RuntimeError):  # no more input, or none at all
-        raise UserError("No authorization code was entered. Run globus-login.py by hand, in a "
-                        "terminal.")
-    except UnicodeError:
-        raise wrong_code
-    except MALFORMED as error:
-        raise UserError(f"Globus sent an unexpected answer ({type(error).__name__}). Try again.")
-    except GlobusAPIError as error:
-        if error.http_status in (400, 401, 403) and error_code(error) not in ("", *CLIENT_REFUSED):
-            raise wrong_code
-        raise
-    store_tokens(tokens)
+    """A TransferClient with the stored tokens, renewed when they expire. Raises UserError if there
+    are none."""
+    return make_client(globus_sdk.TransferClient, HTTP_TIMEOUT, authorizer=StoredTokenAuthorizer())
 
 
 def transfer_tokens():
@@ -804,19 +724,14 @@ def transfer_tokens():
                         "Run globus-login.py first; or, if you have, set TOKEN_FILE in config.py "
                         f"to a path on a disk that {os.uname().nodename} can see.")
     # One without an access token has it renewed before it is used.
-    tokens = dict(tokens, access_token=tokens.get("access_token") or "none",
-                  expires_at_seconds=tokens.get("expires_at_seconds") or 1)
-    if not all(re.fullmatch("[!-~]*", str(tokens[name]))
-               for name in ("access_token", "refresh_token")) or not isinstance(
-                   tokens["expires_at_seconds"], (int, float)):
-        raise no_tokens(token_file())
-    return tokens
+    return dict(tokens, access_token=tokens.get("access_token") or "none",
+                expires_at_seconds=tokens.get("expires_at_seconds") or 1)
 
 
 class StoredTokenAuthorizer(GlobusAuthorizer):
-    """Shows Globus the stored access token, and renews it when it has expired or was refused; but
-    first it looks at what is stored by then. RefreshTokenAuthorizer would cling to the login that
-    it began with, and brings in so much code that a job would spend a third of its start on it."""
+    """Shows Globus the stored access token, and renews it when it has expired or was refused, if
+    nobody else has. RefreshTokenAuthorizer would cling to the login that it began with, and loads
+    so much code that a job would spend a third of its start on it."""
 
     def __init__(self):
         self.tokens = transfer_tokens()
@@ -835,8 +750,8 @@ class StoredTokenAuthorizer(GlobusAuthorizer):
         return True  # with another token
 
     def renew(self):
-        """Take the token of another process, or of a login since; if there is none, a new one,
-        which is stored unless the user has logged out, or in again, meanwhile."""
+        """Take the token of another process, or of a later login; if there is none, get a new one,
+        and store it unless the user has logged out, or in again, meanwhile."""
         old = self.tokens["access_token"]
         with contextlib.suppress(OSError, UserError):  # a home folder out of reach for a moment
             self.tokens = transfer_tokens()
@@ -882,18 +797,24 @@ def attempt(call, *arguments, required=None, **options):
             if not is_transient(error):
                 raise
             at = f", at {options['path']}" if options.get("path") else ""
-            raise Transient(describe_error(error) + at, retry_after(error)) from None
+            wanted = str((getattr(error, "headers", None) or {}).get("Retry-After"))
+            raise Transient(describe_error(error) + at,
+                            min(int(wanted), 600) if wanted.isdecimal() else 0) from None
         except MALFORMED as error:
             raise Transient(f"Globus sent an unexpected answer ({type(error).__name__})") from None
 
 
 def retry(call, *arguments, **options):
-    """The same, tried again for as long as it takes; says so. Raises what trying again cannot
-    fix."""
+    """The same, tried again for as long as it takes. Raises what trying again cannot fix."""
+    return keep_trying(attempt, call, *arguments, **options)
+
+
+def keep_trying(function, *arguments, **options):
+    """What the function returns once it does not raise Transient any more; says so."""
     told = None
     for pause in backoff(2, 60):
         try:
-            answer = attempt(call, *arguments, **options)
+            answer = function(*arguments, **options)
         except Transient as trouble:
             gist = re.sub(r"\(.*\)", "", str(trouble))  # the request id is always another
             if gist != told:
@@ -907,8 +828,7 @@ def retry(call, *arguments, **options):
 
 
 def try_once(call, *arguments, **options):
-    """The answer of a call that only brings words for the person: asked once; {} if there is
-    none."""
+    """The answer of a call that only brings words for the person, {} if there is none."""
     try:
         return attempt(call, *arguments, **options)
     except (GlobusError, Transient):
@@ -916,8 +836,8 @@ def try_once(call, *arguments, **options):
 
 
 def validate(document, required):
-    """Raise ValueError unless the document has these fields, {name: type}, or UUID instead of a
-    type; a list is one of documents."""
+    """Raise ValueError unless the document has these fields, {name: type or UUID}; a list is one of
+    documents."""
     for name, kind in required.items():
         value = document.get(name)
         if not (UUID.fullmatch(str(value)) if kind is UUID else isinstance(value, kind)):
@@ -965,12 +885,6 @@ def is_transient(error):
             and not reauth_reason(error) and not PERMANENT.search(all_of_message(error)))
 
 
-def retry_after(error):
-    """Seconds that Globus asks for before the next try (Retry-After), ten minutes at most."""
-    wanted = str((getattr(error, "headers", None) or {}).get("Retry-After"))
-    return min(int(wanted), 600) if wanted.isdecimal() else 0
-
-
 def backoff(first, longest, growth=1.5):
     """Seconds to wait between tries: first, then longer and longer."""
     while True:
@@ -1009,9 +923,8 @@ def check_collections(client, config):
 
 
 def check_destination(client, config):
-    """True if DESTINATION_PATH is there; a download would make it.
-
-    Raises UserError if the destination collection does not show it, or shows no directory."""
+    """True if DESTINATION_PATH is there; a download would make it. Raises UserError if the
+    collection does not show it, or shows no directory."""
     try:
         entry = retry(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
                       path=config.DESTINATION_PATH, required={"type": str})
@@ -1025,8 +938,8 @@ def check_destination(client, config):
 
 
 def refuse_access(client, config, name, collection, error):
-    """Raise UserError if the error says that a collection refuses this folder to the identity that
-    is logged in: what to change, or who that is and who may."""
+    """Raise UserError if a collection refuses this folder to the identity that is logged in: what
+    to change, or who that is and who may."""
     refusal = re.search("LoginFailed|PermissionDenied|Path not allowed", all_of_message(error))
     if not refusal or reauth_reason(error):
         return
@@ -1048,20 +961,16 @@ def refuse_access(client, config, name, collection, error):
 
 
 def list_files(client, config):
-    """Yield a File for each file in PATH, and below it if RECURSIVE, one directory at a time.
-    What is neither file nor directory is told on stderr; a name or a subdirectory that cannot be
-    used is a File with a reason in `refused`.
-
-    Raises UserError (exit status 2) if PATH is no directory there."""
+    """Yield a File for each file in PATH, and below it if RECURSIVE; a name or a subdirectory that
+    cannot be used is one with a reason in `refused`. Raises UserError if PATH is no directory."""
     folders, left_out = [""], []
     while folders:
         folder = folders.pop()
         try:
             entries = [(parse_entry(folder, entry), entry.get("type"), entry.get("link_target"))
-                       for entry in list_directory(client, config, join(config.PATH, folder))]
+                       for entry in list_directory(client, config, folder)]
         except GlobusAPIError as error:
             if not folder or reauth_reason(error):
-                explain_listing_error(client, config, error)
                 raise
             yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
             continue
@@ -1100,23 +1009,30 @@ def parse_entry(folder, entry):
     return File(folder + str(name), size, modified if isinstance(modified, str) else "", refused)
 
 
-def list_directory(client, config, path):
-    """Yield the entries of a directory of the source, as dicts. One request brings at most 100,000,
-    and `total` says how many there are (globus_sdk, operation_ls)."""
-    seen, total, query = 0, None, {"fields": FIELDS}
+def list_directory(client, config, folder=""):
+    """Yield the entries of PATH, or of a folder below it, as dicts. One request brings at most
+    100,000, and `total` says how many there are. Raises UserError if something is wrong with PATH
+    itself."""
+    path, seen, total, query = join(config.PATH, folder), 0, None, {"fields": FIELDS}
     while total is None or seen < total:
         query["offset"] = seen
         try:
             answer = retry(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
                            query_params=query, required={"DATA": list})
-            has_fields = all(entry.get("name") is not None and entry.get("type") is not None
-                             for entry in answer["DATA"])
         except GlobusAPIError as error:
-            if error.http_status != 400 or "fields" not in query:
-                raise
-            has_fields = False
-        if not has_fields and query.pop("fields", None):
-            continue  # without `fields`, which it does not know
+            if error.http_status == 400 and query.pop("fields", None):
+                continue  # without the fields that it does not know
+            if not folder:
+                code = error_code(error)
+                require(config, "PATH", "NotDirectory" not in code, "is a file, not a directory.")
+                require(config, "PATH", error.http_status != 404,
+                        "is not on the source collection.\n" + describe_error(error))
+                refuse_access(client, config, "PATH", config.SOURCE_ENDPOINT_ID, error)
+            raise
+        if "fields" in query and any(
+                entry.get("name") is None or entry.get("type") is None for entry in answer["DATA"]):
+            del query["fields"]  # nor these
+            continue
         yield from answer["DATA"]
         here, was, total = len(answer["DATA"]), total, answer.get("total")
         del answer  # before the next one comes: it may be large
@@ -1128,14 +1044,6 @@ def list_directory(client, config, path):
                             "Try again.")
         elif was not in (None, total):
             log(f"{path} changed while it was listed; start again later for what may be missing.")
-
-
-def explain_listing_error(client, config, error):
-    """Raise UserError if an error in listing PATH says what is wrong with it."""
-    require(config, "PATH", "NotDirectory" not in error_code(error), "is a file, not a directory.")
-    require(config, "PATH", error.http_status != 404,
-            "is not on the source collection.\n" + describe_error(error))
-    refuse_access(client, config, "PATH", config.SOURCE_ENDPOINT_ID, error)
 
 
 def stat_source(client, config, path, name, ask=retry):
@@ -1156,10 +1064,9 @@ def stat_source(client, config, path, name, ask=retry):
 
 
 def build_transfer(config, submission_id, label, pairs, **options):
-    """A request to transfer files, given as pairs of a source and a destination path. Its
-    submission id makes it safe to send again: Globus makes one task of it, and answers with the
-    same task id."""
-    request = TransferData(
+    """A request to transfer files, given as pairs of a source and a destination path. With its
+    submission id it is safe to send again: Globus makes one task of it."""
+    request = globus_sdk.TransferData(
         source_endpoint=config.SOURCE_ENDPOINT_ID,
         destination_endpoint=config.DESTINATION_ENDPOINT_ID, submission_id=submission_id,
         label=task_label(label, config.DESTINATION_PATH), verify_checksum=True,
@@ -1175,8 +1082,7 @@ def submission_id(client, ask=retry):
 
 
 def task_label(text, destination):
-    """A task's label: 128 characters at most (globus.org, "Task submission"), and another one for
-    another text or destination, because find_duplicate_task() and others go by it."""
+    """A task's label, of 128 characters at most: another one for another text or destination."""
     # Globus has refused labels for other characters than these.
     words = re.sub("[^A-Za-z0-9 ,_-]", "_", text)[:109].strip()
     return f"{words} {checksum(text)} {checksum(destination.rstrip('/'))}"
@@ -1196,39 +1102,36 @@ def checksum(text):
 
 def submit(client, request):
     """Submit the request; the task's id."""
-    told = False
-    for pause in backoff(2, 60):
-        try:
-            return retry(client.submit_transfer, request, required={"task_id": UUID})["task_id"]
-        except GlobusAPIError as error:
-            if error_code(error) != "Conflict":  # an unfinished task has the same paths
-                raise
-        task_id = find_duplicate_task(client, request)
-        if task_id:
-            return task_id
-        if not told:
-            log("Waiting: another transfer task of yours has the same paths.")
-            told = True
-        time.sleep(pause)
+    return keep_trying(submit_once, client, request)
+
+
+def submit_once(client, request):
+    """The same, tried once. Raises Transient if it may succeed later."""
+    try:
+        return attempt(client.submit_transfer, request, required={"task_id": UUID})["task_id"]
+    except GlobusAPIError as error:
+        if error_code(error) != "Conflict":
+            raise
+    task_id = find_duplicate_task(client, request, attempt)
+    if not task_id:
+        raise Transient("another transfer task of yours has the same paths")
+    return task_id
 
 
 def find_duplicate_task(client, request, ask=retry):
-    """The id of an unfinished task with this request's label and collections, which is told; None
-    if there is none."""
+    """The id of an unfinished task with this request's label and collections, or None."""
     for task in unfinished_tasks(client, ask):
         if (task.get("label") == request["label"]
                 and task.get("source_endpoint_id") == request["source_endpoint"]
                 and task.get("destination_endpoint_id") == request["destination_endpoint"]
                 and UUID.fullmatch(str(task.get("task_id")))):
-            log("Globus already has this transfer; taking over its task "
-                f"{task['task_id']}.")
+            log(f"Globus already has this transfer; taking over its task {task['task_id']}.")
             return task["task_id"]
     return None
 
 
 def unfinished_tasks(client, ask=retry):
-    """The documents of the user's unfinished tasks. Globus lets a user have a hundred of them
-    (globus.org, "Transfer limits")."""
+    """The documents of the user's unfinished tasks, of which Globus allows a hundred."""
     return ask(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
                required={"DATA": list})["DATA"]
 
@@ -1284,8 +1187,7 @@ def work_done(task, status):
 
 
 def stall_detector():
-    """A function that is True of a task document once its task can't succeed any more, by what
-    it has been shown before."""
+    """A function that is True of a task document once the task can't succeed any more."""
     stuck, since, faults_before = None, None, None
 
     def is_fatal(task):
@@ -1321,8 +1223,8 @@ def waiting_reason(task):
 
 
 def status_detail(client, task_id, task):
-    """What Globus says beside the status of a waiting task: the administrator's message, or the
-    file that it failed on, after a colon; nothing, as a rule."""
+    """After a colon, the administrator's message or the file that a waiting task failed on; or
+    nothing."""
     said = ""
     if task.get("is_paused"):
         info = try_once(client.task_pause_info, task_id, required={"pause_rules": list})
@@ -1337,8 +1239,8 @@ def status_detail(client, task_id, task):
 
 
 def last_error_event(client, task):
-    """What a task's newest error event says: its description, its file, and which collection's
-    server says what. Each may be empty."""
+    """Of a task's newest error event the description, the file, and which collection's server says
+    what; each may be empty."""
     events = try_once(client.task_event_list, task["task_id"], limit=1, required={"DATA": list},
                       query_params={"filter": "is_error:1"}).get("DATA")
     event = events[0] if events else {}
@@ -1350,8 +1252,7 @@ def last_error_event(client, task):
 
 
 def failure_reason(client, task):
-    """One line that says why a task failed, or what it failed on, in Globus's words; None if
-    it SUCCEEDED."""
+    """Why a task failed, or what it failed on, in one line; None if it SUCCEEDED."""
     if task["status"] == "SUCCEEDED":
         return None
     error, status = task.get("fatal_error"), get_text(task, "nice_status")
@@ -1375,9 +1276,8 @@ def jobs_folder(config):
 
 
 def refuse_batches(config, ours=None):
-    """Raise UserError (exit status 2) if DOWNLOAD_DIR, or a folder around or in it, is marked as
-    that of a batch, unless its jobs folder is ours: a batch takes each file there for its own, and
-    deletes it."""
+    """Raise UserError (exit status 2) if DOWNLOAD_DIR, or a folder around or in it, is another
+    batch's than that of our jobs folder: a batch deletes the files there."""
     folder = PurePath(os.path.realpath(config.DOWNLOAD_DIR))
     inside = [place for place, folders, names in os.walk(folder) if MARK in folders + names]
     for place in [folder, *folder.parents, *inside]:
@@ -1393,8 +1293,8 @@ def refuse_batches(config, ours=None):
 
 
 def marked_by(mark):
-    """The WORKING_DIR/jobs of the batch that a mark stands for; None if there is no mark. One
-    whose run is known to be over, or forgotten, is removed."""
+    """The WORKING_DIR/jobs of the batch that a mark stands for; None if there is none. A mark of a
+    run that is over, or forgotten, is removed."""
     try:
         jobs = os.readlink(mark)
     except OSError:  # there is none, or no link
@@ -1445,8 +1345,8 @@ def unmark_folder(config):
 
 def outcomes(client, config, directory, files, task, ask=retry):
     """{path: why} of those Files, below a directory of the source, that a task which has ended did
-    not bring, or did not prove to be whole; without a reason of its own, why is empty. Where Globus
-    says that all is well, DOWNLOAD_DIR is for the caller to look at."""
+    not bring, or did not prove to be whole; why is empty where only the task as a whole failed.
+    Whether those of which Globus says nothing are there is for the caller to see."""
     missing, paths = {}, {file.path for file in files}
     if task.get("subtasks_skipped_errors") or task["status"] != "SUCCEEDED":
         for path, error in task_files(client.task_skipped_errors, directory, task, ask):
@@ -1464,17 +1364,15 @@ def outcomes(client, config, directory, files, task, ask=retry):
 
 
 def not_come_to(client, config, directory, files, task, missing):
-    """Of those Files that a task did not bring, which was cancelled because it could not succeed,
-    the ones that it may not have come to, because it kept trying another one of them; none if it
-    does not say which. missing: see outcomes()."""
+    """Those Files that a cancelled task may not have come to, because it kept trying another one of
+    them; none if it does not say which. missing: what outcomes() says of it."""
     blamed = blamed_file(client, config, directory, task)
     return [file for file in files if blamed in missing and blamed != file.path
             and missing.get(file.path) == ""]
 
 
 def blamed_file(client, config, directory, task):
-    """The path below a directory of the source of the file that a task failed on; None if it does
-    not say which."""
+    """The path below the directory of the file that a task failed on; None if it does not say."""
     file = last_error_event(client, task)[1]
     folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
     return next((local_path(file[len(folder):]) for folder in folders if file.startswith(folder)),
@@ -1499,15 +1397,6 @@ def task_files(call, directory, task, ask):
             return
 
 
-def file_signature(path):
-    """What changes when a file is written to; None if there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def size_of(path):
     """A file's size in bytes, or None if it cannot be seen."""
     try:
@@ -1522,8 +1411,7 @@ def missing_files(files, folder):
 
 
 def wait_for_files(files, folder):
-    """Those Files that are not in the folder at their size, even after a minute; a shared file
-    system may show a file late that came by another machine."""
+    """Those Files that are not in the folder at their size, even after a minute."""
     deadline = time.monotonic() + ARRIVAL_SECONDS
     for pause in backoff(0.1, 5):
         files = missing_files(files, folder)
