@@ -26,10 +26,10 @@ STOP_SECONDS = 60  # upper limit for a cancel; Slurm kills a job 30 s (KillWait)
 def find_files(client, config, directory, names):
     """The Files, and {name: why} of those that cannot be downloaded. The sizes that the batch
     driver has listed will do, unless there is a limit, or only one file to ask for."""
-    listed = os.environ.get("GLOBUS_SIZES", "").split()
-    is_whole = len(listed) == len(names) and all(
-        size.isdecimal() and len(size) < 20 for size in listed)
-    sizes = dict(zip(names, map(int, listed))) if is_whole else {}
+    try:
+        sizes = dict(zip(names, map(int, os.environ.get("GLOBUS_SIZES", "").split())))
+    except ValueError:  # it is not the driver's
+        sizes = {}
     files, failed = [], {}
     for name in dict.fromkeys(names):
         try:
@@ -39,9 +39,11 @@ def find_files(client, config, directory, names):
             if name in sizes and len(names) > 1 and config.MAX_BYTES is None:
                 files.append(helper.File(name, sizes[name], None, None))
                 continue
-            path = helper.join(directory, name)
-            file = helper.stat_source(client, config, path, name)
-            check_size_budget(config, path, file.size, sizes.get(name, file.size))
+            file = helper.stat_source(client, config, helper.join(directory, name), name)
+            if config.MAX_BYTES is not None and file.size > sizes.get(name, file.size):
+                raise helper.UserError(
+                    f"{name} has grown from {sizes[name]:,} to {file.size:,} bytes since it was "
+                    "listed, which may exceed MAX_BYTES. The next run will process it.")
             files.append(file)
         except (helper.UserError, helper.GlobusAPIError) as error:
             if len(names) == 1 or isinstance(
@@ -49,13 +51,6 @@ def find_files(client, config, directory, names):
                 raise
             failed[name] = helper.describe_error(error)
     return files, failed
-
-
-def check_size_budget(config, path, size, listed):
-    """Raise UserError if the file is larger than the driver reckoned with, under a limit."""
-    if config.MAX_BYTES is not None and size > listed:
-        raise helper.UserError(f"{path} has grown from {listed:,} to {size:,} bytes since it was "
-                               "listed, which may exceed MAX_BYTES. The next run will process it.")
 
 
 def transfer(client, config, directory, files):
@@ -69,8 +64,7 @@ def transfer(client, config, directory, files):
          for source, file in zip(sources, files)],
         skip_source_errors=len(files) > 1,  # one unreadable file must not hold up the others
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
-    local = [os.path.join(config.DOWNLOAD_DIR, file.path) for file in files]
-    before, task_id = [file_signature(path) for path in local], None
+    before, task_id = {file.path: file_signature(config, file.path) for file in files}, None
     try:
         task_id = helper.submit(client, request)
         task, failure = helper.wait_for_task(client, task_id, lambda task, reason: None)
@@ -80,10 +74,9 @@ def transfer(client, config, directory, files):
     except BaseException as error:
         is_refused = task_id is None and isinstance(error, helper.GlobusAPIError)
         if is_refused or stop(client, request, task_id):
-            remove_partial(local, before)
+            remove_partial(config, before, before)
         raise
-    remove_partial([path for path, file in zip(local, files) if file.path in missing],
-                   [was for was, file in zip(before, files) if file.path in missing])
+    remove_partial(config, missing, before)
     return {name: why or failure for name, why in missing.items()}, rest
 
 
@@ -118,21 +111,21 @@ def stop(client, request, task_id):
     return True
 
 
-def file_signature(path):
+def file_signature(config, path):
     """What changes when a file is written to; None if there is none."""
     try:
-        status = os.stat(path)
+        status = os.stat(os.path.join(config.DOWNLOAD_DIR, path))
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def remove_partial(paths, before):
+def remove_partial(config, paths, before):
     """Remove what a transfer that did not succeed has written; what was there before stays."""
-    for path, signature in zip(paths, before):
-        if file_signature(path) != signature:
+    for path in paths:
+        if file_signature(config, path) != before[path]:
             with contextlib.suppress(OSError):
-                os.remove(path)
+                os.remove(os.path.join(config.DOWNLOAD_DIR, path))
 
 
 def late_files(client, config, directory, files):

@@ -25,14 +25,13 @@ from pathlib import PurePath
 gc.set_threshold(100000)
 # cryptography warns that Python 3.7 and 3.8 are old; the user cannot fix that here.
 warnings.filterwarnings("ignore", message="Python 3", module="globus_sdk|jwt|cryptography")
+missing_sdk = None
 try:
     import globus_sdk  # whose other names are loaded when they are needed
     from globus_sdk import GlobusAPIError, GlobusError, NetworkError
     from globus_sdk.authorizers import GlobusAuthorizer
 except ImportError as error:  # told by import_config(), so that --help works
     missing_sdk, GlobusAuthorizer, GlobusError = str(error), object, ()
-else:
-    missing_sdk = None
 gc.freeze()  # imported objects stay: the collector need not visit them at exit either
 
 # The native app that asks for the login; README.md says how to register one of your own.
@@ -538,8 +537,7 @@ def require_writable(config, name):
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     require(config, name, os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK),
-            f"cannot be {'written' if place == getattr(config, name) else 'made'}: {place} "
-            + ("is not writable by you" if os.path.isdir(place) else "is not a folder"))
+            f"cannot be made or written: {place} is not a folder that you may write to")
 
 
 def settings_of(config):
@@ -650,11 +648,9 @@ def store_tokens(by_resource_server):
     new = f"{os.path.realpath(token_file())}.new-{os.uname().nodename}-{os.getpid()}"
     with token_lock():
         tokens = read_tokens()
-        for server, fresh in by_resource_server.items():
-            old = tokens.get(server, {})
-            # The answer to a refresh may leave out the refresh token.
-            tokens[server] = dict(
-                fresh, refresh_token=fresh.get("refresh_token") or old.get("refresh_token"))
+        for server, fresh in by_resource_server.items():  # which may leave out the refresh token
+            fresh = {name: value for name, value in fresh.items() if value is not None}
+            tokens[server] = {**tokens.get(server, {}), **fresh}
         try:
             with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
                       encoding="utf-8") as file:
@@ -840,7 +836,7 @@ def validate(document, required):
     documents."""
     for name, kind in required.items():
         value = document.get(name)
-        if not (UUID.fullmatch(str(value)) if kind is UUID else isinstance(value, kind)):
+        if not (is_uuid(value) if kind is UUID else isinstance(value, kind)):
             raise ValueError(f"{name} is {value!r:.50}")
         if kind is list and not set(map(type, value)) <= {dict}:
             raise ValueError(f"{name} does not hold documents")
@@ -1120,11 +1116,10 @@ def submit_once(client, request):
 
 def find_duplicate_task(client, request, ask=retry):
     """The id of an unfinished task with this request's label and collections, or None."""
+    wanted = request["label"], request["source_endpoint"], request["destination_endpoint"]
     for task in unfinished_tasks(client, ask):
-        if (task.get("label") == request["label"]
-                and task.get("source_endpoint_id") == request["source_endpoint"]
-                and task.get("destination_endpoint_id") == request["destination_endpoint"]
-                and UUID.fullmatch(str(task.get("task_id")))):
+        found = tuple(map(task.get, ("label", "source_endpoint_id", "destination_endpoint_id")))
+        if found == wanted and is_uuid(task.get("task_id")):
             log(f"Globus already has this transfer; taking over its task {task['task_id']}.")
             return task["task_id"]
     return None
@@ -1347,20 +1342,19 @@ def outcomes(client, config, directory, files, task, ask=retry):
     """{path: why} of those Files, below a directory of the source, that a task which has ended did
     not bring, or did not prove to be whole; why is empty where only the task as a whole failed.
     Whether those of which Globus says nothing are there is for the caller to see."""
-    missing, paths = {}, {file.path for file in files}
+    missing, whole = {}, {file.path for file in files}
     if task.get("subtasks_skipped_errors") or task["status"] != "SUCCEEDED":
         for path, error in task_files(client.task_skipped_errors, directory, task, ask):
             code = get_text(error, "error_code")
-            if path in paths:
-                words = parse_server_error(str(error.get("error_details")))["words"]
-                missing[path] = (ERRORS.get(code, UNKNOWN)[0] or words
-                                 or code.lower().replace("_", " ") or "no reason given")
-    if task["status"] == "SUCCEEDED":
-        return missing
-    whole = {path for path, _ in
-             task_files(client.task_successful_transfers, directory, task, ask)}
-    whole.difference_update(file.path for file in missing_files(files, config.DOWNLOAD_DIR))
-    return {**dict.fromkeys(paths - whole, ""), **missing}
+            missing[path] = (ERRORS.get(code, UNKNOWN)[0]
+                             or parse_server_error(str(error.get("error_details")))["words"]
+                             or code.lower().replace("_", " ") or "no reason given")
+    if task["status"] != "SUCCEEDED":
+        whole = {path for path, _ in
+                 task_files(client.task_successful_transfers, directory, task, ask)}
+        whole.difference_update(file.path for file in missing_files(files, config.DOWNLOAD_DIR))
+    return {file.path: missing.get(file.path, "") for file in files
+            if file.path in missing or file.path not in whole}
 
 
 def not_come_to(client, config, directory, files, task, missing):
