@@ -396,14 +396,14 @@ def is_command_line(value):
         return False
 
 
-A_UUID = "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc"
-A_PATH = "must be an absolute path, in quotes, without control characters"
-
 # Each setting: what its value has to be, and the words for one that is not.
 SETTINGS = {
-    "SOURCE_ENDPOINT_ID": (is_uuid, A_UUID),
-    "DESTINATION_ENDPOINT_ID": (is_uuid, A_UUID),
-    **dict.fromkeys(("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"), (is_path, A_PATH)),
+    **dict.fromkeys(
+        ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"),
+        (is_uuid, "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")),
+    **dict.fromkeys(
+        ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"),
+        (is_path, "must be an absolute path, in quotes, without control characters")),
     "TOKEN_FILE": (lambda value: isinstance(value, str) and is_path(os.path.expanduser(value)),
                    "must be an absolute path, in quotes; it may begin with ~"),
     "RECURSIVE": one_of(True, False),
@@ -719,9 +719,7 @@ def transfer_tokens():
         raise UserError(f"You are not logged in to Globus: there is no login in {token_file()}. "
                         "Run globus-login.py first; or, if you have, set TOKEN_FILE in config.py "
                         f"to a path on a disk that {os.uname().nodename} can see.")
-    # One without an access token has it renewed before it is used.
-    return dict(tokens, access_token=tokens.get("access_token") or "none",
-                expires_at_seconds=tokens.get("expires_at_seconds") or 1)
+    return tokens
 
 
 class StoredTokenAuthorizer(GlobusAuthorizer):
@@ -733,8 +731,9 @@ class StoredTokenAuthorizer(GlobusAuthorizer):
         self.tokens = transfer_tokens()
 
     def is_valid(self):
-        """True if the access token is good for a minute yet."""
-        return time.time() < self.tokens["expires_at_seconds"] - 60
+        """True if there is an access token that is good for a minute yet."""
+        return self.tokens.get("access_token") and (
+            time.time() < (self.tokens.get("expires_at_seconds") or 0) - 60)
 
     def get_authorization_header(self):
         if not self.is_valid():
@@ -748,7 +747,7 @@ class StoredTokenAuthorizer(GlobusAuthorizer):
     def renew(self):
         """Take the token of another process, or of a later login; if there is none, get a new one,
         and store it unless the user has logged out, or in again, meanwhile."""
-        old = self.tokens["access_token"]
+        old = self.tokens.get("access_token")
         with contextlib.suppress(OSError, UserError):  # a home folder out of reach for a moment
             self.tokens = transfer_tokens()
         if self.is_valid() and self.tokens["access_token"] != old:
@@ -964,26 +963,25 @@ def list_files(client, config):
         folder = folders.pop()
         try:
             entries = [(parse_entry(folder, entry), entry.get("type"), entry.get("link_target"))
-                       for entry in list_directory(client, config, folder)]
+                       for entry in list_directory(client, config, folder)
+                       if config.RECURSIVE or entry.get("type") != "dir"]
         except GlobusAPIError as error:
             if not folder or reauth_reason(error):
                 raise
             yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
             continue
-        found, names = [], Counter(file.path for file, kind, _ in entries
-                                   if kind == "file" or config.RECURSIVE)
+        found, names = [], Counter(file.path for file, _, _ in entries)
         for file, kind, link in entries:
             if kind == "file" or not isinstance(kind, str):
                 yield file if names[file.path] < 2 else file._replace(
                     refused="is listed more than once, or is a folder's name, too")
             elif kind != "dir":
                 left_out.append(f"{first_line(file.path)} ({first_line(kind)})")
-            elif config.RECURSIVE and file.refused:
+            elif file.refused:
                 yield file
-            elif config.RECURSIVE and link is not None:
-                # As in Globus's own recursion: it could go round for ever.
+            elif link is not None:  # as in Globus's own recursion: it could go round for ever
                 left_out.append(f"{first_line(file.path)} (a link to a directory)")
-            elif config.RECURSIVE:
+            else:
                 found.append(file.path + "/")
         folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
