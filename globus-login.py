@@ -11,7 +11,7 @@ Example:
 """
 import argparse
 import collections
-import contextlib
+import glob
 import os
 import sys
 
@@ -137,10 +137,15 @@ def log_out():
     """Revoke the tokens and remove their file."""
     token_file = helper.token_file()
     client, errors = helper.auth_client(), []
-    unfinished = helper.unfinished_token_files()  # of scripts that were killed
+    # What scripts that were killed have left; older ones named it by eight more characters.
+    unfinished = helper.unfinished_token_files() + glob.glob(
+        glob.escape(os.path.realpath(token_file)) + "[a-z0-9_]" * 8)
     for path in [token_file, *unfinished]:
-        with contextlib.suppress(*[helper.UserError] if path in unfinished else []):
+        try:
             errors += revoke(client, helper.read_tokens(path))
+        except helper.UserError:  # half a file, perhaps
+            if path == token_file:
+                raise
     for path in [os.path.realpath(token_file), token_file, *unfinished]:
         helper.remove_if_there(path)  # it may be a link
     print("You are logged out; no tokens are left on this machine.")

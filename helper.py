@@ -675,9 +675,8 @@ def token_lock():
 
 
 def unfinished_token_files():
-    """What killed writers have left; those of older scripts with eight random characters."""
-    path = glob.escape(os.path.realpath(token_file()))
-    return glob.glob(path + ".new*") + glob.glob(path + "[a-z0-9_]" * 8)
+    """What killed writers have left beside the token file."""
+    return glob.glob(glob.escape(os.path.realpath(token_file())) + ".new*")
 
 
 def remove_if_there(path):
