@@ -239,10 +239,7 @@ def format_duration(seconds):
 def describe_error(error):
     """An error of globus-sdk in plain words, with Globus's code and request id."""
     if isinstance(error, NetworkError):
-        cause = error.underlying_exception
-        if "Header" in type(cause).__name__:  # its message would reveal the token
-            cause = error
-        return f"Globus cannot be reached: {root_cause(cause)}"
+        return f"Globus cannot be reached: {root_cause(error.underlying_exception)}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
     code, message, login = error_code(error), error_message(error), reauth_reason(error)
@@ -578,7 +575,7 @@ def name_problem(path):
         return "would be written outside DOWNLOAD_DIR"
     if MARK in parts:
         return "is the name of the mark that a batch leaves in DOWNLOAD_DIR"
-    if max(len(os.fsencode(part)) for part in parts) > LONGEST_NAME:
+    if max(map(len, map(os.fsencode, parts))) > LONGEST_NAME:
         return f"is longer than the {LONGEST_NAME} bytes that a file's name may have"
     return None
 
@@ -908,10 +905,9 @@ def check_collections(client, config):
         if document.get("gcp_paused"):
             raise UserError(f"{where}:\n{ERRORS['GC_PAUSED'][0]}")
         if document.get("high_assurance"):
-            minutes = document.get("authentication_timeout_mins")
-            often = f"every {minutes} minutes" if minutes else "from time to time"
-            log(f"High-assurance collection: {where}.\nIt requires you to re-authenticate {often}; "
-                "run globus-login.py again when it does.")
+            minutes = document.get("authentication_timeout_mins") or "few"
+            log(f"High-assurance collection: {where}.\nIt requires you to re-authenticate every "
+                f"{minutes} minutes; run globus-login.py again when it does.")
         documents.append(document)
     return documents
 
@@ -990,7 +986,7 @@ def list_files(client, config):
 
 def parse_entry(folder, entry):
     """An entry of a listing as a File."""
-    name, size, modified = (entry.get(field) for field in ("name", "size", "last_modified"))
+    name, size, modified = entry.get("name"), entry.get("size"), entry.get("last_modified")
     name = local_path(name) if isinstance(name, str) else name
     refused = name_problem(name)
     if not refused and "/" in name:
@@ -1247,12 +1243,13 @@ def failure_reason(client, task):
     """Why a task failed, or what it failed on, in one line; None if it SUCCEEDED."""
     if task["status"] == "SUCCEEDED":
         return None
-    error, status = task.get("fatal_error"), get_text(task, "nice_status")
+    error = task.get("fatal_error")
     error = error if isinstance(error, dict) else {}
+    code = get_text(error, "code") or get_text(task, "nice_status")
     description, file, server = last_error_event(client, task)
     said = join_texts(
-        ", ", ERRORS.get(get_text(error, "code"), UNKNOWN)[0] or get_text(error, "description"),
-        ERRORS.get(status, UNKNOWN)[0] or get_text(task, "nice_status_short_description"),
+        ", ", ERRORS.get(code, UNKNOWN)[0] or get_text(error, "description")
+        or get_text(task, "nice_status_short_description"),
         get_text(task, "canceled_by_admin_message"), file or description, server)
     # It no longer tries.
     return re.sub(", Globus (keeps trying|sends (it|the file) again)", "",
