@@ -921,15 +921,16 @@ def check_destination(client, config):
     except GlobusAPIError as error:
         if error.http_status == 404:
             return False
-        refuse_access(client, config, "DESTINATION_PATH", config.DESTINATION_ENDPOINT_ID, error)
+        refuse_access(client, config.DESTINATION_ENDPOINT_ID, error,
+                      f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r}.")
         raise
     require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
     return True
 
 
-def refuse_access(client, config, name, collection, error):
-    """Raise UserError if a collection refuses this folder to the identity that is logged in: what
-    to change, or who that is and who may."""
+def refuse_access(client, collection, error, text):
+    """Raise UserError if a collection refuses a folder to the identity that is logged in: the text,
+    and what to change, or who that is and who may."""
     refusal = re.search("LoginFailed|PermissionDenied|Path not allowed", all_of_message(error))
     if not refusal or reauth_reason(error):
         return
@@ -946,8 +947,7 @@ def refuse_access(client, config, name, collection, error):
         advice = (f"You are logged in as {me}. Log in with an identity"
                   f"{' of ' + domains.group(1) if domains else ''} that has access, or ask the "
                   "collection's administrator.")
-    raise UserError(f"You may not use {name} = {getattr(config, name)!r}. {advice}\n"
-                    + describe_error(error))
+    raise UserError(f"{text} {advice}\n{describe_error(error)}")
 
 
 def list_files(client, config):
@@ -1016,7 +1016,8 @@ def list_directory(client, config, folder=""):
                 require(config, "PATH", "NotDirectory" not in code, "is a file, not a directory.")
                 require(config, "PATH", error.http_status != 404,
                         "is not on the source collection.\n" + describe_error(error))
-                refuse_access(client, config, "PATH", config.SOURCE_ENDPOINT_ID, error)
+                refuse_access(client, config.SOURCE_ENDPOINT_ID, error,
+                              f"You may not read PATH = {config.PATH!r}.")
             raise
         if "fields" in query and any(
                 entry.get("name") is None or entry.get("type") is None for entry in answer["DATA"]):

@@ -123,7 +123,7 @@ def test_a_path_that_is_a_file(stand_in, emulator, script):
 @BOTH
 def test_a_path_that_may_not_be_read(stand_in, emulator, script):
     emulator.bend(troubles=[{"path": "godata", "code": "PERMISSION_DENIED"}])
-    check(stand_in.run(script), 1, "may not use PATH")
+    check(stand_in.run(script), 1, "may not read PATH")
 
 
 @BOTH
