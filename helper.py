@@ -525,7 +525,7 @@ def as_named_here(folder):
 
 def is_in(path, folder):
     """True if a path is that folder, or below it; both are real ones."""
-    return os.path.commonpath([path, folder]) == folder
+    return os.path.commonpath([path, folder]) == os.path.commonpath([folder])
 
 
 def require_writable(config, name):
@@ -1224,7 +1224,7 @@ def status_detail(client, task_id, task):
     elif get_number(task, "faults") and task.get("nice_status") not in (
             "Queued", "GC_NOT_CONNECTED", "GC_PAUSED"):
         said = join_texts(", ", *last_error_event(client, task)[1:])
-    return said and f": {said}"
+    return f": {said}" if said else ""
 
 
 def last_error_event(client, task):
