@@ -102,9 +102,10 @@ def check_result(client, config, files, task):
         # Globus counts what it compared and found in place, but does not name it.
         is_clear = len(compared) == helper.get_number(task, "files_skipped")
         for path in here:
-            missing[path] = "it is there, but not verified"
             if is_clear and path != blamed:
                 del missing[path]
+            else:
+                missing[path] = "it is there, but not verified"
         return missing
     helper.show_progress("Checking what arrived")
     late = helper.wait_for_files([f for f in files if f.path not in missing], config.DOWNLOAD_DIR)
