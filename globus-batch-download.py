@@ -1988,7 +1988,7 @@ def batch(driver, is_new, files, limit):
             raise
         driver.stopping = True
     install_signal_handlers(driver)
-    helper.set_retry_limits(driver.client, 20, 1)  # from here on waiting would hold up the jobs
+    driver.client.transport.http_timeout = 20  # from here on waiting would hold up the jobs
     try:
         driver.main_loop()
     except helper.UserError:

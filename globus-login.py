@@ -11,61 +11,113 @@ Example:
 """
 import argparse
 import collections
-import contextlib
+import glob
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
 import helper
 
+# What a collection may want of a login (globus_sdk, NativeAppAuthClient).
+SESSION = ("session_required_identities", "session_required_single_domain",
+           "session_required_policies", "session_required_mfa")
+
 
 def look_at_source(client, config):
     """Print what PATH holds."""
     counts, size = collections.Counter(), 0
-    try:
-        for entry in helper.list_directory(client, config, config.PATH):
-            kind, bytes_here = str(entry.get("type")), entry.get("size")
-            counts[kind] += 1
-            size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0
-    except helper.GlobusAPIError as error:
-        raise helper.listing_error(client, error, config.PATH)
+    for entry in helper.list_directory(client, config):
+        kind, bytes_here = str(entry.get("type")), entry.get("size")
+        counts[kind] += 1
+        size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0
     print(f"Source: {config.PATH} holds {helper.plural(counts['file'], 'file')} "
           f"({helper.format_bytes(size)}) and {helper.plural(counts['dir'], 'folder')}.")
 
 
-def look_at_destination(client, config):
-    """Print whether DESTINATION_PATH can be used."""
+def look(config):
+    """Use both collections as the other scripts will, and print what they hold."""
+    client = helper.transfer_client()
+    for document in helper.check_collections(client, config):
+        print("Found: " + helper.escape_control_chars(helper.get_text(document, "display_name")))
+    look_at_source(client, config)
     is_there = helper.check_destination(client, config)
     print(f"Destination: {config.DESTINATION_PATH} "
           + ("exists." if is_there else "will be created by the first download."))
 
 
-def look(config):
-    """Use both collections as the other scripts will."""
-    client = helper.transfer_client()
-    for document in helper.check_collections(client, config):
-        print("Found: " + helper.escape_control_chars(helper.get_text(document, "display_name")))
-    look_at_source(client, config)
-    look_at_destination(client, config)
-
-
 def log_in(config):
     """Log in, and again while a collection wants a further consent or a fresh login."""
     scopes, session = [helper.TRANSFER_SCOPE], {}
-    helper.log_in(scopes)
+    ask_for_code(scopes, session)
     print(f"You are logged in; the tokens are in {helper.token_file()}.")
     for times in range(5):  # two collections may want a consent and a session each
         try:
             look(config)
             return
         except helper.GlobusAPIError as error:
-            more_scopes, more_session = helper.required_login(error)
+            more_scopes, more_session = required_login(error)
             if times == 4 or not more_scopes and not more_session:
                 raise
             print(f"\nOnce more: {helper.escape_control_chars(helper.reauth_reason(error))}\n")
         scopes += [scope for scope in more_scopes if scope not in scopes]
         session.update(more_session)
-        helper.log_in(scopes, session)
+        ask_for_code(scopes, session)
+
+
+def required_login(error):
+    """What an error of Globus wants of the next login: scopes, and the options of a session."""
+    document = helper.error_document(error)
+    wanted = document.get("authorization_parameters")
+    wanted = wanted if isinstance(wanted, dict) else {}
+    scopes = texts(document.get("required_scopes")) or texts(wanted.get("required_scopes"))
+    session = {name: texts(wanted.get(name)) for name in SESSION if texts(wanted.get(name))}
+    if wanted.get("session_required_mfa") is True:
+        session["session_required_mfa"] = True
+    if wanted and not scopes and not session or wanted.get("prompt") == "login":
+        session["prompt"] = "login"
+    return scopes, session
+
+
+def texts(value):
+    """The texts of a list, or of one text with commas; [] if it is something else."""
+    value = value.split(",") if isinstance(value, str) else value
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def ask_for_code(scopes, session):
+    """Show the URL of the login page, ask for the code, store the tokens (refresh tokens, which
+    last 6 months after their last use). Raises UserError if there is nobody to ask."""
+    try:
+        helper.store_tokens({})
+    except OSError as error:
+        raise helper.UserError(f"Your login cannot be stored in {helper.token_file()}: "
+                               f"{error.strerror}. Make room there, or set another TOKEN_FILE in "
+                               "config.py.")
+    client = helper.auth_client()
+    client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
+    print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
+          f"{client.oauth2_get_authorize_url(**session)}\n")
+    wrong_code = helper.UserError("Globus did not accept this code. A code works once, for a few "
+                                  "minutes; run globus-login.py again for a new one.")
+    try:
+        code = input("Code: ").strip()
+        if not code.isprintable():
+            raise wrong_code
+        tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
+    except (EOFError, RuntimeError):  # no more input, or none at all
+        raise helper.UserError("No authorization code was entered. Run globus-login.py by hand, in "
+                               "a terminal.")
+    except UnicodeError:
+        raise wrong_code
+    except helper.MALFORMED as error:
+        raise helper.UserError(
+            f"Globus sent an unexpected answer ({type(error).__name__}). Try again.")
+    except helper.GlobusAPIError as error:
+        if error.http_status in (400, 401, 403) and helper.error_code(error) not in (
+                "", *helper.CLIENT_REFUSED):
+            raise wrong_code
+        raise
+    helper.store_tokens(tokens)
 
 
 def revoke(client, by_resource_server):
@@ -85,10 +137,15 @@ def log_out():
     """Revoke the tokens and remove their file."""
     token_file = helper.token_file()
     client, errors = helper.auth_client(), []
-    unfinished = helper.unfinished_token_files()  # of scripts that were killed
+    # What scripts that were killed have left; older ones named it by eight more characters.
+    unfinished = helper.unfinished_token_files() + glob.glob(
+        glob.escape(os.path.realpath(token_file)) + "[a-z0-9_]" * 8)
     for path in [token_file, *unfinished]:
-        with contextlib.suppress(*[helper.UserError] if path in unfinished else []):
+        try:
             errors += revoke(client, helper.read_tokens(path))
+        except helper.UserError:  # half a file, perhaps
+            if path == token_file:
+                raise
     for path in [os.path.realpath(token_file), token_file, *unfinished]:
         helper.remove_if_there(path)  # it may be a link
     print("You are logged out; no tokens are left on this machine.")

@@ -56,7 +56,7 @@ def make_progress(files):
 
 def transfer(client, config, files):
     """The document of the task that transfers the files, at its end; why it failed, or None."""
-    request, may_run = build(client, config, files), True
+    request = build(client, config, files)
     task_id = helper.find_duplicate_task(client, request)
     try:
         task_id = task_id or helper.submit(client, request)
@@ -65,16 +65,14 @@ def transfer(client, config, files):
             helper.refuse_batches(config)
         except helper.UserError:  # a batch has begun meanwhile
             helper.retry(client.cancel_task, task_id)
-            may_run = False
+            task_id = None
             raise
         return helper.wait_for_task(client, task_id, make_progress(files))
     except BaseException as error:  # Ctrl-C, or whatever else ends the wait
-        is_refused = not task_id and isinstance(error, (helper.GlobusAPIError, helper.UserError))
-        if may_run and not is_refused:
+        if task_id or not isinstance(error, (helper.GlobusAPIError, helper.UserError)):
             page = f"https://app.globus.org/activity/{task_id or ''}".rstrip("/")
-            helper.log(f"The transfer task continues without this script:\n{page}\n"
-                       "Cancel it on its page there, or run this script again to see how it "
-                       "ended.")
+            helper.log(f"The transfer task continues without this script:\n{page}\nCancel it on "
+                       "its page there, or run this script again to see how it ended.")
         raise
 
 
@@ -98,15 +96,17 @@ def check_result(client, config, files, task):
     missing = helper.outcomes(client, config, config.PATH, files, task)
     if task["status"] != "SUCCEEDED":
         absent = {file.path for file in helper.missing_files(files, config.DOWNLOAD_DIR)}
-        here = {path for path, why in missing.items() if not why and path not in absent}
+        here = [path for path, why in missing.items() if not why and path not in absent]
+        blamed = helper.blamed_file(client, config, config.PATH, task)
+        compared = [path for path in here if path != blamed]
         # Globus counts what it compared and found in place, but does not name it.
-        compared = here - {helper.blamed_file(client, config, config.PATH, task)}
-        if len(compared) == helper.get_number(task, "files_skipped"):
-            here -= compared
-            missing = {path: why for path, why in missing.items() if path not in compared}
-        return {file.path: missing[file.path] or (
-                    "it is there, but not verified" if file.path in here else "")
-                for file in files if file.path in missing}
+        is_clear = len(compared) == helper.get_number(task, "files_skipped")
+        for path in here:
+            if is_clear and path != blamed:
+                del missing[path]
+            else:
+                missing[path] = "it is there, but not verified"
+        return missing
     helper.show_progress("Checking what arrived")
     late = helper.wait_for_files([f for f in files if f.path not in missing], config.DOWNLOAD_DIR)
     helper.show_progress("")

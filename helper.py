@@ -2,7 +2,9 @@
 import contextlib
 import fcntl
 import gc
+import glob
 import json
+import math
 import os
 import re
 import shlex
@@ -16,64 +18,43 @@ import unicodedata
 import warnings
 import zlib
 from collections import Counter, deque, namedtuple
+from difflib import get_close_matches
+from pathlib import PurePath
 
 # Imports and listings make many objects and no garbage, and looking for it takes time.
 gc.set_threshold(100000)
 # cryptography warns that Python 3.7 and 3.8 are old; the user cannot fix that here.
 warnings.filterwarnings("ignore", message="Python 3", module="globus_sdk|jwt|cryptography")
+missing_sdk = None
 try:
-    import globus_sdk  # what is named here is loaded now, what the rest names when it is needed
-    from globus_sdk import (
-        GlobusAPIError,
-        GlobusError,
-        LocalGlobusConnectPersonal,
-        NetworkError,
-        TransferClient,
-        TransferData,
-    )
+    import globus_sdk  # whose other names are loaded when they are needed
+    from globus_sdk import GlobusAPIError, GlobusError, NetworkError
     from globus_sdk.authorizers import GlobusAuthorizer
 except ImportError as error:  # told by import_config(), so that --help works
     missing_sdk, GlobusAuthorizer, GlobusError = str(error), object, ()
-else:
-    missing_sdk = None
 gc.freeze()  # imported objects stay: the collector need not visit them at exit either
 
 # The native app that asks for the login; README.md says how to register one of your own.
 CLIENT_ID = "4f0448d6-e7e2-4637-bc64-e8f682d1cc77"
 TRANSFER = "transfer.api.globus.org"
 TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
-APP_NAME = "globus-download"
+# Globus Auth does not know the application that asks, whatever its user does.
+CLIENT_REFUSED = ("invalid_client", "unauthorized_client")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, "venv")  # as README.md has it
 
-SETTINGS = ("SOURCE_ENDPOINT_ID", "PATH", "RECURSIVE", "DESTINATION_ENDPOINT_ID", "DOWNLOAD_DIR",
-            "DESTINATION_PATH", "WORKING_DIR", "NUM_JOBS", "MAX_BYTES", "SCHEDULER", "RESOURCES",
-            "POLL_SECONDS", "GRACE_SECONDS")
-# The settings that came later; an older config.py does without them.
-LATER_SETTINGS = {"FILES_PER_JOB": 1, "DOWNLOAD_BY": "job", "MAX_FAILURES_IN_A_ROW": 10,
-                  "TOKEN_FILE": "~/.wehi-globus-tokens.json"}
-
-# What a collection may want of a login (globus_sdk, NativeAppAuthClient).
-SESSION = ("session_required_identities", "session_required_single_domain",
-           "session_required_policies", "session_required_mfa")
-
-# What is read of a listing; Transfer leaves out the rest of each entry, if it is asked to.
+# What is read of each entry of a listing; Transfer leaves out the rest.
 FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 
-# What a terminal or a shell could trip over: Unicode's Cc and Cs, control characters and what is
-# not valid at all.
-CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
+# Control characters, and what is no text at all; but not the bytes of a name that is not UTF-8.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
 MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
-# Or a part is "", "." or "..", or the mark. Bytes that are not UTF-8 (see NOT_UTF8) do no harm.
-UNSAFE_NAME = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]|"
-                         rf"(?:^|/)(?:\.{{0,2}}|{re.escape(MARK)})(?:/|\Z)")
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python writes the bytes of such a name
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # such bytes, as Python writes them
 LONGEST_NAME = 255  # bytes, of a file system
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-# What ends a script: Ctrl-C, and what schedulers send before they end a job (Slurm and PBS SIGTERM,
-# Grid Engine SIGUSR2).
+# Ctrl-C, and what schedulers send before they end a job.
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
 
 QUIET_SECONDS = 60  # between two lines of progress in a log
@@ -83,7 +64,6 @@ CANCEL_SECONDS = 5  # a cancelled task that has not ended by then is reported
 ENDED = ("SUCCEEDED", "FAILED")  # task statuses
 MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
-HTTP_RETRIES = 1  # by globus-sdk, in silence; then retry() goes on, and says so
 MOST_EMPTY_ROUNDS = 3  # cancelled tasks in a row that transferred nothing
 MOST_REFUSALS = 3  # of access tokens, one after the other
 SILENCE = 60  # seconds without an answer before this is reported
@@ -99,34 +79,26 @@ ERRORS = {
                          "globusconnectpersonal -start &", None),
     "GC_PAUSED": ("Globus Connect Personal is paused; resume it: globusconnectpersonal -unpause",
                   None),
-    "PAUSED": ("paused by an administrator of the collection", None),
-    "PAUSED_BY_ADMIN": ("paused by an administrator of the collection", None),
+    **dict.fromkeys(("PAUSED", "PAUSED_BY_ADMIN"),
+                    ("paused by an administrator of the collection", None)),
     "CONNECT_FAILED": ("the collection's server cannot be reached, Globus keeps trying", None),
     "ENDPOINT_TOO_BUSY": ("the collection's server is too busy, Globus keeps trying", None),
     "VERIFY_CHECKSUM": ("a checksum did not match, Globus sends the file again", None),
     "FILE_SIZE_CHANGED": ("a file changes while it is sent, Globus sends it again", None),
-    "CONNECTION_RESET": ("the connection was lost, Globus keeps trying", None),
-    "CONNECTION_BROKEN": ("the connection was lost, Globus keeps trying", None),
-    "TIMEOUT": ("the collection's server takes too long, Globus keeps trying", None),
     "AUTH": ("the collection's server refuses your login", 300),
     "NO_CREDENTIALS": ("Globus has no credentials of yours for the collection", 300),
     "INVALID_SERVICE_CREDENTIAL": ("the certificate of the collection's server is not valid; "
                                    "its administrator has to fix it", 3600),
-    "GSI_DN_MISMATCH": ("the collection's server does not match its certificate", 3600),
-    "CLOCK": ("the clock of the collection's server is wrong", 3600),
     "ACL_CHANGED": ("your permissions on the collection have changed", 60),
     "LIMIT_EXCEEDED": ("a limit of the collection's server is exceeded", 3600),
     "ENDPOINT_ERROR": ("the collection's server reports an error", 3600),
-    "NO_PHYSICALS": ("the collection has no server", 3600),
-    "INTERNAL_ERROR": ("an error inside Globus", 3600),
-    "MPU_NOT_FOUND": ("the destination has lost the parts of an upload", 3600),
-    "NO_APPEND_FILESYSTEM": ("the destination cannot append to a file", 60),
-    "FILE_ACCESS": ("the file cannot be accessed", 60),
-    "UNKNOWN": ("", 3600),
     "PERMISSION_DENIED": ("permission denied", 60),
     "FILE_NOT_FOUND": ("file not found", 10),
     "NO_SPACE_LEFT": ("no space left at the destination", 60),
     "QUOTA_EXCEEDED": ("over quota at the destination", 60),
+    **dict.fromkeys(("CLOCK", "GSI_DN_MISMATCH", "INTERNAL_ERROR", "MPU_NOT_FOUND", "NO_PHYSICALS",
+                     "UNKNOWN"), ("", 3600)),
+    **dict.fromkeys(("FILE_ACCESS", "NO_APPEND_FILESYSTEM"), ("", 60)),
     **dict.fromkeys(("IS_A_DIRECTORY", "IS_A_FILE", "NOT_A_DIRECTORY", "NOT_A_FILE",
                      "NOT_A_SYMLINK", "INVALID_PATH_NAME", "INVALID_SYMLINK", "AMBIGUOUS_PATH"),
                     ("", 10)),
@@ -134,29 +106,28 @@ ERRORS = {
 UNKNOWN = ("", None)
 RESUMED = "Resumed."  # said after a line that begins with "Waiting: "
 CANCELLED = "cancelled, because it cannot succeed: "
+NOT_ENDED = "Globus has accepted the cancel request, but the task has not ended"
 STALE_STATUS_SECONDS = 900  # Globus may show an old error this long without a new attempt
 FATAL_CHECKSUMS = 5  # give up after so many of these errors while no file is finished:
 MISMATCHES = {"VERIFY_CHECKSUM", "FILE_SIZE_CHANGED"}
 # With these the same bytes are sent again and again: more of them are no progress.
 RETRANSMITTING = MISMATCHES | {"NO_SPACE_LEFT", "QUOTA_EXCEEDED"}
-# Permanent errors of a collection's server (matched by code or message of the error).
+# Permanent errors of a collection's server, by code or message.
 PERMANENT = re.compile(
     "NotDirectory|PermissionDenied|Path not allowed|LoginFailed|SizeLimit|Exists|NotFound|"
     "File name too long|Input/output error")
-# What the scripts rely on in a task document.
-TASK = {"status": str, "task_id": str}
-
+TASK = {"status": str, "task_id": str}  # what the scripts rely on in a task document
 # What globus-sdk and the scripts raise when an answer of Globus is malformed.
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 
-# One entry of a listing. path: below the PATH listed; size: bytes; refused: why it must not or
-# cannot be downloaded, None as a rule.
+# One entry of a listing. path: below PATH; size: bytes; refused: why not to download it, or None.
 File = namedtuple("File", "path size last_modified refused")
 
 
 # ---- telling ----
 
 SCREEN = threading.RLock()  # the batch driver's downloads write there, too
+
 
 class UserError(Exception):
     """A foreseeable problem: what is wrong and what to do, in a line or two."""
@@ -190,51 +161,48 @@ def run_main(main):
     except KeyboardInterrupt:
         log("Interrupted.")
         return 130
-    except BrokenPipeError:  # such as: ... --dry-run | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:  # disk full, no permission, ...
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what is left for stdout cannot be written there
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        log(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        if not isinstance(error, BrokenPipeError):  # such as: ... --dry-run | head
+            log(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 1
 
 
 def raise_interrupt(number, frame):
-    """The handler of a signal that is to end the script. Further ones, which schedulers send, are
-    ignored: they would break off what the first one has begun, such as cancelling a task."""
+    """The handler of a signal that is to end the script. Further ones are ignored: they would break
+    off what the first one has begun, such as cancelling a task."""
     for other in ENDING_SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def log(text):
-    """Say something to the person: a line of its own on stderr. Where that is closed, or on a
-    disk that is full, nothing is said, and the work goes on."""
+    """A line on stderr; none where that is closed or its disk full, and the work goes on."""
     with SCREEN, contextlib.suppress(OSError):
         show_progress("")
-        print(escape_control_chars(text), file=sys.stderr or open(os.devnull, "w"), flush=True)
+        if sys.stderr:
+            print(escape_control_chars(text), file=sys.stderr, flush=True)
 
 
 def show_progress(text):
-    """Say how far it is: on a terminal on the last line, until the next one takes its place;
-    in a log as a line, once a minute."""
+    """Say how far it is: on the last line of a terminal; in a log as a line, once a minute."""
     if not is_terminal():
         if text and time.monotonic() - show_progress.when >= QUIET_SECONDS:
             show_progress.when = time.monotonic()
             log(text)
-    elif text != show_progress.last:
-        width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
+        return
+    width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
+    line = escape_control_chars(text)[:width]
+    if line != show_progress.last:
         with SCREEN, contextlib.suppress(OSError):
             # Spaces over what is left of the last text: a dumb terminal knows no code for that.
-            line = escape_control_chars(text)[:width]
-            sys.stderr.write("\r" + line.ljust(show_progress.width) + "\r" + line)
+            sys.stderr.write("\r" + line.ljust(len(show_progress.last)) + "\r" + line)
             sys.stderr.flush()
-            show_progress.width = len(line)
-        show_progress.last = text
+        show_progress.last = line
 
 
-show_progress.last, show_progress.width = "", 0  # so that nothing is written twice
+show_progress.last = ""
 show_progress.when = time.monotonic()
 
 
@@ -275,34 +243,30 @@ def format_duration(seconds):
 def describe_error(error):
     """An error of globus-sdk in plain words, with Globus's code and request id."""
     if isinstance(error, NetworkError):
-        cause = error.underlying_exception
-        if "Header" in type(cause).__name__:  # its message would reveal the token
-            cause = error
-        return f"Globus cannot be reached: {root_cause(cause)}"
+        return f"Globus cannot be reached: {root_cause(error.underlying_exception)}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
-    details = [error_code(error), get_text(error_document(error), "request_id")]
-    details = "(" + ", ".join([str(error.http_status), *filter(None, details)]) + ")"
-    if is_too_large(error):
-        said = f": {error_message(error)}" if is_from_globus(error) else "."
-        return (f"The request is too large for Globus{said} {details} Transfer fewer files at a "
-                "time: with globus-batch-download.py, a smaller FILES_PER_JOB or a narrower PATH.")
-    if not is_from_globus(error):
-        text = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
+    code, message, login = error_code(error), error_message(error), reauth_reason(error)
+    request = get_text(error_document(error), "request_id")
+    details = f"({join_texts(', ', str(error.http_status), code, request)})"
+    if error.http_status == 413 or error.http_status == 400 and re.search(
+            "(?i)too ?(large|many)|maximum|limit of", all_of_message(error)):
+        return (f"The request is too large for Globus: {message} {details} Transfer fewer files at "
+                "a time: with globus-batch-download.py, a smaller FILES_PER_JOB or a narrower "
+                "PATH.")
+    if not code:
         return ("no answer from Globus itself, only from a server in between: "
-                f"{first_line(text)} (HTTP {error.http_status})")
-    if is_client_refused(error):
+                f"{message} (HTTP {error.http_status})")
+    if code in CLIENT_REFUSED:
         return (f"Globus does not accept CLIENT_ID = {CLIENT_ID!r} in helper.py, as which these "
-                f"scripts log in: {error_message(error)}. README.md says how to register another.")
-    login = reauth_reason(error)
-    if login:
-        return f"{login} Log in again: globus-login.py  {details}"
-    return f"Globus says: {error_message(error)} {details}"
+                f"scripts log in: {message}. README.md says how to register another.")
+    return f"{login} Log in again: globus-login.py  {details}" if login else (
+        f"Globus says: {message} {details}")
 
 
 def error_document(error):
     """The document that came with an error of Globus; {} if it was something else. globus-sdk's own
-    fields are not used: they take it for granted what is in it."""
+    fields take it for granted what is in it."""
     try:
         document = json.loads(error.text)
     except ValueError:
@@ -310,51 +274,30 @@ def error_document(error):
     return document if isinstance(document, dict) else {}
 
 
-def is_from_globus(error):
-    """True for an error document of Transfer or (without a code) of Auth. A page, or the document
-    of a proxy or a portal between here and there, tells nothing of what Globus knows."""
-    document = error_document(error)
-    return bool(get_text(document, "code") or get_text(document, "error"))
-
-
-def is_client_refused(error):
-    """True if Globus Auth does not know the application that asks, whatever its user does."""
-    return get_text(error_document(error), "error") in ("invalid_client", "unauthorized_client")
-
-
-def is_token_refused(error):
-    """True if Globus does not accept the access token; it has said so with a 400, too."""
-    return error.http_status == 401 or error_code(error).endswith("AuthenticationFailed")
-
-
-def is_too_large(error):
-    """True if a request holds more than Globus, or a server in between, takes."""
-    return error.http_status == 413 or error.http_status == 400 and bool(
-        re.search("(?i)too ?(large|many)|maximum|limit of", all_of_message(error)))
-
-
 def error_code(error):
-    """Globus's code for an error; empty if there is none."""
-    return get_text(error_document(error), "code")
+    """Transfer's or Auth's code for an error; empty for the page or document of some server in
+    between, which tells nothing of what Globus knows."""
+    document = error_document(error)
+    return get_text(document, "code") or get_text(document, "error")
 
 
 def error_message(error):
-    """Globus's words on an error, in one line; of what a collection's server says in many lines,
-    what tells most."""
+    """The words of an error in one line; of the many of a collection's server, what tells most."""
     document = error_document(error)
-    said = [name for name in ("message", "error_description", "error") if get_text(document, name)]
-    text = document[said[0]] if said else error.text
+    page = re.sub("<[^>]*>", " ", re.sub("(?s)<(style|script).*?</\\1>", "", error.text))
+    text = next((document[name] for name in ("message", "error_description", "error")
+                 if get_text(document, name)), page)
     server = parse_server_error(text)
     if not server["words"]:
         return first_line(text)
     head = re.sub(r"(Command Failed: |, )?Error \(.*", "", first_line(text))
-    said = ": ".join(dict.fromkeys(filter(None, [head, server["words"]])))
-    return said + (f" ({server['name']})" if server["name"] else "")
+    return (join_texts(": ", head, server["words"])
+            + (f" ({server['name']})" if server["name"] else ""))
 
 
 def parse_server_error(text):
-    """What the many lines of an error of a collection's server tell, be they text or JSON: a dict
-    of the words that tell most, the collection's name and id, and the file, each may be empty."""
+    """What the error of a collection's server tells, be it text or JSON: a dict of the words that
+    tell most, the collection's name and id, and the file, each may be empty."""
     text = re.sub(r"%0D%0A|\\r\\n|\r\n", "\n", text)  # FTP's line ends, also written out
     fields = dict(re.findall(
         r"(?m)^(?:\d{3}[- ])?(Endpoint|File|Message|GridFTP-[\w-]+): (.*\S)", text))
@@ -366,7 +309,7 @@ def parse_server_error(text):
     path = re.search(r'"(?:\w+_)?(?:file|path)": *'
                      r'("(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-f]{4})+")', text)
     name, _, place = fields.get("Endpoint", "").rpartition(" (")
-    return {"words": get_text({0: next(filter(None, words), "")}, 0), "name": name,
+    return {"words": next(map(first_line, filter(None, words)), ""), "name": name,
             "id": place.rstrip(")"),
             "file": fields.get("File") or (json.loads(path.group(1), strict=False) if path else "")}
 
@@ -388,21 +331,31 @@ def root_cause(error):
     return text
 
 
+def is_token_refused(error):
+    """True if Globus does not accept the access token; it has said so with a 400, too."""
+    return error.http_status == 401 or error_code(error).endswith("AuthenticationFailed")
+
+
 def reauth_reason(error):
     """Why a new login is what helps, for an error of Globus; None if it would not help."""
-    document = error_document(error)
-    if not is_from_globus(error) or is_client_refused(error):
+    code = error_code(error)
+    if not code:
         return None
-    if document.get("error") == "invalid_grant" or is_token_refused(error):
+    if code == "invalid_grant" or is_token_refused(error):
         return "Globus no longer accepts the stored login (revoked, or unused for 6 months)."
-    if error_code(error) == "ConsentRequired":
+    if code == "ConsentRequired":
         return "The collection requires your consent (data_access)."
-    session = document.get("authorization_parameters")
+    session = error_document(error).get("authorization_parameters")
     if isinstance(session, dict) and session:
         message = get_text(session, "session_message")
         return ("The collection requires you to re-authenticate (your session has expired, or its "
                 f"policy requires another login{': ' + message if message else ''}).")
     return None
+
+
+def join_texts(separator, *texts):
+    """Those of the texts that say something, each of them once."""
+    return separator.join(dict.fromkeys(filter(None, texts)))
 
 
 def first_line(text):
@@ -414,25 +367,86 @@ def first_line(text):
 # ---- settings ----
 
 
+def a_number(words, least, most=math.inf, types=(int, float), or_none=False):
+    """The check, and the words, for a setting that is a number."""
+    def is_fit(value):
+        return or_none if value is None else (
+            isinstance(value, types) and not isinstance(value, bool) and least <= value <= most)
+
+    return is_fit, words
+
+
+def one_of(*values):
+    """The check, and the words, for a setting with these values."""
+    return lambda value: value in values, f"must be {' or '.join(map(repr, values))}"
+
+
+def is_uuid(value):
+    return UUID.fullmatch(str(value))
+
+
+def is_path(value):
+    return isinstance(value, str) and value.startswith("/") and not CONTROL.search(value)
+
+
+def is_command_line(value):
+    try:
+        shlex.split(value)
+        return not CONTROL.search(value)
+    except (AttributeError, ValueError):  # it is no text, or has an open quote
+        return False
+
+
+# Each setting: what its value has to be, and the words for one that is not.
+SETTINGS = {
+    **dict.fromkeys(
+        ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"),
+        (is_uuid, "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")),
+    **dict.fromkeys(
+        ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"),
+        (is_path, "must be an absolute path, in quotes, without control characters")),
+    "TOKEN_FILE": (lambda value: isinstance(value, str) and is_path(os.path.expanduser(value)),
+                   "must be an absolute path, in quotes; it may begin with ~"),
+    "RECURSIVE": one_of(True, False),
+    "NUM_JOBS": a_number("must be an integer of at least 1", 1, types=int),
+    "FILES_PER_JOB": a_number("must be an integer from 1 to 5000", 1, 5000, types=int),
+    "DOWNLOAD_BY": one_of("job", "driver"),
+    "MAX_FAILURES_IN_A_ROW": a_number("must be an integer of at least 1, or None", 1, types=int,
+                                      or_none=True),
+    "MAX_BYTES": a_number("must be a number of bytes, or None", 1, or_none=True),
+    "SCHEDULER": one_of("auto", "slurm", "pbs", "torque", "sge"),
+    "RESOURCES": (is_command_line, "must be one line of text that can be split as a shell would"),
+    "POLL_SECONDS": a_number("must be a number of seconds", 0.1),
+    "GRACE_SECONDS": a_number("must be a number of seconds", 0),
+    "is_file_needed": (callable, "must be a function"),
+}
+# Those that came later; an older config.py does without them.
+LATER_SETTINGS = {"FILES_PER_JOB": 1, "DOWNLOAD_BY": "job", "MAX_FAILURES_IN_A_ROW": 10,
+                  "TOKEN_FILE": "~/.wehi-globus-tokens.json"}
+
+
 def load_config():
     """The module config, checked, with None replaced by what it stands for.
 
     Raises UserError (exit status 2), which names the setting that is not valid."""
     config = import_config()
-    refuse_misspelled(config)
-    for name in (*SETTINGS, "is_file_needed"):
+    for name in [name for name in vars(config) if name.isupper() and name not in SETTINGS]:
+        close = get_close_matches(name, SETTINGS, 1, 0.84)
+        require(config, name, not close or name.rstrip("_0123456789") in SETTINGS,  # such as PATH2
+                f"is no setting; did you mean {''.join(close)}?")
+    for name in SETTINGS:
         require(config, name, hasattr(config, name), "is missing; see the original config.py")
-    check_paths(config)
-    for name, is_fit, what in CHECKS:
+    fill_in(config)
+    for name, (is_fit, what) in SETTINGS.items():
         require(config, name, is_fit(getattr(config, name)), what)
-    check_resources(config)
-    check_collection_ids(config)
+    work, downloads = os.path.realpath(config.WORKING_DIR), os.path.realpath(config.DOWNLOAD_DIR)
+    login = os.path.dirname(os.path.realpath(token_file()))
+    require(config, "DOWNLOAD_DIR", not is_in(downloads, os.path.join(work, "jobs")) and not any(
+        is_in(folder, downloads) for folder in (os.path.realpath(HERE), work, login)),
+        "is where the scripts, their state or your login are, which a download could overwrite; "
+        "it must be a folder of its own")
+    require_writable(config, "DOWNLOAD_DIR")
     return config
-
-
-def settings_of(config):
-    """{name: value} of the settings."""
-    return {name: getattr(config, name) for name in (*SETTINGS, *LATER_SETTINGS)}
 
 
 def import_config():
@@ -445,25 +459,19 @@ def import_config():
     except Exception as error:  # the user's own code: anything can happen
         raise config_error(error)
     for name, value in LATER_SETTINGS.items():
-        if not hasattr(config, name):
-            setattr(config, name, value)
-    require(config, "TOKEN_FILE", isinstance(config.TOKEN_FILE, str) and os.path.isabs(
-        os.path.expanduser(config.TOKEN_FILE)), "must be an absolute path, in quotes; it may begin "
-        "with ~")
+        vars(config).setdefault(name, value)
     return config
 
 
 def environment_command():
-    """The command that brings globus-sdk: into the environment beside the scripts, the one that
-    is active, or a new one; systems forbid pip outside of them."""
-    activate, is_copy = f". {shlex.quote(VENV)}/bin/activate", copied_venv()
-    install = f"pip install -r {shlex.quote(os.path.join(HERE, 'requirements.txt'))}"
+    """The command for the environment beside the scripts, or else the one that makes it; systems
+    forbid pip outside of one."""
+    activate = f". {shlex.quote(VENV)}/bin/activate"
     is_active = os.path.realpath(VENV) == os.path.realpath(sys.prefix)
-    if os.path.isdir(VENV) and not is_active and not is_copy:
+    if os.path.isdir(VENV) and not is_active and not copied_venv():
         return activate
-    if sys.prefix != sys.base_prefix and not is_copy:
-        return f"{shlex.quote(sys.executable)} -m {install}"
-    return f"python3 -m venv --clear {shlex.quote(VENV)} && {activate} && {install}"
+    return (f"python3 -m venv --clear {shlex.quote(VENV)} && {activate} && pip install -r "
+            + shlex.quote(os.path.join(HERE, "requirements.txt")))
 
 
 def copied_venv():
@@ -475,56 +483,42 @@ def copied_venv():
     return None
 
 
-def refuse_misspelled(config):
-    """Raise UserError for a capital name that is no setting, but close to one. PATH2 is not."""
-    settings = [*SETTINGS, *LATER_SETTINGS]
-    for name in [name for name in vars(config) if name.isupper() and name not in settings]:
-        from difflib import get_close_matches
-        close = get_close_matches(name, settings, 1, 0.84)
-        require(config, name, not close or name.rstrip("_0123456789") in settings,
-                f"is no setting; did you mean {''.join(close)}?")
-
-
-def token_file():
-    """The path of the token file."""
-    return os.path.expanduser(import_config().TOKEN_FILE)
-
-
 def require(config, name, is_fit, what):
     if not is_fit:
         value = f" = {getattr(config, name)!r:.100}" if hasattr(config, name) else ""
         raise UserError(f"config.py: {name}{value} {what}", 2)
 
 
-def is_number(value, least, types=(int, float)):
-    return isinstance(value, types) and not isinstance(value, bool) and value >= least
-
-
-# The setting, what it has to be, and the words for one that is not.
-CHECKS = [
-    ("NUM_JOBS", lambda value: is_number(value, 1, int), "must be an integer of at least 1"),
-    ("FILES_PER_JOB", lambda value: is_number(value, 1, int) and value <= 5000,
-     "must be a number from 1 to 5000"),
-    ("MAX_FAILURES_IN_A_ROW", lambda value: value is None or is_number(value, 1, int),
-     "must be an integer of at least 1, or None"),
-    ("MAX_BYTES", lambda value: value is None or is_number(value, 1),
-     "must be a number of bytes, or None"),
-    ("POLL_SECONDS", lambda value: is_number(value, 0.1), "must be a number of seconds"),
-    ("GRACE_SECONDS", lambda value: is_number(value, 0), "must be a number of seconds"),
-    ("RECURSIVE", lambda value: isinstance(value, bool), "must be True or False"),
-    ("DOWNLOAD_BY", lambda value: value in ("job", "driver"), "must be 'job' or 'driver'"),
-    ("SCHEDULER", lambda value: value in ("auto", "slurm", "pbs", "torque", "sge"),
-     "must be 'auto', 'slurm', 'pbs', 'torque' or 'sge'"),
-    ("is_file_needed", callable, "must be a function"),
-]
+def fill_in(config):
+    """Replace None by what it stands for, and names of folders by those to go by."""
+    if "GLOBUS_JOB" in os.environ:  # the driver's names and id, which this node may not know
+        for name in ("DOWNLOAD_DIR", "DESTINATION_PATH"):
+            setattr(config, name, os.environ.get("GLOBUS_" + name) or getattr(config, name))
+        config.DESTINATION_ENDPOINT_ID = (config.DESTINATION_ENDPOINT_ID
+                                          or os.environ.get("GLOBUS_DESTINATION"))
+    real = config.WORKING_DIR
+    if real == os.path.dirname(os.path.abspath(config.__file__)):
+        config.WORKING_DIR = as_named_here(real)
+    if config.DESTINATION_PATH is None:  # by its real name: labels of tasks go by it
+        config.DESTINATION_PATH = config.DOWNLOAD_DIR or os.path.join(str(real), "downloads")
+    if config.DOWNLOAD_DIR is None:
+        config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
+    if config.DESTINATION_ENDPOINT_ID is None:
+        config.DESTINATION_ENDPOINT_ID = globus_sdk.LocalGlobusConnectPersonal().endpoint_id
+        require(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID,
+                "means the Globus Connect Personal of this machine, but none is set up here.\n"
+                "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
+    config.RESOURCES = config.RESOURCES or ""
+    for name in ("PATH", "DESTINATION_PATH"):
+        if isinstance(getattr(config, name), str):
+            setattr(config, name, plain_path(getattr(config, name)))
 
 
 def as_named_here(folder):
     """The folder by the name that the user's shell has for it: its real one, which Python prefers,
     may be another one on each machine, as of a home folder that is a link."""
-    script = os.path.dirname(sys.argv[0])
-    for name in filter(os.path.isabs, (os.environ.get("PWD", ""), script)):
-        while not (folder + "/").startswith(os.path.join(os.path.realpath(name), "")):
+    for name in filter(os.path.isabs, (os.environ.get("PWD", ""), os.path.dirname(sys.argv[0]))):
+        while not is_in(folder, os.path.realpath(name)):
             name = os.path.dirname(name)
         below = os.path.relpath(folder, os.path.realpath(name))
         named = os.path.normpath(os.path.join(name, below))
@@ -533,34 +527,9 @@ def as_named_here(folder):
     return folder
 
 
-def check_paths(config):
-    if "GLOBUS_JOB" in os.environ:  # the driver's names, which may be others than this node's
-        config.DOWNLOAD_DIR = os.environ.get("GLOBUS_DOWNLOAD_DIR") or config.DOWNLOAD_DIR
-        config.DESTINATION_PATH = (os.environ.get("GLOBUS_DESTINATION_PATH")
-                                   or config.DESTINATION_PATH)
-    real = config.WORKING_DIR
-    if real == os.path.dirname(os.path.abspath(config.__file__)):
-        config.WORKING_DIR = as_named_here(real)
-    if config.DESTINATION_PATH is None:  # by its real name: labels of tasks go by it
-        config.DESTINATION_PATH = config.DOWNLOAD_DIR or os.path.join(str(real), "downloads")
-    if config.DOWNLOAD_DIR is None:
-        config.DOWNLOAD_DIR = os.path.join(str(config.WORKING_DIR), "downloads")
-    for name in ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"):
-        value = getattr(config, name)
-        if name.endswith("PATH") and isinstance(value, str):
-            value = plain_path(value)
-            setattr(config, name, value)
-        require(config, name, isinstance(value, str) and value.startswith("/"),
-                "must be an absolute path, in quotes")
-        require(config, name, not CONTROL.search(value), "holds a control character")
-    here, work, downloads = (os.path.realpath(folder) for folder in (
-        os.path.dirname(__file__), config.WORKING_DIR, config.DOWNLOAD_DIR))
-    login = os.path.dirname(os.path.realpath(token_file()))
-    is_apart = not (downloads + "/").startswith(os.path.join(work, "jobs/")) and not any(
-        (folder + "/").startswith(downloads.rstrip("/") + "/") for folder in (here, work, login))
-    require(config, "DOWNLOAD_DIR", is_apart, "is where the scripts, their state or your login "
-            "are, which a download could overwrite; it must be a folder of its own")
-    require_writable(config, "DOWNLOAD_DIR")
+def is_in(path, folder):
+    """True if a path is that folder, or below it; both are real ones."""
+    return os.path.commonpath([path, folder]) == os.path.commonpath([folder])
 
 
 def require_writable(config, name):
@@ -569,31 +538,20 @@ def require_writable(config, name):
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     require(config, name, os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK),
-            f"cannot be {'written' if place == getattr(config, name) else 'made'}: {place} "
-            + ("is not writable by you" if os.path.isdir(place) else "is not a folder"))
+            f"cannot be made or written: {place} is not a folder that you may write to")
 
 
-def check_resources(config):
-    config.RESOURCES = config.RESOURCES or ""
-    require(config, "RESOURCES", not CONTROL.search(str(config.RESOURCES)),
-            "holds a control character")
-    try:
-        shlex.split(config.RESOURCES)
-    except (ValueError, AttributeError) as error:
-        require(config, "RESOURCES", False, f"cannot be split as a shell would: {error}")
+def settings_of(config):
+    """{name: value} of the settings."""
+    return {name: getattr(config, name) for name in SETTINGS if name.isupper()}
 
 
-def check_collection_ids(config):
-    if config.DESTINATION_ENDPOINT_ID is None:
-        # The batch driver has looked it up for its jobs, which may not see the home folder.
-        told = os.environ.get("GLOBUS_DESTINATION") if "GLOBUS_JOB" in os.environ else None
-        config.DESTINATION_ENDPOINT_ID = told or LocalGlobusConnectPersonal().endpoint_id
-        require(config, "DESTINATION_ENDPOINT_ID", config.DESTINATION_ENDPOINT_ID is not None,
-                "means the Globus Connect Personal of this machine, but none is set up here.\n"
-                "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
-    for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
-        require(config, name, UUID.fullmatch(str(getattr(config, name))),
-                "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")
+def token_file():
+    """The path of the token file."""
+    config = import_config()
+    is_fit, what = SETTINGS["TOKEN_FILE"]
+    require(config, "TOKEN_FILE", is_fit(config.TOKEN_FILE), what)
+    return os.path.expanduser(config.TOKEN_FILE)
 
 
 def config_error(error, what=""):
@@ -614,17 +572,16 @@ def name_problem(path):
     """Why a path below PATH must not be downloaded; None for a good one."""
     if not isinstance(path, str):
         return "is not a name"
-    if len(path) * 4 > LONGEST_NAME and any(
-            len(os.fsencode(part)) > LONGEST_NAME for part in path.split("/")
-            if not CONTROL.search(part)):
-        return f"is longer than the {LONGEST_NAME} bytes that a file's name may have"
-    if not UNSAFE_NAME.search(path):
-        return None
     if CONTROL.search(path):
         return "holds a control character"
-    if MARK in path.split("/"):
+    parts = path.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts):
+        return "would be written outside DOWNLOAD_DIR"
+    if MARK in parts:
         return "is the name of the mark that a batch leaves in DOWNLOAD_DIR"
-    return "would be written outside DOWNLOAD_DIR"
+    if max(map(len, map(os.fsencode, parts))) > LONGEST_NAME:
+        return f"is longer than the {LONGEST_NAME} bytes that a file's name may have"
+    return None
 
 
 def local_path(path):
@@ -674,58 +631,53 @@ def read_tokens(path=None):
                 except OSError as error:
                     log(f"{path} is readable by others, and chmod failed: {error.strerror}.")
             tokens = json.load(file)
-        if not isinstance(tokens, dict) or not all(isinstance(t, dict) for t in tokens.values()):
-            raise ValueError
+        for stored in tokens.values():
+            secrets = "".join(stored.get(name) or "" for name in ("access_token", "refresh_token"))
+            if not re.fullmatch("[!-~]*", secrets) or not isinstance(
+                    stored.get("expires_at_seconds") or 0, (int, float)):
+                raise ValueError
     except FileNotFoundError:
         return {}
-    except ValueError:
-        raise no_tokens(path)
+    except MALFORMED:
+        raise UserError(f"{path} does not hold tokens. Remove it and log in again: globus-login.py")
     return tokens
 
 
-def no_tokens(path):
-    return UserError(f"{path} does not hold tokens. Remove it and log in again: globus-login.py")
-
-
-def store_tokens(by_resource_server, is_trial=False):
-    """Merge new tokens into the token file, which at every moment is whole and yours alone; or only
-    see that this can be done."""
-    with token_lock() as new:
+def store_tokens(by_resource_server):
+    """Merge new tokens into the token file, which at every moment is whole and yours alone; if
+    there are none, only see that this can be done."""
+    new = f"{os.path.realpath(token_file())}.new-{os.uname().nodename}-{os.getpid()}"
+    with token_lock():
         tokens = read_tokens()
-        for server, fresh in by_resource_server.items():
-            old = tokens.get(server, {})
-            # The answer to a refresh may leave out the refresh token.
-            tokens[server] = dict(
-                fresh, refresh_token=fresh.get("refresh_token") or old.get("refresh_token"))
-        with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
-                  encoding="utf-8") as file:
-            json.dump(tokens, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        if not is_trial:
-            os.replace(new, os.path.realpath(token_file()))
-
-
-@contextlib.contextmanager
-def token_lock():
-    """One writer at a time, so that a merge loses nobody's tokens. Gives the name for the new
-    token file, of which there is one at the most: what a killed writer left is removed."""
-    new = unfinished_token_file()
-    with open(os.open(token_file() + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
+        for server, fresh in by_resource_server.items():  # which may leave out the refresh token
+            fresh = {name: value for name, value in fresh.items() if value is not None}
+            tokens[server] = {**tokens.get(server, {}), **fresh}
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # no locks on this file system: then each writer has a file of its own
-            new += f"-{os.uname().nodename}-{os.getpid()}"
-        remove_if_there(new)
-        try:
-            yield new
+            with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w",
+                      encoding="utf-8") as file:
+                json.dump(tokens, file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
+            if by_resource_server:
+                os.replace(new, os.path.realpath(token_file()))
         finally:
             remove_if_there(new)
 
 
-def unfinished_token_file():
-    """The name under which a new token file is written."""
-    return os.path.realpath(token_file()) + ".new"
+@contextlib.contextmanager
+def token_lock():
+    """One writer at a time, so that a merge loses nothing. What killed writers left is removed."""
+    with open(os.open(token_file() + ".lock", os.O_CREAT | os.O_WRONLY, 0o600), "w") as lock:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for path in unfinished_token_files():
+                remove_if_there(path)
+        yield
+
+
+def unfinished_token_files():
+    """What killed writers have left beside the token file."""
+    return glob.glob(glob.escape(os.path.realpath(token_file())) + ".new*")
 
 
 def remove_if_there(path):
@@ -733,116 +685,58 @@ def remove_if_there(path):
         os.remove(path)
 
 
-def unfinished_token_files():
-    """What writers that were killed have left beside the token file, also those of older scripts,
-    which had eight random characters."""
-    path = os.path.realpath(token_file())
-    pattern = re.compile(re.escape(os.path.basename(path)) + r"(\.new.*|[a-z0-9_]{8})")
-    return [os.path.join(os.path.dirname(path), name) for name in os.listdir(os.path.dirname(path))
-            if pattern.fullmatch(name)]
+def make_client(kind, timeout, **options):
+    """A client of globus-sdk, with a timeout in seconds. Raises UserError (exit status 2) if a
+    variable in the environment that globus-sdk reads is not valid."""
+    try:
+        client = kind(app_name="globus-download", **options)
+    except ValueError as error:
+        raise UserError(f"A GLOBUS_SDK_ variable in the environment is not valid: {error}", 2)
+    client.transport.http_timeout = timeout
+    # Once, in silence; then retry() goes on. Version 4 has a retry_config beside the transport.
+    (getattr(client, "retry_config", None) or client.transport).max_retries = 1
+    return client
 
 
 def auth_client():
     """The client for Globus Auth."""
-    client = make_client(globus_sdk.NativeAppAuthClient, client_id=CLIENT_ID)
-    return set_retry_limits(client, 60, HTTP_RETRIES)
+    return make_client(globus_sdk.NativeAppAuthClient, 60, client_id=CLIENT_ID)
 
 
-def make_client(kind, **options):
-    """A client of globus-sdk. Raises UserError (exit status 2) if a variable in the environment
-    that globus-sdk reads is not valid."""
-    try:
-        return kind(app_name=APP_NAME, **options)
-    except ValueError as error:
-        raise UserError(f"A GLOBUS_SDK_ variable in the environment is not valid: {error}", 2)
-
-
-def required_login(error):
-    """What an error of Globus wants of the next login: scopes, and the options of a session."""
-    document = error_document(error)
-    wanted = document.get("authorization_parameters")
-    wanted = wanted if isinstance(wanted, dict) else {}
-    scopes = texts(document.get("required_scopes")) or texts(wanted.get("required_scopes"))
-    session = {name: texts(wanted.get(name)) for name in SESSION if texts(wanted.get(name))}
-    if wanted.get("session_required_mfa") is True:
-        session["session_required_mfa"] = True
-    if wanted and not scopes and not session or wanted.get("prompt") == "login":
-        session["prompt"] = "login"
-    return scopes, session
-
-
-def texts(value):
-    """The texts of a list, or of one text with commas, in a document of Globus; [] if it is
-    something else."""
-    value = value.split(",") if isinstance(value, str) else value
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
-
-
-def log_in(scopes, session=()):
-    """Show the login page's URL, ask for the code, store the tokens (refresh tokens, which last
-    6 months after their last use). Raises UserError if there is nobody to ask."""
-    try:
-        store_tokens({}, is_trial=True)
-    except OSError as error:
-        raise UserError(f"Your login cannot be stored in {token_file()}: {error.strerror}. Make "
-                        "room there, or set another TOKEN_FILE in config.py.")
-    client = auth_client()
-    client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
-    print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
-          f"{client.oauth2_get_authorize_url(**dict(session))}\n")
-    wrong_code = UserError("Globus did not accept this code. A code works once, for a few minutes; "
-                           "run globus-login.py again for a new one.")
-    try:
-        code = input("Code: ").strip()
-        if not code.isprintable():
-            raise wrong_code
-        tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
-    except (EOFError, RuntimeError):  # no more input, or none at all
-        raise UserError("No authorization code was entered. Run globus-login.py by hand, in a "
-                        "terminal.")
-    except UnicodeError:
-        raise wrong_code
-    except MALFORMED as error:
-        raise UserError(f"Globus sent an unexpected answer ({type(error).__name__}). Try again.")
-    except GlobusAPIError as error:
-        if (error.http_status not in (400, 401, 403) or not is_from_globus(error)
-                or is_client_refused(error)):
-            raise
-        raise wrong_code
-    store_tokens(tokens)
+def transfer_client():
+    """A TransferClient with the stored tokens, renewed when they expire. Raises UserError if there
+    are none."""
+    return make_client(globus_sdk.TransferClient, HTTP_TIMEOUT, authorizer=StoredTokenAuthorizer())
 
 
 def transfer_tokens():
     """The stored tokens for Globus Transfer. Raises UserError if there are none."""
-    if os.path.lexists(unfinished_token_file()):
+    if unfinished_token_files():
         with contextlib.suppress(OSError), token_lock():
-            pass  # which removes it, unless its writer is still at work
+            pass  # which removes them, unless their writer is still at work
     tokens = read_tokens().get(TRANSFER, {})
     if not tokens.get("refresh_token"):
-        host = os.uname().nodename
         raise UserError(f"You are not logged in to Globus: there is no login in {token_file()}. "
                         "Run globus-login.py first; or, if you have, set TOKEN_FILE in config.py "
-                        f"to a path on a disk that {host} can see.")
-    # An expired token keeps RefreshTokenAuthorizer from asking for one before it is used.
-    tokens = dict(tokens, access_token=tokens.get("access_token") or "none",
-                  expires_at_seconds=tokens.get("expires_at_seconds") or 1)
-    if not all(re.fullmatch("[!-~]*", str(tokens[name]))
-               for name in ("access_token", "refresh_token")) or not isinstance(
-                   tokens["expires_at_seconds"], (int, float)):
-        raise no_tokens(token_file())
+                        f"to a path on a disk that {os.uname().nodename} can see.")
     return tokens
 
 
 class StoredTokenAuthorizer(GlobusAuthorizer):
-    """Shows Globus the stored access token, and renews it when it has expired or was refused; but
-    first it looks at what is stored by then. RefreshTokenAuthorizer would cling to the login that
-    it began with, and brings in so much code that a job would spend a third of its start on it."""
+    """Shows Globus the stored access token, and renews it when it has expired or was refused, if
+    nobody else has. RefreshTokenAuthorizer would cling to the login that it began with, and loads
+    so much code that a job would spend a third of its start on it."""
 
     def __init__(self):
         self.tokens = transfer_tokens()
 
+    def is_valid(self):
+        """True if there is an access token that is good for a minute yet."""
+        return self.tokens.get("access_token") and (
+            time.time() < (self.tokens.get("expires_at_seconds") or 0) - 60)
+
     def get_authorization_header(self):
-        if not is_valid(self.tokens):
+        if not self.is_valid():
             self.renew()
         return "Bearer " + self.tokens["access_token"]
 
@@ -851,47 +745,21 @@ class StoredTokenAuthorizer(GlobusAuthorizer):
         return True  # with another token
 
     def renew(self):
-        """Take the token of another process, or of a login since; if there is none, a new one."""
-        old = self.tokens["access_token"]
+        """Take the token of another process, or of a later login; if there is none, get a new one,
+        and store it unless the user has logged out, or in again, meanwhile."""
+        old = self.tokens.get("access_token")
         with contextlib.suppress(OSError, UserError):  # a home folder out of reach for a moment
             self.tokens = transfer_tokens()
-        if is_valid(self.tokens) and self.tokens["access_token"] != old:
+        if self.is_valid() and self.tokens["access_token"] != old:
             return
         login = self.tokens["refresh_token"]
         new = auth_client().oauth2_refresh_token(login).by_resource_server[TRANSFER]
-        save_refreshed_tokens(new, login)
         self.tokens = dict(new, refresh_token=new.get("refresh_token") or login)
-
-
-def is_valid(tokens):
-    """True if the access token is good for a minute yet."""
-    return time.time() < tokens["expires_at_seconds"] - 60
-
-
-def save_refreshed_tokens(new, login):
-    """Store renewed tokens, unless the user has logged out, or in again, since: login is the
-    refresh token that renewed them. This process has them in any case."""
-    try:
-        if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
-            store_tokens({TRANSFER: new})
-    except (OSError, UserError) as error:
-        log(f"The renewed tokens cannot be stored in {token_file()}: {error}")
-
-
-def transfer_client():
-    """A TransferClient with the stored tokens, which are renewed, and stored, when they expire.
-
-    Raises UserError if there are none."""
-    client = make_client(TransferClient, authorizer=StoredTokenAuthorizer())
-    return set_retry_limits(client, HTTP_TIMEOUT, HTTP_RETRIES)
-
-
-def set_retry_limits(client, timeout, retries):
-    """Set a client's HTTP timeout in seconds, and how often globus-sdk itself retries."""
-    client.transport.http_timeout = timeout
-    # Version 4 has a retry_config beside the transport.
-    (getattr(client, "retry_config", None) or client.transport).max_retries = retries
-    return client
+        try:
+            if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
+                store_tokens({TRANSFER: new})
+        except (OSError, UserError) as error:
+            log(f"The renewed tokens cannot be stored in {token_file()}: {error}")
 
 
 # ---- asking Globus ----
@@ -924,18 +792,24 @@ def attempt(call, *arguments, required=None, **options):
             if not is_transient(error):
                 raise
             at = f", at {options['path']}" if options.get("path") else ""
-            raise Transient(describe_error(error) + at, retry_after(error)) from None
+            wanted = str((getattr(error, "headers", None) or {}).get("Retry-After"))
+            raise Transient(describe_error(error) + at,
+                            min(int(wanted), 600) if wanted.isdecimal() else 0) from None
         except MALFORMED as error:
             raise Transient(f"Globus sent an unexpected answer ({type(error).__name__})") from None
 
 
 def retry(call, *arguments, **options):
-    """The same, tried again for as long as it takes; says so. Raises what trying again cannot
-    fix."""
+    """The same, tried again for as long as it takes. Raises what trying again cannot fix."""
+    return keep_trying(attempt, call, *arguments, **options)
+
+
+def keep_trying(function, *arguments, **options):
+    """What the function returns once it does not raise Transient any more; says so."""
     told = None
     for pause in backoff(2, 60):
         try:
-            answer = attempt(call, *arguments, **options)
+            answer = function(*arguments, **options)
         except Transient as trouble:
             gist = re.sub(r"\(.*\)", "", str(trouble))  # the request id is always another
             if gist != told:
@@ -948,23 +822,20 @@ def retry(call, *arguments, **options):
             return answer
 
 
-def try_once(call, *arguments, required=None, **options):
-    """The answer of a call that only brings words for the person: asked once; {} if there is
-    none."""
+def try_once(call, *arguments, **options):
+    """The answer of a call that only brings words for the person, {} if there is none."""
     try:
-        answer = call(*arguments, **options)
-        validate(answer, required or {})
-        return answer
-    except (GlobusError, *MALFORMED):
+        return attempt(call, *arguments, **options)
+    except (GlobusError, Transient):
         return {}
 
 
 def validate(document, required):
-    """Raise ValueError unless the document has these fields, {name: type}, or UUID instead of a
-    type; a list is one of documents."""
+    """Raise ValueError unless the document has these fields, {name: type or UUID}; a list is one of
+    documents."""
     for name, kind in required.items():
         value = document.get(name)
-        if not (UUID.fullmatch(str(value)) if kind is UUID else isinstance(value, kind)):
+        if not (is_uuid(value) if kind is UUID else isinstance(value, kind)):
             raise ValueError(f"{name} is {value!r:.50}")
         if kind is list and not set(map(type, value)) <= {dict}:
             raise ValueError(f"{name} does not hold documents")
@@ -1000,19 +871,13 @@ def is_transient(error):
     if isinstance(error, NetworkError):
         # requests says by a ValueError that a proxy, or an address, is set wrongly.
         return not isinstance(error.underlying_exception, ValueError)
-    if not is_from_globus(error):
+    if not error_code(error):
         return error.http_status != 413  # which says that the request is too large
     if re.search("GCDisconnected|TooManyPendingJobs|OperationPaused", error_code(error)):
         return True
     # 502 tells also of the collection's own server; some of that is final.
     return (error.http_status in (408, 429, 500, 502, 503, 504)
             and not reauth_reason(error) and not PERMANENT.search(all_of_message(error)))
-
-
-def retry_after(error):
-    """Seconds that Globus asks for before the next try (Retry-After), ten minutes at most."""
-    wanted = str((getattr(error, "headers", None) or {}).get("Retry-After"))
-    return min(int(wanted), 600) if wanted.isdecimal() else 0
 
 
 def backoff(first, longest, growth=1.5):
@@ -1035,138 +900,129 @@ def check_collections(client, config):
         try:
             document = retry(client.get_endpoint, value, required={"DATA_TYPE": str})
         except GlobusAPIError as error:
-            if error.http_status not in (404, 410):
-                raise
-            raise UserError(f"config.py: {name} = {value!r}: Globus knows no such collection.\n"
-                            + describe_error(error), 2)
+            require(config, name, error.http_status not in (404, 410),
+                    "is no collection that Globus knows.\n" + describe_error(error))
+            raise
         where = f"{get_text(document, 'display_name')} ({name}, {value})"
         if document.get("gcp_connected") is False:
-            raise UserError(f"Globus Connect Personal is not running: {where}.\n"
-                            "Start it where it is installed: globusconnectpersonal -start &")
+            raise UserError(f"{where}:\n{ERRORS['GC_NOT_CONNECTED'][0]}")
         if document.get("gcp_paused"):
-            raise UserError(f"Globus Connect Personal is paused: {where}.\n"
-                            "Go on with: globusconnectpersonal -unpause")
+            raise UserError(f"{where}:\n{ERRORS['GC_PAUSED'][0]}")
         if document.get("high_assurance"):
-            minutes = document.get("authentication_timeout_mins")
-            often = f"every {minutes} minutes" if minutes else "from time to time"
-            log(f"High-assurance collection: {where}.\nIt requires you to re-authenticate {often}; "
-                "run globus-login.py again when it does.")
+            minutes = document.get("authentication_timeout_mins") or "few"
+            log(f"High-assurance collection: {where}.\nIt requires you to re-authenticate every "
+                f"{minutes} minutes; run globus-login.py again when it does.")
         documents.append(document)
     return documents
 
 
 def check_destination(client, config):
-    """True if DESTINATION_PATH is there; a download would make it.
-
-    Raises UserError if the destination collection does not show it, or shows no directory."""
+    """True if DESTINATION_PATH is there; a download would make it. Raises UserError if the
+    collection does not show it, or shows no directory."""
     try:
         entry = retry(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
                       path=config.DESTINATION_PATH, required={"type": str})
-        require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
-        return True
     except GlobusAPIError as error:
         if error.http_status == 404:
             return False
-        refusal = re.search("LoginFailed|PermissionDenied|Path not allowed", all_of_message(error))
-        if not refusal or reauth_reason(error):
-            raise
-        advice = access_advice(client, error)
-        document = try_once(client.get_endpoint, config.DESTINATION_ENDPOINT_ID)
-        if refusal.group() != "LoginFailed" and get_text(document, "entity_type")[:3] == "GCP":
-            advice = ("A Globus Connect Personal shows your home\nfolder only: add the folder to "
-                      "~/.globusonline/lta/config-paths, and start it again.")
-        raise UserError(f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r} there. "
-                        f"{advice} {describe_error(error)}")
+        refuse_access(client, config.DESTINATION_ENDPOINT_ID, error,
+                      f"You may not use DESTINATION_PATH = {config.DESTINATION_PATH!r}.")
+        raise
+    require(config, "DESTINATION_PATH", entry["type"] != "file", "is a file there")
+    return True
 
 
-def access_advice(client, error):
-    """Who is logged in, and which identities a collection that refuses that one asks for."""
-    found = try_once(client.endpoint_search, filter_scope="my-endpoints", limit=1,
-                     required={"DATA": list}).get("DATA")
-    me = get_text(found[0], "owner_string") if found else "the identity on app.globus.org/settings"
-    domains = re.search(r'"allowed_domains": *\[([^]]+)\]', all_of_message(error))
-    wanted = f" of {domains.group(1)}" if domains else ""
-    return (f"You are logged in as {me}. Log in with an identity{wanted} that has access, or "
-            "ask the collection's administrator.")
+def refuse_access(client, collection, error, text):
+    """Raise UserError if a collection refuses a folder to the identity that is logged in: the text,
+    and what to change, or who that is and who may."""
+    refusal = re.search("LoginFailed|PermissionDenied|Path not allowed", all_of_message(error))
+    if not refusal or reauth_reason(error):
+        return
+    kind = get_text(try_once(client.get_endpoint, collection), "entity_type")
+    if kind.startswith("GCP") and refusal.group() != "LoginFailed":
+        advice = ("Globus Connect Personal shows only your home folder: add this one to "
+                  "~/.globusonline/lta/config-paths, and start it again.")
+    else:
+        found = try_once(client.endpoint_search, filter_scope="my-endpoints", limit=1,
+                         required={"DATA": list}).get("DATA")
+        me = get_text(found[0], "owner_string") if found else (
+            "the identity on app.globus.org/settings")
+        domains = re.search(r'"allowed_domains": *\[([^]]+)\]', all_of_message(error))
+        advice = (f"You are logged in as {me}. Log in with an identity"
+                  f"{' of ' + domains.group(1) if domains else ''} that has access, or ask the "
+                  "collection's administrator.")
+    raise UserError(f"{text} {advice}\n{describe_error(error)}")
 
 
 def list_files(client, config):
-    """Yield a File for each file in PATH, and below it if RECURSIVE, one directory at a time.
-    What is neither file nor directory is told on stderr; a name or a subdirectory that cannot be
-    used is a File with a reason in `refused`.
-
-    Raises UserError (exit status 2) if PATH is no directory there."""
+    """Yield a File for each file in PATH, and below it if RECURSIVE; a name or a subdirectory that
+    cannot be used is one with a reason in `refused`. Raises UserError if PATH is no directory."""
     folders, left_out = [""], []
     while folders:
         folder = folders.pop()
-        found, path = [], globus_path(join(config.PATH, folder))
         try:
             entries = [(parse_entry(folder, entry), entry.get("type"), entry.get("link_target"))
-                       for entry in list_directory(client, config, path)]
-            twins = find_twins(entries, config.RECURSIVE)
-            for file, kind, link in entries:
-                if kind == "file" or not isinstance(kind, str):
-                    yield file._replace(refused=twins[file.path]) if file.path in twins else file
-                elif kind != "dir":
-                    left_out.append(f"{first_line(file.path)} ({first_line(str(kind))})")
-                elif config.RECURSIVE and file.refused:
-                    yield file
-                elif config.RECURSIVE and link is not None:
-                    # As in Globus's own recursion: it could go round for ever.
-                    left_out.append(f"{first_line(file.path)} (a link to a directory)")
-                elif config.RECURSIVE:
-                    found.append(file.path + "/")
+                       for entry in list_directory(client, config, folder)
+                       if config.RECURSIVE or entry.get("type") != "dir"]
         except GlobusAPIError as error:
             if not folder or reauth_reason(error):
-                raise listing_error(client, error, config.PATH)
+                raise
             yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
+            continue
+        found, names = [], Counter(file.path for file, _, _ in entries)
+        for file, kind, link in entries:
+            if kind == "file" or not isinstance(kind, str):
+                yield file if names[file.path] < 2 else file._replace(
+                    refused="is listed more than once, or is a folder's name, too")
+            elif kind != "dir":
+                left_out.append(f"{first_line(file.path)} ({first_line(kind)})")
+            elif file.refused:
+                yield file
+            elif link is not None:  # as in Globus's own recursion: it could go round for ever
+                left_out.append(f"{first_line(file.path)} (a link to a directory)")
+            else:
+                found.append(file.path + "/")
         folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
         log("Skipped, neither file nor directory: " + ", ".join(left_out[:5])
             + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
 
 
-def find_twins(entries, is_recursive):
-    """{path: why it is refused} of the files of one directory that DOWNLOAD_DIR cannot tell apart
-    from something else: object stores list such. entries: tuples of File, type, link target."""
-    paths = [file.path for file, kind, _ in entries if kind == "file"]
-    twins = {}
-    if len(set(paths)) < len(paths):
-        twins = {path: "is listed more than once" for path, times in Counter(paths).items()
-                 if times > 1}
-    if is_recursive:
-        folders = {file.path for file, kind, _ in entries if kind == "dir"}
-        twins.update(dict.fromkeys(folders.intersection(paths), "is a folder's name, too"))
-    return twins
-
-
 def parse_entry(folder, entry):
     """An entry of a listing as a File."""
-    name, size = entry.get("name"), entry.get("size")
+    name, size, modified = entry.get("name"), entry.get("size"), entry.get("last_modified")
     name = local_path(name) if isinstance(name, str) else name
-    refused = name_problem(name) or (None if isinstance(entry.get("type"), str) else "has no type")
-    if isinstance(name, str) and "/" in name:
-        refused = refused or "holds a slash"
+    refused = name_problem(name)
+    if not refused and "/" in name:
+        refused = "holds a slash"
+    if not refused and not isinstance(entry.get("type"), str):
+        refused = "has no type"
     if not isinstance(size, int) or size < 0:
         size, refused = 0, refused or (None if entry.get("type") == "dir" else "has no size")
-    modified = entry.get("last_modified")
     return File(folder + str(name), size, modified if isinstance(modified, str) else "", refused)
 
 
-def list_directory(client, config, path):
-    """Yield the entries of a directory of the source, as dicts. One request brings at most 100,000,
-    and `total` says how many there are (globus_sdk, operation_ls)."""
-    seen, total, query = 0, None, {"fields": FIELDS}
+def list_directory(client, config, folder=""):
+    """Yield the entries of PATH, or of a folder below it, as dicts. One request brings at most
+    100,000, and `total` says how many there are. Raises UserError if something is wrong with PATH
+    itself."""
+    path, seen, total, query = join(config.PATH, folder), 0, None, {"fields": FIELDS}
     while total is None or seen < total:
-        if seen:
-            query["offset"] = seen
+        query["offset"] = seen
         try:
-            answer = retry(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=path,
+            answer = retry(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
                            query_params=query, required={"DATA": list})
         except GlobusAPIError as error:
-            if error.http_status != 400 or not query.pop("fields", None):
-                raise
-            continue  # without the fields that it does not know
+            if error.http_status == 400 and query.pop("fields", None):
+                continue  # without the fields that it does not know
+            if not folder:
+                code = error_code(error)
+                require(config, "PATH", "NotDirectory" not in code, "is a file, not a directory.")
+                require(config, "PATH", error.http_status != 404,
+                        "is not on the source collection.\n" + describe_error(error))
+                refuse_access(client, config.SOURCE_ENDPOINT_ID, error,
+                              f"You may not read PATH = {config.PATH!r}.")
+            raise
         if "fields" in query and any(
                 entry.get("name") is None or entry.get("type") is None for entry in answer["DATA"]):
             del query["fields"]  # nor these
@@ -1175,30 +1031,13 @@ def list_directory(client, config, path):
         here, was, total = len(answer["DATA"]), total, answer.get("total")
         del answer  # before the next one comes: it may be large
         seen += here
-        if not isinstance(total, int):
-            if here < MOST_ENTRIES:
-                return
-            total = None  # a full page may be followed by another one
+        if not isinstance(total, int):  # then a full page may be followed by another one
+            total = None if here == MOST_ENTRIES else seen
         elif not here and seen < total:
             raise UserError(f"The listing of {path} is incomplete: {seen} of {total} entries. "
                             "Try again.")
         elif was not in (None, total):
             log(f"{path} changed while it was listed; start again later for what may be missing.")
-
-
-def listing_error(client, error, path):
-    code = error_code(error)
-    if reauth_reason(error):
-        return error
-    if "NotDirectory" in code:
-        return UserError(f"config.py: PATH = {path!r} is a file, not a directory.", 2)
-    if error.http_status == 404:
-        return UserError(f"config.py: PATH = {path!r} is not on the source collection.\n"
-                         + describe_error(error), 2)
-    if re.search("PermissionDenied|LoginFailed", code):
-        return UserError(f"You may not read PATH = {path!r} on the source collection. "
-                         f"{access_advice(client, error)}\n{describe_error(error)}")
-    return error
 
 
 def stat_source(client, config, path, name):
@@ -1219,10 +1058,9 @@ def stat_source(client, config, path, name):
 
 
 def build_transfer(config, submission_id, label, pairs, **options):
-    """A request to transfer files, given as pairs of a source and a destination path. Its
-    submission id makes it safe to send again: Globus makes one task of it, and answers with the
-    same task id."""
-    request = TransferData(
+    """A request to transfer files, given as pairs of a source and a destination path. With its
+    submission id it is safe to send again: Globus makes one task of it."""
+    request = globus_sdk.TransferData(
         source_endpoint=config.SOURCE_ENDPOINT_ID,
         destination_endpoint=config.DESTINATION_ENDPOINT_ID, submission_id=submission_id,
         label=task_label(label, config.DESTINATION_PATH), verify_checksum=True,
@@ -1238,8 +1076,7 @@ def submission_id(client):
 
 
 def task_label(text, destination):
-    """A task's label: 128 characters at most (globus.org, "Task submission"), and another one for
-    another text or destination, because find_duplicate_task() and others go by it."""
+    """A task's label, of 128 characters at most: another one for another text or destination."""
     # Globus has refused labels for other characters than these.
     words = re.sub("[^A-Za-z0-9 ,_-]", "_", text)[:109].strip()
     return f"{words} {checksum(text)} {checksum(destination.rstrip('/'))}"
@@ -1259,39 +1096,35 @@ def checksum(text):
 
 def submit(client, request):
     """Submit the request; the task's id."""
-    told = False
-    for pause in backoff(2, 60):
-        try:
-            return retry(client.submit_transfer, request, required={"task_id": UUID})["task_id"]
-        except GlobusAPIError as error:
-            if error_code(error) != "Conflict":  # an unfinished task has the same paths
-                raise
-        task_id = find_duplicate_task(client, request)
-        if task_id:
-            return task_id
-        if not told:
-            log("Waiting: another transfer task of yours has the same paths.")
-            told = True
-        time.sleep(pause)
+    return keep_trying(submit_once, client, request)
+
+
+def submit_once(client, request):
+    """The same, tried once. Raises Transient if it may succeed later."""
+    try:
+        return attempt(client.submit_transfer, request, required={"task_id": UUID})["task_id"]
+    except GlobusAPIError as error:
+        if error_code(error) != "Conflict":
+            raise
+    task_id = find_duplicate_task(client, request)
+    if not task_id:
+        raise Transient("another transfer task of yours has the same paths")
+    return task_id
 
 
 def find_duplicate_task(client, request):
-    """The id of an unfinished task with this request's label and collections, which is told; None
-    if there is none."""
+    """The id of an unfinished task with this request's label and collections, or None."""
+    wanted = request["label"], request["source_endpoint"], request["destination_endpoint"]
     for task in unfinished_tasks(client):
-        if (task.get("label") == request["label"]
-                and task.get("source_endpoint_id") == request["source_endpoint"]
-                and task.get("destination_endpoint_id") == request["destination_endpoint"]
-                and UUID.fullmatch(str(task.get("task_id")))):
-            log("Globus already has this transfer; taking over its task "
-                f"{task['task_id']}.")
+        found = tuple(map(task.get, ("label", "source_endpoint_id", "destination_endpoint_id")))
+        if found == wanted and is_uuid(task.get("task_id")):
+            log(f"Globus already has this transfer; taking over its task {task['task_id']}.")
             return task["task_id"]
     return None
 
 
 def unfinished_tasks(client):
-    """The documents of the user's unfinished tasks. Globus lets a user have a hundred of them
-    (globus.org, "Transfer limits")."""
+    """The documents of the user's unfinished tasks, of which Globus allows a hundred."""
     return retry(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
                  required={"DATA": list})["DATA"]
 
@@ -1307,44 +1140,32 @@ def wait_for_task(client, task_id, progress, growth=1.3):
     """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
     progress(task, reason) is called at each look. Why a task does not move is told when it
     changes; one that cannot succeed is cancelled."""
-    told, is_fatal, is_resent, before = None, stall_detector(), False, 0
-    for pause in backoff(0.125, SLOWEST_POLL, growth):  # an end is seen at most a third too late
-        time.sleep(pause)
+    told, before, cause, cancelled = None, None, None, None
+    is_fatal, pauses = stall_detector(), backoff(0.125, SLOWEST_POLL, growth)
+    while True:
+        time.sleep(next(pauses))  # at most so much too late
         task = retry(client.get_task, task_id, required=TASK)
         if task["status"] in ENDED:
-            if told and task["status"] == "SUCCEEDED":
+            failure = failure_reason(client, task)
+            if told and not failure:
                 log(RESUMED)
-            return task, failure_reason(client, task)
+            return task, CANCELLED + cause if cause and failure else failure
         reason = waiting_reason(task)
+        if cause:
+            reason = NOT_ENDED if time.monotonic() > cancelled + CANCEL_SECONDS else told
         if reason and reason != told:
-            log(f"Waiting: {reason}{status_detail(client, task_id, task)}  (task {task_id})")
-            told, is_resent = reason, get_text(task, "nice_status") in RETRANSMITTING
-            before = work_done(task, is_resent)
-        elif told and not reason and work_done(task, is_resent) > before:
+            detail = "" if cause else status_detail(client, task_id, task)
+            log(f"Waiting: {reason}{detail}  (task {task_id})")
+            told, trouble = reason, get_text(task, "nice_status")
+            before = work_done(task, trouble)
+        elif told and not reason and work_done(task, trouble) != before:
             log(RESUMED)
             told = None
         progress(task, reason)
-        if is_fatal(task):
-            return cancel_failing_task(client, task_id, task)
-
-
-def cancel_failing_task(client, task_id, task):
-    """Cancel a task that cannot succeed; the same as wait_for_task()."""
-    cause = failure_reason(client, task)
-    retry(client.cancel_task, task_id)
-    begun, is_told = time.monotonic(), False
-    for pause in backoff(0.125, SLOWEST_POLL, 1.3):
-        task = retry(client.get_task, task_id, required=TASK)
-        if task["status"] in ENDED:
-            break
-        if time.monotonic() - begun > CANCEL_SECONDS and not is_told:
-            log(f"Waiting: Globus has accepted the cancel request, but the task has not ended.  "
-                f"(task {task_id})")
-            is_told = True
-        time.sleep(pause)
-    if task["status"] == "SUCCEEDED":  # in the last moment
-        return task, None
-    return task, CANCELLED + cause
+        if not cause and is_fatal(task):
+            cause = failure_reason(client, task)
+            retry(client.cancel_task, task_id)
+            cancelled, pauses = time.monotonic(), backoff(0.125, SLOWEST_POLL, 1.3)
 
 
 def files_done(task):
@@ -1352,33 +1173,31 @@ def files_done(task):
     return get_number(task, "files_transferred") + get_number(task, "files_skipped")
 
 
-def work_done(task, is_resent):
-    """A number that grows as a task moves; bytes that are sent again do not count."""
-    return files_done(task) + (0 if is_resent else get_number(task, "bytes_transferred"))
+def work_done(task, status):
+    """What changes as a task with that trouble moves; bytes that are sent again do not count."""
+    is_resent = status in RETRANSMITTING
+    return files_done(task), None if is_resent else get_number(task, "bytes_transferred")
 
 
 def stall_detector():
-    """A function that is True of a task document once its task can't succeed any more, by what
-    it has been shown before."""
-    stuck, since, faults = None, None, None
+    """A function that is True of a task document once the task can't succeed any more."""
+    stuck, since, faults_before = None, None, None
 
     def is_fatal(task):
-        nonlocal stuck, since, faults
-        status, now = get_text(task, "nice_status"), time.monotonic()
-        seconds = ERRORS.get(status, UNKNOWN)[1]
-        now_stuck = (MISMATCHES if status in MISMATCHES else status, files_done(task),
-                     None if status in RETRANSMITTING else get_number(task, "bytes_transferred"))
-        if status not in MISMATCHES and seconds is None:
-            if status not in ("", "OK", "Queued"):  # then Globus tries again just now, or will
-                stuck = None  # another trouble: the time with it does not count
+        nonlocal stuck, since, faults_before
+        status, now, faults = (get_text(task, "nice_status"), time.monotonic(),
+                               get_number(task, "faults"))
+        if status in ("", "OK", "Queued"):  # Globus tries again just now, or will
             return False
-        if now_stuck != stuck:
-            stuck, since, faults = now_stuck, now, get_number(task, "faults")
-        more_faults = get_number(task, "faults") - faults
+        now_stuck = MISMATCHES if status in MISMATCHES else status, work_done(task, status)
+        if now_stuck != stuck:  # the time with another trouble does not count
+            stuck, since, faults_before = now_stuck, now, faults
         if status in MISMATCHES:
-            return more_faults >= FATAL_CHECKSUMS
+            return faults - faults_before >= FATAL_CHECKSUMS
+        seconds = ERRORS.get(status, UNKNOWN)[1]
         # A task that waits for its turn shows its last trouble for a while.
-        return now - since >= (seconds if more_faults else STALE_STATUS_SECONDS)
+        return seconds is not None and now - since >= (
+            seconds if faults > faults_before else STALE_STATUS_SECONDS)
 
     return is_fatal
 
@@ -1397,50 +1216,49 @@ def waiting_reason(task):
 
 
 def status_detail(client, task_id, task):
-    """What Globus says beside the status of a waiting task: the administrator's message, or the
-    file that it failed on, after a colon; nothing, as a rule."""
+    """After a colon, the administrator's message or the file that a waiting task failed on; or
+    nothing."""
+    said = ""
     if task.get("is_paused"):
         info = try_once(client.task_pause_info, task_id, required={"pause_rules": list})
-        said = [get_text(info, side + "_pause_message" + kind)
-                for side in ("source", "destination") for kind in ("", "_share")]
-        said += [get_text(rule, "message") for rule in info.get("pause_rules", [])]
-        said = ", ".join(dict.fromkeys(filter(None, said)))
-        return f": {said}" if said else ""
+        said = join_texts(", ", *(get_text(info, f"{side}_pause_message{kind}")
+                                  for side in ("source", "destination") for kind in ("", "_share")),
+                          *(get_text(rule, "message") for rule in info.get("pause_rules", [])))
     # Behind a command that is to be copied stands nothing.
-    if task.get("nice_status") in ("Queued", "GC_NOT_CONNECTED", "GC_PAUSED") or not get_number(
-            task, "faults"):
-        return ""
-    said = ", ".join(filter(None, last_error_event(client, task)[1:]))
+    elif get_number(task, "faults") and task.get("nice_status") not in (
+            "Queued", "GC_NOT_CONNECTED", "GC_PAUSED"):
+        said = join_texts(", ", *last_error_event(client, task)[1:])
     return f": {said}" if said else ""
 
 
 def last_error_event(client, task):
-    """What a task's newest error event says: its description, its file, and which collection's
-    server says what. Each may be empty."""
+    """Of a task's newest error event the description, the file, and which collection's server says
+    what; each may be empty."""
     events = try_once(client.task_event_list, task["task_id"], limit=1, required={"DATA": list},
                       query_params={"filter": "is_error:1"}).get("DATA")
     event = events[0] if events else {}
     server = parse_server_error(str(event.get("details")))
-    said = [f"on the {side} collection ({server['name']})" for side in ("source", "destination")
-            if server["id"] and task.get(side + "_endpoint_id") == server["id"]][:1]
+    sides = [f"on the {side} collection ({server['name']})" for side in ("source", "destination")
+             if server["id"] and task.get(side + "_endpoint_id") == server["id"]]
     return (get_text(event, "description"), get_text(server, "file"),
-            ": ".join(filter(None, [*said, server["words"]])))
+            join_texts(": ", *sides[:1], server["words"]))
 
 
 def failure_reason(client, task):
-    """One line that says why a task failed, or what it failed on, in Globus's words; None if
-    it SUCCEEDED."""
+    """Why a task failed, or what it failed on, in one line; None if it SUCCEEDED."""
     if task["status"] == "SUCCEEDED":
         return None
     error = task.get("fatal_error")
-    status = get_text(task, "nice_status")
     error = error if isinstance(error, dict) else {}
+    code = get_text(error, "code") or get_text(task, "nice_status")
     description, file, server = last_error_event(client, task)
-    causes = [ERRORS.get(get_text(error, "code"), UNKNOWN)[0] or get_text(error, "description"),
-              ERRORS.get(status, UNKNOWN)[0] or get_text(task, "nice_status_short_description"),
-              get_text(task, "canceled_by_admin_message"), file or description, server]
-    said = ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
-    return re.sub(", Globus (keeps trying|sends (it|the file) again)", "", said)  # no longer
+    said = join_texts(
+        ", ", ERRORS.get(code, UNKNOWN)[0] or get_text(error, "description")
+        or get_text(task, "nice_status_short_description"),
+        get_text(task, "canceled_by_admin_message"), file or description, server)
+    # It no longer tries.
+    return re.sub(", Globus (keeps trying|sends (it|the file) again)", "",
+                  said or "no reason given")
 
 
 # ---- whose the download folder is ----
@@ -1452,16 +1270,11 @@ def jobs_folder(config):
 
 
 def refuse_batches(config, ours=None):
-    """Raise UserError (exit status 2) if DOWNLOAD_DIR, or a folder around or in it, is marked as
-    that of a batch, unless its jobs folder is ours: a batch takes each file there for its own, and
-    deletes it."""
-    folder = os.path.realpath(config.DOWNLOAD_DIR)
-    around, inside = [folder], []
-    while os.path.dirname(around[-1]) != around[-1]:
-        around.append(os.path.dirname(around[-1]))
-    for place, folders, names in os.walk(folder):
-        inside += [place] if MARK in folders or MARK in names else []
-    for place in [*around, *inside]:
+    """Raise UserError (exit status 2) if DOWNLOAD_DIR, or a folder around or in it, is another
+    batch's than that of our jobs folder: a batch deletes the files there."""
+    folder = PurePath(os.path.realpath(config.DOWNLOAD_DIR))
+    inside = [place for place, folders, names in os.walk(folder) if MARK in folders + names]
+    for place in [folder, *folder.parents, *inside]:
         mark = os.path.join(place, MARK)
         jobs = marked_by(mark)
         if jobs in (None, ours):
@@ -1474,29 +1287,24 @@ def refuse_batches(config, ours=None):
 
 
 def marked_by(mark):
-    """The WORKING_DIR/jobs of the batch that a mark stands for; None if there is no mark. One that
-    has outlived its run is removed."""
+    """The WORKING_DIR/jobs of the batch that a mark stands for; None if there is none. A mark of a
+    run that is over, or forgotten, is removed."""
     try:
         jobs = os.readlink(mark)
     except OSError:  # there is none, or no link
         return None
-    if is_run_over(jobs):
-        with contextlib.suppress(OSError):
-            os.remove(mark)
-        return None
-    return jobs
-
-
-def is_run_over(jobs):
-    """True if the run that has its journal in that folder is known to be over, or forgotten."""
     try:
         with open(os.path.join(jobs, "journal.jsonl"), "rb") as journal:
-            last = deque(journal, 1)
+            is_over = any(b'"event": "finished"' in line for line in deque(journal, 1))
     except FileNotFoundError:  # jobs/ was removed; but is the disk there at all?
-        return os.path.isdir(os.path.dirname(jobs))
+        is_over = os.path.isdir(os.path.dirname(jobs))
     except OSError:
-        return False
-    return any(b'"event": "finished"' in line for line in last)
+        is_over = False
+    if not is_over:
+        return jobs
+    with contextlib.suppress(OSError):
+        os.remove(mark)
+    return None
 
 
 def mark_folder(config):
@@ -1531,37 +1339,33 @@ def unmark_folder(config):
 
 def outcomes(client, config, directory, files, task):
     """{path: why} of those Files, below a directory of the source, that a task which has ended did
-    not bring, or did not prove to be whole; without a reason of its own, why is empty. Where Globus
-    says that all is well, DOWNLOAD_DIR is for the caller to look at."""
-    missing, paths = {}, {file.path for file in files}
+    not bring, or did not prove to be whole; why is empty where only the task as a whole failed.
+    Whether those of which Globus says nothing are there is for the caller to see."""
+    missing, whole = {}, {file.path for file in files}
     if task.get("subtasks_skipped_errors") or task["status"] != "SUCCEEDED":
         for path, error in task_files(client.task_skipped_errors, directory, task):
             code = get_text(error, "error_code")
-            if path in paths:
-                words = parse_server_error(str(error.get("error_details")))["words"]
-                missing[path] = (ERRORS.get(code, UNKNOWN)[0] or words
-                                 or code.lower().replace("_", " ") or "no reason given")
-    if task["status"] == "SUCCEEDED":
-        return missing
-    whole = {path for path, _ in
-             task_files(client.task_successful_transfers, directory, task)}
-    whole.difference_update(file.path for file in missing_files(files, config.DOWNLOAD_DIR))
-    return {**dict.fromkeys(paths - whole, ""), **missing}
+            missing[path] = (ERRORS.get(code, UNKNOWN)[0]
+                             or parse_server_error(str(error.get("error_details")))["words"]
+                             or code.lower().replace("_", " ") or "no reason given")
+    if task["status"] != "SUCCEEDED":
+        whole = {path for path, _ in
+                 task_files(client.task_successful_transfers, directory, task)}
+        whole.difference_update(file.path for file in missing_files(files, config.DOWNLOAD_DIR))
+    return {file.path: missing.get(file.path, "") for file in files
+            if file.path in missing or file.path not in whole}
 
 
 def not_come_to(client, config, directory, files, task, missing):
-    """Of those Files that a task did not bring, which was cancelled because it could not succeed,
-    the ones that it may not have come to, because it kept trying another one of them; none if it
-    does not say which. missing: see outcomes()."""
+    """Those Files that a cancelled task may not have come to, because it kept trying another one of
+    them; none if it does not say which. missing: what outcomes() says of it."""
     blamed = blamed_file(client, config, directory, task)
-    if blamed not in missing:
-        return []
-    return [file for file in files if missing.get(file.path) == "" and file.path != blamed]
+    return [file for file in files if blamed in missing and blamed != file.path
+            and missing.get(file.path) == ""]
 
 
 def blamed_file(client, config, directory, task):
-    """The path below a directory of the source of the file that a task failed on; None if it does
-    not say which."""
+    """The path below the directory of the file that a task failed on; None if it does not say."""
     file = last_error_event(client, task)[1]
     folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
     return next((local_path(file[len(folder):]) for folder in folders if file.startswith(folder)),
@@ -1586,15 +1390,6 @@ def task_files(call, directory, task):
             return
 
 
-def file_signature(path):
-    """What changes when a file is written to; None if there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def size_of(path):
     """A file's size in bytes, or None if it cannot be seen."""
     try:
@@ -1609,8 +1404,7 @@ def missing_files(files, folder):
 
 
 def wait_for_files(files, folder):
-    """Those Files that are not in the folder at their size, even after a minute; a shared file
-    system may show a file late that came by another machine."""
+    """Those Files that are not in the folder at their size, even after a minute."""
     deadline = time.monotonic() + ARRIVAL_SECONDS
     for pause in backoff(0.1, 5):
         files = missing_files(files, folder)
@@ -1684,8 +1478,7 @@ def transfer_files(client, config, directory, files, submission=None):
          for source, file in zip(sources, files)],
         skip_source_errors=len(files) > 1,  # one unreadable file must not hold up the others
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
-    local = [os.path.join(config.DOWNLOAD_DIR, file.path) for file in files]
-    before, task_id = [file_signature(path) for path in local], None
+    before, task_id = {file.path: file_signature(config, file.path) for file in files}, None
     try:
         task_id = submit(client, request)
         # The batch driver has but three tasks at a time: one is to follow another at once.
@@ -1697,10 +1490,9 @@ def transfer_files(client, config, directory, files, submission=None):
     except BaseException as error:
         is_refused = task_id is None and isinstance(error, GlobusAPIError)
         if not submission and (is_refused or stop_task(client, request, task_id)):
-            remove_partial(local, before)
+            remove_partial(config, before, before)
         raise
-    remove_partial([path for path, file in zip(local, files) if file.path in missing],
-                   [was for was, file in zip(before, files) if file.path in missing])
+    remove_partial(config, missing, before)
     missing = {path: why or failure for path, why in missing.items()}
     sent = [file for file in files if file.path not in missing]
     for file in wait_for_files(sent, config.DOWNLOAD_DIR):
@@ -1716,7 +1508,7 @@ def stop_task(client, request, task_id):
     """Cancel the task; True once it is over. Outages are waited out, but not for longer than
     STOP_SECONDS: the scheduler soon kills this script."""
     deadline, is_accepted, told = time.monotonic() + STOP_SECONDS, False, None
-    set_retry_limits(client, 10, HTTP_RETRIES)
+    client.transport.http_timeout = 10
     for pause in backoff(0.25, 5):
         try:
             # Stopped in the middle of submitting: the same request again tells the task's id.
@@ -1725,11 +1517,10 @@ def stop_task(client, request, task_id):
             status = client.get_task(task_id)["status"]
             if status in ENDED:
                 break
-            reason = "Globus has accepted the cancel request, but the task has not ended"
-            may_wait = True
+            reason, may_wait = NOT_ENDED, True
         except (GlobusError, UserError, *MALFORMED, OSError) as error:
             reason, may_wait = describe_error(error), task_id or not isinstance(
-                error, GlobusAPIError) or not is_from_globus(error)
+                error, GlobusAPIError) or not error_code(error)
         if not may_wait or time.monotonic() > deadline:
             task = f"the transfer task {task_id}" if task_id else "a task, if there is one,"
             log(f"Stopped, but {task} could not be cancelled: {reason}\n"
@@ -1744,9 +1535,18 @@ def stop_task(client, request, task_id):
     return True
 
 
-def remove_partial(paths, before):
+def file_signature(config, path):
+    """What changes when a file is written to; None if there is none."""
+    try:
+        status = os.stat(os.path.join(config.DOWNLOAD_DIR, path))
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def remove_partial(config, paths, before):
     """Remove what a transfer that did not succeed has written; what was there before stays."""
-    for path, signature in zip(paths, before):
-        if file_signature(path) != signature:
+    for path in paths:
+        if file_signature(config, path) != before[path]:
             with contextlib.suppress(OSError):
-                os.remove(path)
+                os.remove(os.path.join(config.DOWNLOAD_DIR, path))

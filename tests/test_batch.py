@@ -501,7 +501,8 @@ def test_files_of_one_name_are_refused_counted_and_named(stand_in, emulator):
     emulator.fault("/ls", patch={"DATA": entries("a", "b", "b"), "total": 3})
     stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
-    assert "FAILED 2 files: is listed more than once\n  b\n  b\n" in done.out
+    assert ("FAILED 2 files: is listed more than once, or is a folder's name, too\n  b\n  b\n"
+            in done.out)
     assert last_line(done) == "1 processed, 2 failed, 0 not needed" and done.returncode == 1
     assert processed(stand_in) == {"a": 1}
     assert last_line(stand_in.run(BATCH, "--dry-run")) == "1 to process, 2 refused, 0 not needed"
@@ -514,7 +515,7 @@ def test_a_file_with_the_name_of_a_folder_is_refused_and_the_folder_comes(stand_
     stand_in.config("RECURSIVE = True")
     stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
-    assert "FAILED x: is a folder's name, too\n" in done.out
+    assert "FAILED x: is listed more than once, or is a folder's name, too\n" in done.out
     assert last_line(done) == "2 processed, 1 failed, 0 not needed"
 
 

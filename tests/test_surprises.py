@@ -92,9 +92,9 @@ def test_capital_names_of_the_users_own_are_left_alone(stand_in, emulator):
 
 @ALL
 @pytest.mark.parametrize("lines,words", [
-    (["DOWNLOAD_DIR = WORKING_DIR + '/config.py/x'"], "cannot be made: "),
+    (["DOWNLOAD_DIR = WORKING_DIR + '/config.py/x'"], "cannot be made or written: "),
     (["DOWNLOAD_DIR = WORKING_DIR + '/tests'", "os.makedirs(DOWNLOAD_DIR, exist_ok=True)",
-      "os.access = lambda *_: False"], "cannot be written: ")], ids=["made", "written"])
+      "os.access = lambda *_: False"], "cannot be made or written: ")], ids=["made", "written"])
 def test_a_download_dir_that_cannot_be_used_is_named_before_anything_is_sent(
         lines, words, script, options, stand_in, emulator):
     stand_in.config(*lines)
