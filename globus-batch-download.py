@@ -249,68 +249,56 @@ def find_scheduler(config):
 def check_options(config):
     """Raise UserError (exit status 2) if RESOURCES holds a command, or an option that makes the job
     something else."""
-    words = shlex.split(config.RESOURCES)
-    for before, word in zip([None, *words], words):
-        if is_command(config.SCHEDULER, before, word) or is_foreign_option(config.SCHEDULER, word):
+    foreign = ["", "--", *FOREIGN_OPTIONS[config.SCHEDULER].split()]
+    for option, value in resource_options(config):
+        if option in foreign or option == "-W" and re.search("(^|,)(depend|block)=", value):
             raise helper.UserError(
-                f"config.py: RESOURCES holds {word!r}, which the driver cannot work with:\n"
-                "a command, an array, a job that is held or interactive. Leave it out.", 2)
+                f"config.py: RESOURCES holds {f'{option} {value}'.strip()!r}, which the driver "
+                "cannot work with:\na command, an array, a job that is held or interactive. Leave "
+                "it out.", 2)
 
 
-def is_command(scheduler, before, word):
-    """True if a word is no option, and no value of the one before it, of which only some of Grid
-    Engine have two."""
-    return word == "--" or not word.startswith("-") and (before is None or scheduler != "sge" and (
-        "=" in before or not before.startswith("-")))
-
-
-def is_foreign_option(scheduler, word):
-    """True if a word is one of FOREIGN_OPTIONS, whose name may be shortened, or, of one letter,
-    stand together with its value."""
-    if scheduler in ("pbs", "torque") and re.match("(-W)?(.*,)?(depend|block)=", word):
-        return True
-    for name in FOREIGN_OPTIONS[scheduler].split():
-        if len(name) == 2 and (word == name if scheduler == "sge" else word.startswith(name)):
-            return True
-        if len(name) > 2 and len(word) > 4 and name.startswith(word.partition("=")[0]):
-            return True
-    return False
+def resource_options(config):
+    """The options in RESOURCES, as pairs of name and value; a word that belongs to no option has
+    an empty name."""
+    options, is_sge = [], config.SCHEDULER == "sge"  # whose options may have several values
+    for word in shlex.split(config.RESOURCES):
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            options.append((name, value))
+        elif word.startswith("-"):
+            options.append((word, "") if is_sge else (word[:2], word[2:]))
+        elif options and options[-1][0] and (is_sge or not options[-1][1]):
+            options[-1] = options[-1][0], word
+        else:
+            options.append(("", word))
+    return options
 
 
 def which_queue(config):
     """Whose queue the scheduler's commands ask: ['slurm'], ['slurm', 'SLURM_CLUSTERS=other']."""
     chosen = [(name, os.environ.get(name)) for name in WHICH_CLUSTER[config.SCHEDULER]]
-    if config.SCHEDULER == "slurm":
-        chosen.append(("SLURM_CLUSTERS", named_clusters(config)))
-    elif config.SCHEDULER in ("pbs", "torque"):
-        chosen.append(("server", named_server(config)))
+    chosen += [("SLURM_CLUSTERS", named_clusters(config)), ("server", named_server(config))]
     return [config.SCHEDULER] + [f"{name}={value}" for name, value in chosen if value]
 
 
 def named_clusters(config):
-    """The clusters to which sbatch is sent, 'a,b', or '' for this one; squeue and scancel know
-    neither SBATCH_CLUSTERS nor what is in RESOURCES."""
-    names = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS") or ""
-    return option_value(config, "M", "--clusters") or names
+    """The clusters of Slurm to which sbatch is sent, 'a,b', or '' for this one; squeue and scancel
+    know neither SBATCH_CLUSTERS nor what is in RESOURCES."""
+    if config.SCHEDULER != "slurm":
+        return ""
+    options = dict(resource_options(config))
+    return (options.get("-M") or options.get("--clusters") or options.get("--cluster")
+            or os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS") or "")
 
 
 def named_server(config):
-    """The server of 'qsub -q queue@server', as '@server'; '' for the default one."""
-    at = option_value(config, "q").partition("@")
-    return at[1] + at[2]
-
-
-def option_value(config, letter, name="--"):
-    """The value of an option in RESOURCES, given as -M value, -Mvalue, --name value or
-    --name=value, the name perhaps shortened; '' if it is not there."""
-    found, options = "", iter(shlex.split(config.RESOURCES))
-    for word in options:
-        begin, equals, value = word.partition("=")
-        if word.startswith("--") and len(begin) > 4 and name.startswith(begin):
-            found = value if equals else next(options, "")
-        elif word.startswith("-" + letter):
-            found = word[2:] or next(options, "")
-    return found
+    """The server of 'qsub -q queue@server' of PBS and Torque, as '@server'; '' for the default
+    one."""
+    if config.SCHEDULER not in ("pbs", "torque"):
+        return ""
+    _, at, server = dict(resource_options(config)).get("-q", "").partition("@")
+    return at + server
 
 
 def commands_for(command, ids):
@@ -326,7 +314,7 @@ def commands_for(command, ids):
 def cancel(scheduler, ids):
     """Cancel jobs."""
     for command in commands_for(scheduler.cancel, ids):
-        run_command(command, env=plain_env("SCANCEL_"))
+        run_command(command)
 
 
 def shown_command(command, ids):
@@ -334,10 +322,11 @@ def shown_command(command, ids):
     return "; ".join(" ".join(one) for one in commands_for(command, ids))
 
 
-def plain_env(prefix):
+def plain_env():
     """The environment without the variables that would filter what a command of Slurm shows, or
     cancels."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
+    return {name: value for name, value in os.environ.items()
+            if not name.startswith(("SQUEUE_", "SCANCEL_"))}
 
 
 def submit_env():
@@ -371,7 +360,7 @@ def run_command(command, stdin=subprocess.DEVNULL, seconds=QUEUE_SECONDS, env=No
     status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it."""
     try:
         done = subprocess.run(command, stdin=stdin, capture_output=True, timeout=seconds,
-                              start_new_session=True, env=env)
+                              start_new_session=True, env=env or plain_env())
     except subprocess.TimeoutExpired:
         return None, "", f"{command[0]} did not answer within {seconds} s"
     except OSError as error:
@@ -1514,13 +1503,12 @@ def query_queue(driver):
     understood."""
     driver.next_poll = time.monotonic() + driver.config.POLL_SECONDS
     names = clusters_of(driver)
-    command = driver.scheduler.queue + [named_server(driver.config)] * (
-        driver.config.SCHEDULER in ("pbs", "torque"))
-    # SQUEUE_PARTITION and the like would hide some of the jobs.
-    env = plain_env("SQUEUE_")
+    server = named_server(driver.config)
+    command = driver.scheduler.queue + ([server] if server else [])
+    env = plain_env()
     if names:
         env["SLURM_CLUSTERS"] = ",".join(names)
-    status, output, errors = run_command(list(filter(None, command)), env=env)
+    status, output, errors = run_command(command, env=env)
     entries = None
     if status == 0:
         with contextlib.suppress(ValueError):
@@ -1543,8 +1531,6 @@ def query_queue(driver):
 
 def clusters_of(driver):
     """The clusters of Slurm in which jobs may be, by name; none where it has but one."""
-    if driver.config.SCHEDULER != "slurm":
-        return []
     names = named_clusters(driver.config).split(",")
     names += [(job.id or "").partition(";")[2] for job in driver.state.jobs.values()]
     return sorted({name.strip() for name in names} - {""})

@@ -204,7 +204,7 @@ def test_a_submission_that_brings_no_job_to_the_queue_is_not_tried_for_ever(
 
 
 OPTIONS = [
-    ("slurm", "--array=1-3"), ("slurm", "-a 1-3"), ("slurm", "--arr=1-3"), ("slurm", "--hold"),
+    ("slurm", "--array=1-3"), ("slurm", "-a 1-3"), ("slurm", "--hold"),
     ("slurm", "-H"), ("slurm", "--wrap=true"), ("slurm", "--dependency=singleton"),
     ("slurm", "--test-only"), ("slurm", "-W"), ("slurm", "--time=1:00 job.sh"),
     ("pbs", "-- /bin/true"), ("pbs", "-J 1-3"), ("pbs", "-h"), ("pbs", "-I"), ("pbs", "-z"),
