@@ -1064,62 +1064,37 @@ def read_journal(driver, cut=True):
     """Read the journal; True if a new run begins. Raises UserError if the interrupted one cannot
     be resumed like this. cut: see Journal.read()."""
     state = driver.state
-    forget = f"cancel its jobs and remove the folder {driver.folder}."
+    forget = f"To forget that run, cancel its jobs and remove the folder {driver.folder}."
     try:
         events = driver.journal.read(cut)
-        has_begun = any(event["event"] in ("submit", "download") for event in events)
-        is_over = not has_begun or events[-1]["event"] == "finished"
-        first = events[0] if events else {"version": JOURNAL_VERSION}
-        if first.get("version", 1) != JOURNAL_VERSION and not is_over:
+        first = events[0] if events else {}
+        is_finished = not events or events[-1]["event"] == "finished"
+        if not is_finished and first.get("version", 1) != JOURNAL_VERSION:
             raise helper.UserError(f"{driver.journal.path} is of another version of these scripts."
-                                   f"\nFinish that run with them; or, to forget it, {forget}", 2)
-        for event in events if not is_over else []:
+                                   f"\nFinish that run with them. {forget}", 2)
+        has_results = any(event["event"] == "result" for event in events)
+        driver.previous = first.get("source" if has_results else "previous")
+        for event in [] if is_finished else events:
             state.apply(event)
-        if not state.has_left_anything():  # such as after a refusal of the first job
-            state.reset()
-            has_begun, is_over = has_begun and is_over, True
-        if is_over:
-            driver.previous = first.get("source" if has_begun else "previous")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n"
-                               f"To forget that run, {forget}", 2)
-    if not is_over:
-        refuse_copy(driver)
-        refuse_another(driver)
-    return is_over
-
-
-def open_journal(driver, is_over):
-    """Resume the interrupted run, or begin a new one."""
-    config, state = driver.config, driver.state
-    driver.journal.open(is_over)
-    if is_over:
-        # A letter and six more: with the number they fit the 15 characters of old servers.
-        driver.append({"event": "run", "run": "g" + secrets.token_hex(3),
-                       "source": [config.SOURCE_ENDPOINT_ID, config.PATH],
-                       "version": JOURNAL_VERSION,
-                       "previous": driver.previous, "settings": helper.settings_of(config),
-                       "folder": helper.jobs_folder(config)})
-    queue = which_queue(config)
-    if [state.queue, state.resources] != [queue, config.RESOURCES]:
-        driver.append({"event": "queue", "queue": queue, "resources": config.RESOURCES})
-    driver.adopted = set(driver.submitted())
-
-
-def is_source(config, source):
-    """True if a run was from this collection and directory."""
-    return [config.SOURCE_ENDPOINT_ID, config.PATH.rstrip("/")] == [source[0],
-                                                                    source[1].rstrip("/")]
+        raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n{forget}", 2)
+    if not state.has_left_anything():  # such as after a refusal of the first job
+        state.reset()
+        return True
+    refuse_copy(driver)
+    refuse_another(driver)
+    return False
 
 
 def refuse_copy(driver):
     """Raise UserError if the interrupted run is another folder's, of which this is a copy."""
     folder, here = driver.state.folder, helper.jobs_folder(driver.config)
-    if not folder or folder == here or os.path.exists(folder) and os.path.samefile(folder, here):
+    if folder in (None, here) or os.path.exists(folder) and os.path.samefile(folder, here):
         return
-    mark = os.path.join(driver.config.DOWNLOAD_DIR, helper.MARK)
-    is_copy = driver.state.settings.get("DOWNLOAD_DIR") != driver.config.DOWNLOAD_DIR
-    paths = [driver.folder] + [mark] * (is_copy and os.path.islink(mark))
+    paths, mark = [driver.folder], os.path.join(driver.config.DOWNLOAD_DIR, helper.MARK)
+    if driver.state.settings.get("DOWNLOAD_DIR") != driver.config.DOWNLOAD_DIR and os.path.islink(
+            mark):  # a copy, too
+        paths.append(mark)
     raise helper.UserError(
         f"The interrupted run here is that of {os.path.dirname(folder)}, copied or moved.\n"
         "Its jobs work there, not here. Resume it there, or start again here, after:\n"
@@ -1130,22 +1105,30 @@ def refuse_another(driver):
     """Raise UserError if the interrupted run is from another source, or has jobs in another
     queue, where they would not be found."""
     state, queue = driver.state, which_queue(driver.config)
-    ids = [job.id for job in driver.submitted().values() if job.id]
     if driver.submitted() and state.queue not in (None, queue):
         text = (f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
                 f" {' '.join(queue)}.\nStart it as before")
     elif not is_source(driver.config, state.source):
-        entries = query_queue(driver)
-        ids = ids if entries is None else [entry.id for name, entry in entries.items() if
-                                           name in driver.submitted() and entry.state != "ended"]
         text = (f"There is an interrupted run here: {state.source[1]} of collection "
                 f"{state.source[0]}.\n{changed_settings(driver)}.\n"
                 "Finish it with those settings first")
     else:
         return
+    ids = job_ids(driver)
     jobs = f":\n{shown_command(driver.scheduler.cancel, ids)}\n" if ids else " "
     raise helper.UserError(f"{text}; or, to forget it, cancel its jobs{jobs}and remove the folder "
                            f"{driver.folder}", 2)
+
+
+def is_source(config, source):
+    """True if a run was from this collection and directory."""
+    return [config.SOURCE_ENDPOINT_ID, config.PATH.rstrip("/")] == [source[0],
+                                                                    source[1].rstrip("/")]
+
+
+def job_ids(driver):
+    """The scheduler's ids of the open jobs, as far as it has told them."""
+    return [job.id for job in driver.state.jobs.values() if job.id]
 
 
 def changed_settings(driver):
@@ -1158,41 +1141,50 @@ def changed_settings(driver):
 
 def tell_interrupted(driver):
     """Say that an interrupted run is resumed, and what has changed since it began."""
-    jobs, ended = driver.state.jobs, len(driver.state.processed) + len(driver.state.failed)
-    if not jobs and not ended:
-        return
-    ids = " ".join(job.id for job in jobs.values() if job.id)
-    changes = changed_settings(driver)
-    moving = sum(job.step == "transfer" for job in jobs.values())
-    helper.log(timed(f"Resuming the interrupted run: {len(driver.state.processed):,} processed, "
-                     f"{len(driver.state.failed):,} failed, "
-                     f"{helper.plural(len(jobs) - moving, 'job')}{ids and f' ({ids})'}"
-                     + (f", {helper.plural(moving, 'transfer')}" if moving else "") + "."
-                     + (f"\n{changes}; submitted jobs keep that." if changes else "")))
+    state, ids, changes = driver.state, job_ids(driver), changed_settings(driver)
+    moving = sum(job.step == "transfer" for job in state.jobs.values())
+    text = (f"Resuming the interrupted run: {len(state.processed):,} processed, "
+            f"{len(state.failed):,} failed, {helper.plural(len(state.jobs) - moving, 'job')}")
+    text += f" ({' '.join(ids)})" if ids else ""
+    text += f", {helper.plural(moving, 'transfer')}." if moving else "."
+    helper.log(timed(text + (f"\n{changes}; submitted jobs keep that." if changes else "")))
 
 
-def resume(driver):
-    """After a restart: say so, and clear away what the last driver did not come to."""
-    state = driver.state
-    tell_interrupted(driver)
+def open_journal(driver, is_new):
+    """Resume the interrupted run, or begin a new one."""
+    config, state = driver.config, driver.state
+    driver.journal.open(is_new)
+    if is_new:
+        # A letter and six more: with the number they fit the 15 characters of old servers.
+        driver.append({"event": "run", "run": "g" + secrets.token_hex(3),
+                       "source": [config.SOURCE_ENDPOINT_ID, config.PATH],
+                       "version": JOURNAL_VERSION,
+                       "previous": driver.previous, "settings": helper.settings_of(config),
+                       "folder": helper.jobs_folder(config)})
+    queue = which_queue(config)
+    if [state.queue, state.resources] != [queue, config.RESOURCES]:
+        driver.append({"event": "queue", "queue": queue, "resources": config.RESOURCES})
+    driver.adopted = set(driver.submitted())
+
+
+def clean_jobs_folder(driver):
+    """Remove what jobs of runs that are over, or of a driver that was killed, left in jobs/, but
+    the logs that failed.txt names. What a failed job of this run left keeps a late one out."""
     failed = read(driver.file_of("failed", "txt")) or ""
     for entry in os.listdir(driver.folder):
         name, _, kind = entry.partition(".")
-        if name.startswith(state.run + "-"):
-            if name not in state.jobs and name not in state.kept:
-                driver.remove_job_files(name)
-        elif re.fullmatch(r"g[0-9a-f]{6}-\d+", name) and not (kind == "log" and entry in failed):
-            helper.remove_if_there(os.path.join(driver.folder, entry))  # of a run that is over
+        is_needed_yet = name in driver.state.jobs or name in driver.state.kept or (
+            kind == "log" and entry in failed)
+        if re.fullmatch(r"g[0-9a-f]{6}-\d+", name) and not is_needed_yet:
+            helper.remove_if_there(os.path.join(driver.folder, entry))
 
 
 def take_folder(driver):
     """Mark DOWNLOAD_DIR as this batch's. Raises UserError if something else uses it."""
     helper.mark_folder(driver.config)
-    if driver.state.number:  # it has been ours
-        return
-    task_id = helper.find_simple_download(driver.client, driver.config)
+    # If there are jobs, it has been ours.
+    task_id = not driver.state.number and helper.find_simple_download(driver.client, driver.config)
     if task_id:
-        helper.unmark_folder(driver.config)
         raise helper.UserError(
             "A task of globus-simple-download.py still downloads into DOWNLOAD_DIR = "
             f"{driver.config.DOWNLOAD_DIR},\nwhere a batch deletes the files. Wait for its end, "
@@ -1282,6 +1274,25 @@ def forget_leftovers(driver, files):
 # ---- the driver downloads ----
 
 
+def ask(call, *arguments, **options):
+    """helper.attempt(), which raises UserError where a login is what helps."""
+    try:
+        return helper.attempt(call, *arguments, **options)
+    except helper.GlobusAPIError as error:
+        if helper.reauth_reason(error):
+            raise login_wanted(error)
+        raise
+
+
+@contextlib.contextmanager
+def collected(troubles):
+    """What Globus cannot do for now goes into a list; it must not hold up the other packs."""
+    try:
+        yield
+    except helper.Transient as trouble:
+        troubles.append(trouble)
+
+
 def task_pauses():
     """Seconds between two questions for the transfer tasks: an end is seen a tenth too late."""
     return helper.backoff(0.25, 10, 1.1)
@@ -1289,209 +1300,186 @@ def task_pauses():
 
 def keep_downloading(driver):
     """Ask Globus for packs, and look at what has arrived; never waits. An outage is told, and
-    tried again. Raises what a login helps against."""
-    in_transfer = {name: job for name, job in driver.state.jobs.items() if job.step == "transfer"}
-    if time.monotonic() < driver.next_ask or not in_transfer and (
-            driver.config.DOWNLOAD_BY == "job" or not driver.pending):
+    tried again."""
+    moving = {name: job for name, job in driver.state.jobs.items() if job.step == "transfer"}
+    if time.monotonic() < driver.next_ask or not (moving or may_download(driver)):
         return
-    before, troubles = driver.state.number, []
-
-    def tried(function, *arguments):  # one trouble must not hold up the other packs
-        try:
-            return function(driver, *arguments)
-        except helper.Transient as trouble:
-            troubles.append(trouble)
-            return False
-        except helper.GlobusAPIError as error:
-            if not helper.reauth_reason(error):
-                raise
-            raise login_wanted(error)
-
-    names = {job.task_id: name for name, job in in_transfer.items() if job.task_id}
-    for name, task in (tried(poll_transfers, names) or {}).items():
-        tried(look_at_transfer, name, task)
-    for name, job in in_transfer.items():
-        if not job.task_id:
-            tried(submit_transfer, name, job)
-    while may_download(driver) and tried(start_download):
-        pass
-    for trouble in troubles[-1:]:
-        driver.tell_once("globus", f"Waiting: {trouble}. Trying again until it works.",
-                         re.sub(r"\(.*\)", "", str(trouble)))
-    if not troubles:
+    tasks, troubles = None, []
+    with collected(troubles):
+        tasks = poll_transfers(driver, [job.task_id for job in moving.values() if job.task_id])
+    for name, job in moving.items():
+        with collected(troubles):
+            if not job.task_id:
+                submit_transfer(driver, name, job)
+            elif tasks is not None:
+                look_at_transfer(driver, name, tasks.get(job.task_id))
+    with collected(troubles):
+        while may_download(driver) and start_download(driver):
+            pass
+    seconds = next(driver.ask_pauses)
+    if troubles:
+        seconds = max(seconds, 2, *(trouble.seconds for trouble in troubles))
+        driver.tell_once("globus", f"Waiting: {troubles[-1]}. Trying again until it works.",
+                         re.sub(r"\(.*\)", "", str(troubles[-1])))
+    else:
         driver.told.pop("globus", None)
-    if driver.state.number > before:
-        driver.ask_pauses = task_pauses()
-    seconds = max([next(driver.ask_pauses), *(max(2, trouble.seconds) for trouble in troubles)])
     driver.next_ask = time.monotonic() + seconds
 
 
 def may_download(driver):
     """True if one more pack may be asked for."""
     steps = [job.step for job in driver.state.jobs.values()]
-    return (driver.config.DOWNLOAD_BY == "driver" and not driver.stopping and not driver.is_halted
+    return (driver.config.DOWNLOAD_BY == "driver" and len(driver.pending) > 0
+            and not driver.stopping and not driver.is_halted
             and steps.count("transfer") < TASKS_AT_WORK
             and len(steps) - steps.count("submitted") < 2 * driver.config.NUM_JOBS)
 
 
 def start_download(driver):
-    """Ask Globus for the next pack; False if there is none for now."""
-    submission_id = helper.submission_id(driver.client, helper.attempt) if driver.pending else None
-    ahead = sum(job.step != "submitted" for job in driver.state.jobs.values())
-    taken = driver.pending and driver.take_pack(2 * driver.config.NUM_JOBS - ahead)
-    if not taken:
-        return False
-    pack = [file for file in taken if not has_grown(driver, file, taken)]
+    """Ask Globus for the next pack; False if none fits for now."""
+    ahead = len(driver.state.jobs) - len(driver.submitted())
+    pack, files = driver.take_pack(2 * driver.config.NUM_JOBS - ahead), []
     if not pack:
-        return True
-    name, files = driver.new_name(), [[file.path, file.size] for file in pack]
-    driver.append({"event": "download", "job": name, "files": files,
-                   "submission_id": submission_id})
-    forget_leftovers(driver, files)
-    submit_transfer(driver, name, driver.state.jobs[name])
+        return False
+    try:
+        submission_id = helper.submission_id(driver.client, ask)
+        sizes = {file.path: size_now(driver, file) for file in pack
+                 if driver.config.MAX_BYTES is not None}
+    except helper.Transient:
+        driver.put_back([[file.path, file.size] for file in pack])
+        raise
+    for file in pack:
+        now = sizes.get(file.path, file.size)
+        if now <= file.size:
+            files.append([file.path, file.size])
+            continue
+        reason = (f"it has grown from {file.size:,} to {now:,} bytes since it was listed, which "
+                  "may exceed MAX_BYTES. The next run will process it.")
+        driver.refused.append((file.path, reason))
+        helper.log(timed(f"FAILED {file.path}: {reason}"))
+    if files:
+        name = driver.new_name()
+        driver.append({"event": "download", "job": name, "files": files,
+                       "submission_id": submission_id})
+        forget_leftovers(driver, files)
+        driver.ask_pauses = task_pauses()
+        submit_transfer(driver, name, driver.state.jobs[name])
     return True
 
 
-def has_grown(driver, file, pack):
-    """True if a file is larger than it was listed, which may break MAX_BYTES: it counts as failed.
-    Raises Transient, and puts the pack back, if Globus does not answer."""
-    if driver.config.MAX_BYTES is None:
-        return False
-    source = helper.join(driver.config.PATH, file.path)
+def size_now(driver, file):
+    """A file's size on the source collection by now; as it was listed, if Globus does not tell."""
+    path = helper.globus_path(helper.join(driver.config.PATH, file.path))
     try:
-        now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
-        reason = now.size > file.size and (
-            f"it has grown from {file.size:,} to {now.size:,} bytes since it was listed, which may "
-            "exceed MAX_BYTES. The next run will process it.")
-    except helper.Transient:
-        refused = {path for path, _ in driver.refused}
-        driver.put_back([[file.path, file.size] for file in pack if file.path not in refused])
-        raise
-    except helper.UserError as problem:
-        reason = str(problem)
-    if reason:
-        driver.refused.append((file.path, reason))
-        helper.log(timed(f"FAILED {file.path}: {reason}"))
-    return bool(reason)
+        return helper.get_number(ask(
+            driver.client.operation_stat, driver.config.SOURCE_ENDPOINT_ID, path=path,
+            required={"type": str}), "size")
+    except helper.GlobusAPIError:
+        return file.size
 
 
 def submit_transfer(driver, name, job):
     """Ask Globus for a pack. With its submission id from the journal it may be asked again."""
-    sources = [helper.join(driver.config.PATH, path) for path, _ in job.files]
-    targets = [helper.join(driver.config.DESTINATION_PATH, path) for path, _ in job.files]
+    paths = [path for path, _ in job.files]
+    sources = [helper.join(driver.config.PATH, path) for path in paths]
+    targets = [helper.join(driver.config.DESTINATION_PATH, path) for path in paths]
     request = helper.build_transfer(
         driver.config, job.submission_id, helper.job_label(sources), zip(sources, targets),
         skip_source_errors=True,
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
     try:
-        task_id = helper.attempt(driver.client.submit_transfer, request,
-                                 required={"task_id": helper.UUID})["task_id"]
+        task_id = ask(driver.client.submit_transfer, request,
+                      required={"task_id": helper.UUID})["task_id"]
     except helper.GlobusAPIError as error:
-        if helper.reauth_reason(error):
-            raise
         if helper.error_code(error) != "Conflict":
-            arrived(driver, name, [], dict.fromkeys((path for path, _ in job.files),
-                                                    helper.describe_error(error)))
+            arrived(driver, name, [], dict.fromkeys(paths, helper.describe_error(error)))
             return
-        task_id = helper.find_duplicate_task(driver.client, request, helper.attempt)
+        task_id = helper.find_duplicate_task(driver.client, request, ask)
         if not task_id:
             raise helper.Transient("another transfer task of yours has the same paths")
     driver.append({"event": "task", "job": name, "task_id": task_id})
-    tell_event(f"submitted a transfer task for {helper.plural(len(job.files), 'file')} "
+    tell_event(f"submitted a transfer task for {helper.plural(len(paths), 'file')} "
                f"(task {task_id})")
 
 
-def poll_transfers(driver, names):
-    """{job name: task document}, by one question for all transfer tasks, {task id: job name}."""
-    if not names:
+def poll_transfers(driver, ids):
+    """{task id: task document}, by one question for all transfer tasks."""
+    if not ids:
         return {}
-    answer = helper.attempt(driver.client.task_list, limit=len(names),
-                            filter="task_id:" + ",".join(names), required={"DATA": list})
-    tasks = {task.get("task_id"): task for task in answer["DATA"]
-             if isinstance(task.get("status"), str)}
-    return {name: tasks.get(task_id) for task_id, name in names.items()}
+    answer = ask(driver.client.task_list, limit=len(ids), filter="task_id:" + ",".join(ids),
+                 required={"DATA": list})
+    return {task.get("task_id"): task for task in answer["DATA"]
+            if isinstance(task.get("status"), str)}
 
 
 def look_at_transfer(driver, name, task):
     """What follows from a task's document; None: it was not listed."""
-    job = driver.state.jobs[name]
+    task_id = driver.state.jobs[name].task_id
     try:
-        task = task or helper.attempt(driver.client.get_task, job.task_id, required=helper.TASK)
+        task = task or ask(driver.client.get_task, task_id, required=helper.TASK)
     except helper.GlobusAPIError as error:
         if error.http_status != 404:
             raise
-        files = job.files  # forgotten, after months: it begins anew
-        arrived(driver, name, [], {})
-        driver.put_back(files)
+        arrived(driver, name, [], {})  # Globus has forgotten it, after months
         return
     if task["status"] in helper.ENDED:
         look_at_arrivals(driver, name, task)
         return
     reason = helper.waiting_reason(task)
     if not (driver.waits.get(name) or "").startswith(reason or "none"):
-        driver.waits[name] = reason and reason + helper.status_detail(
-            driver.client, job.task_id, task)
+        driver.waits[name] = reason and reason + helper.status_detail(driver.client, task_id, task)
     is_fatal = driver.detectors.setdefault(name, helper.stall_detector())
     if name not in driver.fatal and is_fatal(task):
         reason = helper.failure_reason(driver.client, task)
-        try:
-            helper.attempt(driver.client.cancel_task, job.task_id)
-        except helper.GlobusAPIError as error:  # it has ended meanwhile, perhaps
-            if helper.reauth_reason(error):
-                raise
+        with contextlib.suppress(helper.GlobusAPIError):  # it has ended meanwhile, perhaps
+            ask(driver.client.cancel_task, task_id)
         driver.fatal[name] = reason
 
 
 def look_at_arrivals(driver, name, task):
     """What a transfer task that has ended has brought; a shared file system may show a file
     late."""
-    job = driver.state.jobs[name]
-    files = [helper.File(path, size, None, None) for path, size in job.files]
+    config = driver.config
     if name not in driver.ended_tasks:
-        failure = helper.failure_reason(driver.client, task)
-        if name in driver.fatal and failure:
-            failure = helper.CANCELLED + driver.fatal[name]
-        missing = helper.outcomes(driver.client, driver.config, driver.config.PATH, files, task,
-                                  helper.attempt)
-        rest = [] if name not in driver.fatal else helper.not_come_to(
-            driver.client, driver.config, driver.config.PATH, files, task, missing)
-        for file in rest:
-            del missing[file.path]
-        driver.ended_tasks[name] = ({path: why or failure for path, why in missing.items()},
-                                    rest, time.monotonic() + helper.ARRIVAL_SECONDS)
-    failed, rest, deadline = driver.ended_tasks[name]
-    sent = [file for file in files if file.path not in failed and file not in rest]
-    late = helper.missing_files(sent, driver.config.DOWNLOAD_DIR)
+        driver.ended_tasks[name] = (*sent_and_failed(driver, name, task),
+                                    time.monotonic() + helper.ARRIVAL_SECONDS)
+    sent, failed, deadline = driver.ended_tasks[name]
+    late = helper.missing_files(sent, config.DOWNLOAD_DIR)
     if late and time.monotonic() < deadline:
         return
-    failed.update((file.path, helper.missing_reason(driver.config, file)) for file in late
-                  if not has_changed(driver, file))
+    for file in late:
+        here = helper.size_of(os.path.join(config.DOWNLOAD_DIR, file.path))
+        # Its size may have changed since it was listed; but MAX_BYTES was reckoned with that one.
+        if config.MAX_BYTES is not None or here != size_now(driver, file):
+            failed[file.path] = helper.missing_reason(config, file)
     arrived(driver, name, [[file.path, file.size] for file in sent if file.path not in failed],
             failed)
-    driver.put_back([[file.path, file.size] for file in rest])
 
 
-def has_changed(driver, file):
-    """True if the file is there at the size that it has by now on the source collection, and
-    no limit was reckoned with the other one."""
-    if driver.config.MAX_BYTES is not None:
-        return False
-    source = helper.join(driver.config.PATH, file.path)
-    try:
-        now = helper.stat_source(driver.client, driver.config, source, file.path, helper.attempt)
-        return not helper.missing_files([now], driver.config.DOWNLOAD_DIR)
-    except (helper.UserError, helper.GlobusAPIError) as error:
-        if isinstance(error, helper.GlobusAPIError) and helper.reauth_reason(error):
-            raise
-        return False
+def sent_and_failed(driver, name, task):
+    """The Files that a transfer task has sent, and {path: why} of those that have failed."""
+    client, config = driver.client, driver.config
+    files = [helper.File(path, size, None, None) for path, size in driver.state.jobs[name].files]
+    failure = helper.failure_reason(client, task)
+    missing = helper.outcomes(client, config, config.PATH, files, task, ask)
+    sent = [file for file in files if file.path not in missing]
+    if name in driver.fatal:
+        failure = failure and helper.CANCELLED + driver.fatal[name]
+        for file in helper.not_come_to(client, config, config.PATH, files, task, missing):
+            del missing[file.path]
+    return sent, {path: why or failure for path, why in missing.items()}
 
 
 def arrived(driver, name, files, failed):
-    """These files of a pack are there, others have failed, {path: why}."""
+    """These files of a pack are there, others have failed, {path: why}; the rest is pending
+    again."""
+    known = {path for path, _ in files}.union(failed)
+    rest = [file for file in driver.state.jobs[name].files if file[0] not in known]
     driver.append({"event": "arrived", "job": name, "files": files, "failed": failed})
+    driver.put_back(rest)
     driver.ask_pauses = task_pauses()
-    for known in (driver.waits, driver.fatal, driver.detectors, driver.ended_tasks):
-        known.pop(name, None)
+    for transient in (driver.waits, driver.fatal, driver.detectors, driver.ended_tasks):
+        transient.pop(name, None)
     driver.tell_failures(failed)
 
 
@@ -1698,18 +1686,11 @@ def write_failures(driver):
     for failure in [*driver.refused, *state.failed.items()]:
         name, reason = map(helper.escape_control_chars, failure)
         lines[name] = f"{name}\t{reason}"
-    text = "".join(line + "\n" for line in lines.values())
-    before, now = (set(re.findall(r"(?m)([^/\n]*)\.log\)$", known))
-                   for known in (read(path) or "", text))
-    for name in (before | state.kept) - now:
-        if name in state.kept:  # its claim keeps a late job out
-            helper.remove_if_there(driver.file_of(name, "log"))
-        else:
-            driver.remove_job_files(name)
     with open(path + ".new", "w") as file:
-        file.write(text)
+        file.writelines(line + "\n" for line in lines.values())
     os.replace(path + ".new", path)
-    if not text:
+    clean_jobs_folder(driver)
+    if not lines:
         os.remove(path)
     return path
 
@@ -1871,22 +1852,35 @@ def is_needed(config, file):
                            f"{answer!r:.100}; it must return True or False.", 2)
 
 
-def classify(config, files, known=()):
-    """Yield each File with what becomes of it: True (needed), False, why it cannot be, or None if
-    it is known."""
+def plan(driver, files, limit):
+    """Sort what is listed, but what the journal knows. Returns the Files that are to be done, which
+    are pending now, and those that cannot be."""
+    config, known, needed, refused = driver.config, driver.state.known(), [], []
+    most = float("inf") if limit is None else limit - len(known)
+    lines = (read(driver.file_of("failed", "txt")) or "").split("\n")[:-1]
+    driver.earlier = {line.partition("\t")[0]: line for line in lines}
+    next_look = time.monotonic() + LISTING_SECONDS
     for number, file in enumerate(files):
         if number % 1000 == 0:
             helper.show_progress("Listing: " + helper.plural(number, "file"))
+        if driver.is_listing and time.monotonic() >= next_look:  # jobs go on meanwhile
+            driver.step()
+            next_look = time.monotonic() + LISTING_SECONDS
         if file.path in known:
-            yield file, None
-        elif file.refused:
-            yield file, file.refused
-        elif not is_needed(config, file):
-            yield file, False
-        elif config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
-            yield file, "is larger than MAX_BYTES"
+            continue
+        if not file.refused and not is_needed(config, file):
+            driver.not_needed += 1
+            driver.earlier.pop(file.path, None)
+        elif file.refused or config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
+            refused.append(file)
+            driver.refused.append((file.path, file.refused or "is larger than MAX_BYTES"))
+        elif len(needed) < most:
+            needed.append(file)
+            driver.pending.append(file)
         else:
-            yield file, True
+            driver.beyond_limit += 1
+    helper.show_progress("")
+    return needed, refused
 
 
 def dry_run(driver, files, limit):
@@ -1897,71 +1891,13 @@ def dry_run(driver, files, limit):
     except helper.UserError as problem:
         helper.log(f"A run would not start: {problem}")
         driver.state.reset()
-
-    def show(file):
-        helper.show_progress("")
+    needed, refused = plan(driver, files, limit)
+    tell_left_out(driver, refused)
+    for file in needed:
         print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
-
-    needed = len(plan(driver, files, limit, show))
     print_beyond_limit(driver)
-    print(f"{needed:,} to process, {len(driver.refused):,} refused, {driver.not_needed:,} not "
-          "needed")
-    return 1 if driver.refused else 0
-
-
-def tell_refused(refused):
-    """Say which Files cannot be downloaded; of all that are too large, the largest."""
-    for file in refused:
-        if file.refused:
-            helper.log(f"Refused: {file.path!r} {file.refused}.")
-    large = [(file.size, file.path) for file in refused if not file.refused]
-    if large:
-        size, path = max(large)
-        helper.log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, the "
-                   f"largest: {path!r} ({helper.format_bytes(size)}).")
-
-
-def tell_other_source(driver):
-    """Say so if the results that the filter sees may be those of another data set."""
-    if driver.not_needed and driver.previous and not is_source(driver.config, driver.previous):
-        helper.log(f"The last run here was for {driver.previous[1]} of collection "
-                   f"{driver.previous[0]}.\nis_file_needed skips "
-                   f"{helper.plural(driver.not_needed, 'file')} of this one. If names repeat in "
-                   "both,\ngive each a folder for its results, or a copy of the scripts "
-                   "(README.md).")
-
-
-def plan(driver, files, limit, show=None):
-    """Fill the list of what is to be done, from all files but those of the journal; or, if show is
-    given, call that with each. Returns them."""
-    known, refused, taken = driver.state.known(), [], []
-    room = float("inf") if limit is None else max(0, limit - len(known))
-    next_look = time.monotonic() + LISTING_SECONDS
-    lines = (read(driver.file_of("failed", "txt")) or "").split("\n")[:-1]
-    driver.earlier = {line.partition("\t")[0]: line for line in lines}
-    for file, fate in classify(driver.config, files, known):
-        if driver.is_listing and time.monotonic() >= next_look:  # jobs go on meanwhile
-            driver.step()
-            next_look = time.monotonic() + LISTING_SECONDS
-        if fate is None:
-            continue
-        if fate is False:
-            driver.not_needed += 1
-            driver.earlier.pop(file.path, None)
-        elif fate is not True:
-            refused.append(file)
-            driver.refused.append((file.path, fate))
-        elif len(taken) < room:
-            taken.append(file)
-            (show or driver.pending.append)(file)
-        else:
-            driver.beyond_limit += 1
-    helper.show_progress("")
-    if not show:
-        tell_begin(driver, taken)
-    tell_refused(refused)
-    tell_other_source(driver)
-    return taken
+    print(f"{len(needed):,} to process, {len(refused):,} refused, {driver.not_needed:,} not needed")
+    return 1 if refused else 0
 
 
 def tell_begin(driver, files):
@@ -1974,6 +1910,25 @@ def tell_begin(driver, files):
         f"{config.SCHEDULER}, NUM_JOBS = {config.NUM_JOBS}, FILES_PER_JOB = "
         f"{config.FILES_PER_JOB}, DOWNLOAD_BY = {config.DOWNLOAD_BY!r}\n"
         f"RESOURCES = {config.RESOURCES!r}, MAX_BYTES = {config.MAX_BYTES}"))
+
+
+def tell_left_out(driver, refused):
+    """Say which Files cannot be downloaded (of all that are too large, the largest), and if the
+    results that the filter sees may be those of another data set."""
+    for file in refused:
+        if file.refused:
+            helper.log(f"Refused: {file.path!r} {file.refused}.")
+    large = [(file.size, file.path) for file in refused if not file.refused]
+    if large:
+        size, path = max(large)
+        helper.log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, the "
+                   f"largest: {path!r} ({helper.format_bytes(size)}).")
+    if driver.not_needed and driver.previous and not is_source(driver.config, driver.previous):
+        helper.log(f"The last run here was for {driver.previous[1]} of collection "
+                   f"{driver.previous[0]}.\nis_file_needed skips "
+                   f"{helper.plural(driver.not_needed, 'file')} of this one. If names repeat in "
+                   "both,\ngive each a folder for its results, or a copy of the scripts "
+                   "(README.md).")
 
 
 # ---- one driver at a time ----
@@ -1993,7 +1948,7 @@ def lock(folder):
             helper.log(f"No flock in {folder} ({error.strerror}); the file driver.owner there "
                        "keeps a second driver out instead.")
             owner = os.path.join(folder, "driver.owner")
-            write_owner(owner)
+            take_owner_file(owner)
         try:
             yield
         finally:
@@ -2001,32 +1956,21 @@ def lock(folder):
                 os.remove(owner)
 
 
-def write_owner(path):
-    """Put this process's name into a file, where flock is not supported. Raises UserError if
-    another process, which may be alive, has its name there."""
-    other = read(path)
-    if other:
-        host, _boot, pid, _start = other.split()
-        if host != os.uname().nodename or process_identity(pid) == other:
+def take_owner_file(path):
+    """Make the file that names this process. Raises UserError if another one, which may be alive,
+    has made it."""
+    me = f"{os.uname().nodename} {os.getpid()}"
+    for is_last_try in (False, True):
+        try:
+            with open(path, "x") as file:
+                file.write(me)
+            return
+        except FileExistsError:
+            host, _, pid = (read(path) or "").partition(" ")
+        if is_last_try or host != os.uname().nodename or os.path.exists(f"/proc/{pid}"):
             raise helper.UserError("Another globus-batch-download.py is running here, on "
                                    f"{host} as process {pid}.\nIf it no longer runs, remove {path}")
-    me = process_identity(os.getpid())
-    with open(f"{path}.{os.getpid()}", "w") as file:
-        file.write(me)
-    os.replace(f"{path}.{os.getpid()}", path)
-    time.sleep(1)  # of two that came at once, the later one's name is there
-    if read(path) != me:
-        raise helper.UserError("Another globus-batch-download.py has just started here.")
-
-
-def process_identity(pid):
-    """What no other process has, now or later: host, boot, number and start; None without one."""
-    stat = read(f"/proc/{pid}/stat")
-    if stat is None:
-        return None
-    boot = read("/proc/sys/kernel/random/boot_id").strip()
-    start = stat.rpartition(")")[2].split()[19]  # field 22 of proc(5)
-    return f"{os.uname().nodename} {boot} {pid} {start}"
+        helper.remove_if_there(path)
 
 
 # ---- the whole ----
@@ -2034,13 +1978,11 @@ def process_identity(pid):
 
 def remove_empty_folders(config, paths):
     """Remove the folders that processed files left empty in DOWNLOAD_DIR."""
-    for parent in {os.path.dirname(path) for path in paths} - {""}:
-        while parent:
-            try:
+    for parent in {os.path.dirname(path) for path in paths}:
+        with contextlib.suppress(OSError):  # not empty, or gone
+            while parent:
                 os.rmdir(os.path.join(config.DOWNLOAD_DIR, parent))
-            except OSError:
-                break  # not empty, or gone
-            parent = os.path.dirname(parent)
+                parent = os.path.dirname(parent)
 
 
 def install_signal_handlers(driver):
@@ -2079,49 +2021,40 @@ def check_scripts(config):
                                    "leave FILES_PER_JOB = 1 and DOWNLOAD_BY = 'job'.", 2)
 
 
-def prepare(driver, files, limit):
-    """Make the folder ours, and list what is to be done; the Files. The jobs of a resumed run go on
-    while the listing comes."""
-    driver.is_listing = driver.state.number > 0
-    needed = [] if driver.is_listing else plan(driver, files, limit)
-    take_folder(driver)
-    measure_leftovers(driver)
-    helper.remove_if_there(os.path.join(driver.folder, "halted"))
-    if driver.is_listing:
-        needed = plan(driver, files, limit)
-        driver.is_listing = False
-    return needed
-
-
 def batch(driver, is_new, files, limit):
     """Run the batch, or resume it; the exit status."""
-    config = driver.config
+    config, state, halted = driver.config, driver.state, os.path.join(driver.folder, "halted")
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
     open_journal(driver, is_new)
+    if not is_new:
+        tell_interrupted(driver)
+    clean_jobs_folder(driver)
     try:
-        resume(driver)
-        needed = prepare(driver, files, limit)
-    except KeyboardInterrupt:
-        if not driver.state.number:
-            raise
-        driver.stopping = True
-    install_signal_handlers(driver)
-    helper.set_retry_limits(driver.client, 20, 1)  # from here on waiting would hold up the jobs
-    try:
+        take_folder(driver)
+        measure_leftovers(driver)
+        helper.remove_if_there(halted)
+        driver.is_listing = not is_new
+        needed, refused = plan(driver, files, limit)
+        driver.is_listing = False
+        tell_begin(driver, needed)
+        tell_left_out(driver, refused)
+        install_signal_handlers(driver)
+        helper.set_retry_limits(driver.client, 20, 1)  # from here on waiting would hold up the jobs
         driver.main_loop()
-    except helper.UserError:
-        if not driver.state.has_left_anything():
+    except KeyboardInterrupt:
+        driver.stopping = True
+    finally:
+        if not state.has_left_anything():
             helper.unmark_folder(config)
-        raise
     if driver.stopping:
         print_how_to_go_on(driver)
         return 130
-    if driver.pending or driver.state.jobs:
+    if driver.pending or state.jobs:
         print_summary(driver, False)
         print_halt(driver)
         return 1
-    remove_empty_folders(config, driver.state.processed)
-    helper.remove_if_there(os.path.join(driver.folder, "halted"))
+    remove_empty_folders(config, state.processed)
+    helper.remove_if_there(halted)
     driver.append({"event": "finished"})
     driver.forget_claims()
     helper.unmark_folder(config)
