@@ -14,6 +14,7 @@ Example, to try it with three files and then leave the rest to itself:
 import argparse
 import collections
 import contextlib
+import datetime
 import errno
 import fcntl
 import itertools
@@ -77,9 +78,8 @@ SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NOD
                "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 # Whoever did it, and also after a node's failure.
 SLURM_HELD = re.compile(r"Held|\bheld\b|JobHold|_HOLD\b|SPECIAL_EXIT|special exit")
-SLURM_BLOCKED = re.compile(
-    "BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|"
-    "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
+SLURM_BLOCKED = re.compile("BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|"
+                           "Partition(Time|Node)Limit|MaxWall|MaxTime|Max.*PerJob")
 PBS_STATES = {"Q": "waiting", "W": "waiting", "T": "waiting", "H": "held", "F": "ended",
               "C": "ended", "X": "ended"}  # of PBS and Torque; any other letter: running
 PBS_LINE = re.compile(r"(\d\S*) +\S+ +\S+ +(\S+) .* ([A-Z]) +\S+ *")
@@ -189,7 +189,6 @@ except KeyError:  # nobody knows its name, as in some containers
 TO_LOG = "exec >{log} 2>&1\n"  # PBS would bring the log only when the job has ended
 QSUB = ["qsub", "-V", "-r", "n", "RESOURCES", "-S", "/bin/bash", "-N", "{name}", "-o", "/dev/null",
         "-j"]
-PBS_ID = r"\d+(\.(?=\S*[A-Za-z])\S+)?"  # no date
 SCHEDULERS = {
     "slurm": Scheduler(
         # The limits (ulimit) of a login node are not for a job.
@@ -201,11 +200,8 @@ SCHEDULERS = {
         parse_slurm_queue,
         None, ["scancel"], ["scontrol", "release"], 0.2),
     "pbs": Scheduler(
-        QSUB + ["oe"], TO_LOG, PBS_ID,
+        QSUB + ["oe"], TO_LOG, r"\d+(\.(?=\S*[A-Za-z])\S+)?",  # no date
         ["qstat", "-s", "-w", "-u", USER], parse_pbs_queue, ["qstat"], ["qdel"], ["qrls"], 1),
-    "torque": Scheduler(
-        QSUB + ["oe"], TO_LOG, PBS_ID,
-        ["qstat", "-u", USER], parse_pbs_queue, ["qstat"], ["qdel"], ["qrls"], 1),
     "sge": Scheduler(
         # -notify: SIGUSR2 before the end, and SIGUSR1 before a mere suspension.
         # -s a: jobs in all states, whatever ~/.sge_qstat says.
@@ -213,6 +209,7 @@ SCHEDULERS = {
         ["qstat", "-u", USER, "-s", "a", "-xml"], parse_sge_queue, ["qstat", "-j"], ["qdel"],
         ["qrls"], 1),
 }
+SCHEDULERS["torque"] = SCHEDULERS["pbs"]._replace(queue=["qstat", "-u", USER])
 
 # The variables that make a scheduler's commands ask another cluster. (Slurm's: named_clusters().)
 WHICH_CLUSTER = {"slurm": (), "pbs": ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER"),
@@ -235,15 +232,16 @@ FOREIGN_OPTIONS = {
 
 
 def find_scheduler(config):
-    """The Scheduler of this machine; config.SCHEDULER becomes its name, if it was 'auto'. Raises
-    UserError (exit status 2) if there is none."""
-    name = guess_scheduler() if config.SCHEDULER == "auto" else config.SCHEDULER
-    command = SCHEDULERS[name].submit[0] if name else "sbatch or qsub"
+    """The Scheduler of this machine, by config.SCHEDULER, which becomes its name if it was 'auto'.
+    Raises UserError (exit status 2) if there is none."""
+    if config.SCHEDULER == "auto":
+        config.SCHEDULER = guess_scheduler() or "auto"
+    kind = SCHEDULERS.get(config.SCHEDULER)
+    command = kind.submit[0] if kind else "sbatch or qsub"
     if not shutil.which(command):
         raise helper.UserError(f"config.py: SCHEDULER = {config.SCHEDULER!r}, but there is no "
                                f"{command} here.\nRun this on a login node of the cluster.", 2)
-    config.SCHEDULER = name
-    return SCHEDULERS[name]
+    return kind
 
 
 def check_options(config):
@@ -253,14 +251,12 @@ def check_options(config):
     for option, value in resource_options(config):
         if option in foreign or option == "-W" and re.search("(^|,)(depend|block)=", value):
             raise helper.UserError(
-                f"config.py: RESOURCES holds {f'{option} {value}'.strip()!r}, which the driver "
-                "cannot work with:\na command, an array, a job that is held or interactive. Leave "
-                "it out.", 2)
+                f"config.py: RESOURCES holds {f'{option} {value}'.strip()!r}. Leave it out: the "
+                "driver cannot\nwork with commands, arrays, jobs that are held or interactive.", 2)
 
 
 def resource_options(config):
-    """The options in RESOURCES, as pairs of name and value; a word that belongs to no option has
-    an empty name."""
+    """The options in RESOURCES, [(name, value), ...]; a word that belongs to none has no name."""
     options, is_sge = [], config.SCHEDULER == "sge"  # whose options may have several values
     for word in shlex.split(config.RESOURCES):
         if word.startswith("--"):
@@ -283,8 +279,8 @@ def which_queue(config):
 
 
 def named_clusters(config):
-    """The clusters of Slurm to which sbatch is sent, 'a,b', or '' for this one; squeue and scancel
-    know neither SBATCH_CLUSTERS nor what is in RESOURCES."""
+    """The clusters to which sbatch is sent, 'a,b', or '' for this one. squeue and scancel know
+    neither SBATCH_CLUSTERS nor RESOURCES."""
     if config.SCHEDULER != "slurm":
         return ""
     options = dict(resource_options(config))
@@ -293,8 +289,7 @@ def named_clusters(config):
 
 
 def named_server(config):
-    """The server of 'qsub -q queue@server' of PBS and Torque, as '@server'; '' for the default
-    one."""
+    """The server of PBS or Torque that 'qsub -q queue@server' names, as '@server', or ''."""
     if config.SCHEDULER not in ("pbs", "torque"):
         return ""
     _, at, server = dict(resource_options(config)).get("-q", "").partition("@")
@@ -323,8 +318,7 @@ def shown_command(command, ids):
 
 
 def plain_env():
-    """The environment without the variables that would filter what a command of Slurm shows, or
-    cancels."""
+    """The environment without what would filter the jobs that Slurm's commands show or cancel."""
     return {name: value for name, value in os.environ.items()
             if not name.startswith(("SQUEUE_", "SCANCEL_"))}
 
@@ -345,9 +339,7 @@ def guess_scheduler():
     if GRID_ENGINE.search(output_of(["qstat", "-help"])):
         return "sge"
     version = output_of(["qstat", "--version"])
-    if "pbs_version" in version:
-        return "pbs"
-    return "torque" if "ersion:" in version else None
+    return "pbs" if "pbs_version" in version else "torque" if "ersion:" in version else None
 
 
 def output_of(command):
@@ -356,8 +348,8 @@ def output_of(command):
 
 
 def run_command(command, stdin=subprocess.DEVNULL, seconds=QUEUE_SECONDS, env=None):
-    """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
-    status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it."""
+    """Run a command of the scheduler; its exit status (None: it did not end in time), stdout and
+    stderr. It has a session of its own, so a Ctrl-C is not for it."""
     try:
         done = subprocess.run(command, stdin=stdin, capture_output=True, timeout=seconds,
                               start_new_session=True, env=env or plain_env())
@@ -1078,12 +1070,12 @@ def read_journal(driver, cut=True):
             state.apply(event)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n{forget}", 2)
-    if not state.has_left_anything():  # such as after a refusal of the first job
-        state.reset()
-        return True
-    refuse_copy(driver)
-    refuse_another(driver)
-    return False
+    if state.has_left_anything():
+        refuse_copy(driver)
+        refuse_another(driver)
+        return False
+    state.reset()  # nothing came of it, such as after a refusal of the first job
+    return True
 
 
 def refuse_copy(driver):
@@ -1092,12 +1084,12 @@ def refuse_copy(driver):
     if folder in (None, here) or os.path.exists(folder) and os.path.samefile(folder, here):
         return
     paths, mark = [driver.folder], os.path.join(driver.config.DOWNLOAD_DIR, helper.MARK)
-    if driver.state.settings.get("DOWNLOAD_DIR") != driver.config.DOWNLOAD_DIR and os.path.islink(
-            mark):  # a copy, too
+    is_copied = driver.state.settings.get("DOWNLOAD_DIR") != driver.config.DOWNLOAD_DIR
+    if is_copied and os.path.islink(mark):
         paths.append(mark)
     raise helper.UserError(
         f"The interrupted run here is that of {os.path.dirname(folder)}, copied or moved.\n"
-        "Its jobs work there, not here. Resume it there, or start again here, after:\n"
+        "Its jobs work there. Resume it there, or start again here, after:\n"
         f"rm -r {' '.join(map(shlex.quote, paths))}", 2)
 
 
@@ -1122,8 +1114,8 @@ def refuse_another(driver):
 
 def is_source(config, source):
     """True if a run was from this collection and directory."""
-    return [config.SOURCE_ENDPOINT_ID, config.PATH.rstrip("/")] == [source[0],
-                                                                    source[1].rstrip("/")]
+    return (config.SOURCE_ENDPOINT_ID == source[0]
+            and config.PATH.rstrip("/") == source[1].rstrip("/"))
 
 
 def job_ids(driver):
@@ -1133,9 +1125,9 @@ def job_ids(driver):
 
 def changed_settings(driver):
     """'It began with PATH = '/a', not '/b'; ...', or nothing."""
-    now, was = helper.settings_of(driver.config), driver.state.settings
-    changes = [f"{name} = {was[name]!r}, not {now[name]!r}" for name in now
-               if name in was and was[name] != now[name]]
+    was = driver.state.settings
+    changes = [f"{name} = {was[name]!r}, not {now!r}" for name, now in
+               helper.settings_of(driver.config).items() if was.get(name, now) != now]
     return "It began with " + "; ".join(changes) if changes else ""
 
 
@@ -1147,7 +1139,8 @@ def tell_interrupted(driver):
             f"{len(state.failed):,} failed, {helper.plural(len(state.jobs) - moving, 'job')}")
     text += f" ({' '.join(ids)})" if ids else ""
     text += f", {helper.plural(moving, 'transfer')}." if moving else "."
-    helper.log(timed(text + (f"\n{changes}; submitted jobs keep that." if changes else "")))
+    text += f"\n{changes}; submitted jobs keep that." if changes else ""
+    helper.log(timed(text))
 
 
 def open_journal(driver, is_new):
@@ -1164,7 +1157,9 @@ def open_journal(driver, is_new):
     queue = which_queue(config)
     if [state.queue, state.resources] != [queue, config.RESOURCES]:
         driver.append({"event": "queue", "queue": queue, "resources": config.RESOURCES})
-    driver.adopted = set(driver.submitted())
+    if not is_new:
+        tell_interrupted(driver)
+        driver.adopted = set(driver.submitted())
 
 
 def clean_jobs_folder(driver):
@@ -1182,13 +1177,14 @@ def clean_jobs_folder(driver):
 def take_folder(driver):
     """Mark DOWNLOAD_DIR as this batch's. Raises UserError if something else uses it."""
     helper.mark_folder(driver.config)
-    # If there are jobs, it has been ours.
-    task_id = not driver.state.number and helper.find_simple_download(driver.client, driver.config)
+    if driver.state.number:  # it has been ours
+        return
+    task_id = helper.find_simple_download(driver.client, driver.config)
     if task_id:
         raise helper.UserError(
             "A task of globus-simple-download.py still downloads into DOWNLOAD_DIR = "
-            f"{driver.config.DOWNLOAD_DIR},\nwhere a batch deletes the files. Wait for its end, "
-            f"or cancel it: https://app.globus.org/activity/{task_id}", 2)
+            f"{driver.config.DOWNLOAD_DIR}.\nWait for its end, or cancel it: "
+            f"https://app.globus.org/activity/{task_id}", 2)
 
 
 # ---- MAX_BYTES ----
@@ -1215,16 +1211,14 @@ def first_that_fits(driver, files):
 
 
 def tell_no_room(driver):
-    """Nothing is in flight, and still no file fits. Raises UserError if nothing will change
-    that."""
-    if not driver.state.incoming:
+    """Nothing is in flight, and still no file fits. Raises UserError if nothing will change it."""
+    coming = sum(map(len, driver.state.incoming.values()))
+    if not coming:
         raise helper.UserError(
             f"What is in {driver.config.DOWNLOAD_DIR} leaves no room for another file within "
-            "MAX_BYTES.\nRemove what is not needed there, or raise MAX_BYTES, and start "
-            "again; nothing is lost.")
-    files = sum(map(len, driver.state.incoming.values()))
+            "MAX_BYTES.\nRemove files there, or raise MAX_BYTES, and start again.")
     driver.tell_once("coming", "Waiting: transfer tasks of jobs that were killed still bring "
-                     f"{helper.plural(files, 'file')}, and MAX_BYTES leaves no room for more.\n"
+                     f"{helper.plural(coming, 'file')}, and MAX_BYTES leaves no room for more.\n"
                      "They can be cancelled on https://app.globus.org/activity")
     driver.next_look = time.monotonic() + driver.config.POLL_SECONDS
 
@@ -1232,37 +1226,30 @@ def tell_no_room(driver):
 def measure_leftovers(driver):
     """Count what failures, and earlier runs, left in DOWNLOAD_DIR, if there is a limit; and
     what the tasks of jobs that were killed still bring."""
-    if driver.config.MAX_BYTES is None:
+    config, incoming = driver.config, driver.state.incoming
+    if config.MAX_BYTES is None:
         return
     driver.leftover_bytes.clear()
-    incoming = driver.state.incoming
-    if incoming:
-        labels = {helper.get_text(task, "label")
-                  for task in helper.unfinished_tasks(driver.client)}
-        for name in [name for name, files in incoming.items()
-                     if label_of(driver, files) not in labels]:
-            del incoming[name]
-    in_flight = {path for job in driver.state.jobs.values() for path, _ in job.left()}
-    for folder, _, names in os.walk(driver.config.DOWNLOAD_DIR):
+    for folder, _, names in os.walk(config.DOWNLOAD_DIR):
         for name in names:
-            path = os.path.relpath(os.path.join(folder, name), driver.config.DOWNLOAD_DIR)
-            if path not in in_flight:
-                note_leftover(driver, path)
-    for path, size in itertools.chain.from_iterable(incoming.values()):
-        if path not in in_flight:
+            note_leftover(driver, os.path.relpath(os.path.join(folder, name), config.DOWNLOAD_DIR))
+    tasks = helper.unfinished_tasks(driver.client) if incoming else []
+    labels = {helper.get_text(task, "label") for task in tasks}
+    for name, files in list(incoming.items()):
+        sources = [helper.join(config.PATH, path) for path, _ in files]
+        if helper.task_label(helper.job_label(sources), config.DESTINATION_PATH) not in labels:
+            del incoming[name]  # its task has ended
+            continue
+        for path, size in files:
             note_leftover(driver, path, size)
+    for job in driver.state.jobs.values():
+        forget_leftovers(driver, job.left())
 
 
 def note_leftover(driver, path, coming=0):
     """Count what a failure left in DOWNLOAD_DIR, or the bytes that may still be coming."""
     size = helper.size_of(os.path.join(driver.config.DOWNLOAD_DIR, path))
     driver.leftover_bytes[path] = max(size or 0, coming)
-
-
-def label_of(driver, files):
-    """The label of the transfer task of a job that downloads these files."""
-    sources = [helper.join(driver.config.PATH, path) for path, _ in files]
-    return helper.task_label(helper.job_label(sources), driver.config.DESTINATION_PATH)
 
 
 def forget_leftovers(driver, files):
@@ -1487,27 +1474,26 @@ def arrived(driver, name, files, failed):
 
 
 def query_queue(driver):
-    """{job name: QueueEntry}, or None if the scheduler gave no answer that can be
-    understood."""
-    driver.next_poll = time.monotonic() + driver.config.POLL_SECONDS
-    names = clusters_of(driver)
-    server = named_server(driver.config)
-    command = driver.scheduler.queue + ([server] if server else [])
-    env = plain_env()
-    if names:
-        env["SLURM_CLUSTERS"] = ",".join(names)
-    status, output, errors = run_command(command, env=env)
+    """{job name: QueueEntry}, or None if the scheduler gave no answer that can be understood."""
+    config, scheduler = driver.config, driver.scheduler
+    driver.next_poll = time.monotonic() + config.POLL_SECONDS
+    command, env = scheduler.queue + [named_server(config)], plain_env()
+    # The clusters of Slurm in which jobs may be, by name; none where it has but one.
+    clusters = named_clusters(config).split(",")
+    clusters += [job_id.partition(";")[2] for job_id in job_ids(driver)]
+    clusters = sorted({name.strip() for name in clusters} - {""})
+    if clusters:
+        env["SLURM_CLUSTERS"] = ",".join(clusters)
+    status, output, errors = run_command(list(filter(None, command)), env=env)
     entries = None
     if status == 0:
         with contextlib.suppress(ValueError):
-            entries = driver.scheduler.parse_queue(output)
-    if len(names) > 1 and not all(f"CLUSTER: {name}\n" in output for name in names):
-        entries = None  # one of them is silent
-    if entries is None or not entries and not confirm_empty(driver, output):
-        words = helper.first_line(errors or output)
-        driver.tell_once("queue", f"The scheduler does not answer ({command[0]}: {words}).\n"
-                         f"Asking again every {driver.config.POLL_SECONDS:g} s.",
-                         errors or "nonsense")
+            entries = scheduler.parse_queue(output)
+    is_whole = len(clusters) < 2 or all(f"CLUSTER: {name}\n" in output for name in clusters)
+    if entries is None or not is_whole or not entries and not confirm_empty(driver, output):
+        driver.tell_once("queue", f"The scheduler does not answer ({command[0]}: "
+                         f"{helper.first_line(errors or output)}).\n"
+                         f"Asking again every {config.POLL_SECONDS:g} s.", errors or "nonsense")
         return None
     driver.told.pop("queue", None)
     for name in driver.submitted().keys() - entries.keys():
@@ -1517,17 +1503,10 @@ def query_queue(driver):
     return entries
 
 
-def clusters_of(driver):
-    """The clusters of Slurm in which jobs may be, by name; none where it has but one."""
-    names = named_clusters(driver.config).split(",")
-    names += [(job.id or "").partition(";")[2] for job in driver.state.jobs.values()]
-    return sorted({name.strip() for name in names} - {""})
-
-
 def confirm_empty(driver, output):
-    """True if an empty answer really means an empty queue: PBS prints nothing at all when
-    there are no jobs, so it is asked about one of them."""
-    ids = [job.id for job in driver.state.jobs.values() if job.id]
+    """True if an empty answer means an empty queue. PBS prints nothing at all when there are no
+    jobs, so it is asked about one of them."""
+    ids = job_ids(driver)
     if not driver.scheduler.job_info:
         return True
     if not ids:  # there is text, perhaps nonsense: what has not begun never will
@@ -1549,44 +1528,53 @@ def report_held(driver, entries):
     for state, what in (("held", "held"), ("blocked", "cannot start")):
         stuck = [entry for entry in entries if entry.state == state]
         ids = [entry.id for entry in stuck]
-        if not stuck:
-            driver.told.pop(state, None)
-        elif driver.told.get(state) != ids:
-            driver.told[state] = ids
-            release = shown_command(driver.scheduler.release, ids)
-            helper.log(f"{helper.plural(len(ids), 'job')} {what}: "
-                       f"{why_held(driver.scheduler, stuck)}\n"
-                       + (f"To release: {release}\n" if state == "held" else
-                          "Fix the cause, often RESOURCES in config.py, and start again.\n")
-                       + "To cancel (their files then count as failed): "
+        if ids == driver.told.get(state, []):
+            continue
+        driver.told[state] = ids
+        if ids:
+            words = ", ".join(sorted({entry.reason for entry in stuck}))
+            advice = ("To release: " + shown_command(driver.scheduler.release, ids)
+                      if state == "held" else
+                      "Fix the cause, often RESOURCES in config.py, and start again.")
+            helper.log(f"{helper.plural(len(ids), 'job')} {what}: {words}"
+                       f"{error_reason(driver.scheduler, ids[0])}\n{advice}\n"
+                       "To cancel (their files then count as failed): "
                        + shown_command(driver.scheduler.cancel, ids))
+
+
+def error_reason(scheduler, job_id):
+    """': why Grid Engine could not start a job', or nothing."""
+    text = output_of(scheduler.job_info + [job_id]) if scheduler.job_info else ""
+    match = re.search(r"(?m)^error reason\s+\d+:(\s+.*)", text)
+    return ":" + match.group(1) if match else ""
 
 
 def report_waiting(driver, entries):
     """Report why jobs wait, once none of them has been running for a minute."""
-    waiting = [entry for entry in entries if entry.state == "waiting"]
-    if not waiting or len(waiting) < len(entries):
+    if not entries or any(entry.state != "waiting" for entry in entries):
         driver.waiting_since = None
         driver.told.pop("waiting", None)
         return
     driver.waiting_since = driver.waiting_since or time.monotonic()
     if time.monotonic() - driver.waiting_since >= helper.QUIET_SECONDS:
-        words = ", ".join(sorted({entry.reason for entry in waiting}))
+        words = ", ".join(sorted({entry.reason for entry in entries}))
         driver.tell_once("waiting", "No job is running; the scheduler says of "
-                         f"{helper.plural(len(waiting), 'job')}: {words}", words)
+                         f"{helper.plural(len(entries), 'job')}: {words}", words)
 
 
 def report_stall(driver):
-    """When all that is at work waits for Globus, say why: in the words of the jobs' logs, or of
-    the driver's own transfer tasks."""
-    lines = [last_words(driver.file_of(name, "log")) for name in driver.submitted()]
-    own = [driver.waits.get(name) for name, job in driver.state.jobs.items()
-           if job.step == "transfer"]
-    if any(lines) and all(line.startswith("Waiting: ") for line in lines if line):
-        reasons = {line[len("Waiting: "):].split("  (task ")[0] for line in lines if line}
-        driver.tell_once("stall", "All jobs wait: " + "; ".join(sorted(reasons)))
-    elif own and all(own):
-        driver.tell_once("stall", "Waiting: " + "; ".join(sorted(set(own))))
+    """When all downloads wait for Globus, say why: in the words of the jobs' logs, or of the
+    driver's own transfer tasks."""
+    reasons = []
+    for name, job in driver.state.jobs.items():
+        line = last_words(driver.file_of(name, "log"))
+        if job.step == "transfer":
+            reasons.append(driver.waits.get(name))
+        elif line and not job.is_downloaded:
+            is_waiting = line.startswith("Waiting: ")
+            reasons.append(line[len("Waiting: "):].split("  (task ")[0] if is_waiting else None)
+    if reasons and all(reasons):
+        driver.tell_once("stall", "All downloads wait: " + "; ".join(sorted(set(reasons))))
     else:
         driver.told.pop("stall", None)
 
@@ -1594,21 +1582,24 @@ def report_stall(driver):
 def show_progress(driver):
     """How far the run is: a bar with its clock on a terminal, a line now and then in a log."""
     now, ended = time.monotonic(), len(driver.state.processed) + driver.count_failed()
-    jobs = driver.submitted()
-    total = ended + len(driver.pending) + sum(
-        len(job.left()) for job in driver.state.jobs.values())
-    text = (f"{ended:,} of {helper.plural(total, 'file')}, "
-            f"{helper.plural(len(jobs), 'job')} in the queue")
-    if len(driver.state.jobs) > len(jobs):
-        text += f", {helper.plural(len(driver.state.jobs) - len(jobs), 'transfer')}"
-    if driver.count_failed():
-        text += f", {driver.count_failed():,} failed"
+    total, queued = ended + count_left(driver), len(driver.submitted())
+    others = len(driver.state.jobs) - queued
+    text = f"{ended:,} of {helper.plural(total, 'file')}, "
+    text += f"{helper.plural(queued, 'job')} in the queue"
+    text += f", {helper.plural(others, 'transfer')}" if others else ""
+    text += f", {driver.count_failed():,} failed" if driver.count_failed() else ""
     text += time_left(driver, ended, total, now)
-    if not helper.is_terminal():
+    if helper.is_terminal():
+        bar = "#" * (BAR * ended // total if total else BAR)
+        clock = datetime.timedelta(seconds=int(now - driver.begun))
+        helper.show_progress(f"{clock} [{bar:.<{BAR}}] {text}")
+    else:
         helper.show_progress(timed(text))
-        return
-    full = BAR * ended // total if total else BAR
-    helper.show_progress(f"{clock(now - driver.begun)} [{'#' * full:.<{BAR}}] {text}")
+
+
+def count_left(driver):
+    """How many files are neither processed nor failed."""
+    return len(driver.pending) + sum(len(job.left()) for job in driver.state.jobs.values())
 
 
 def time_left(driver, ended, total, now):
@@ -1627,26 +1618,27 @@ def time_left(driver, ended, total, now):
 def print_summary(driver, is_over):
     """The failures with their logs, where everything is, and the numbers."""
     helper.show_progress("")
-    config = driver.config
-    print_failures([*driver.refused, *driver.state.failed.items()])
+    config, failures = driver.config, [*driver.refused, *driver.state.failed.items()]
+    print_failures(failures)
     try:
-        path = write_failures(driver)
+        path = write_failures(driver, failures)
     except OSError as error:  # the numbers are to be said even so
         path = f"not written ({error.strerror})"
-    if driver.count_failed():
+    if failures:
         print(f"All failures: {path}\nTheir files are kept in {config.DOWNLOAD_DIR}\n"
-              f"Their logs are in {driver.folder}"
-              + "\nThe next start tries them again." * is_over)
+              f"Their logs are in {driver.folder}")
+        if is_over:
+            print("The next start tries them again.")
     if driver.state.processed:
         print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
-    print_beyond_limit(driver)
-    print(f"{len(driver.state.processed)} processed, {driver.count_failed()} failed, "
-          f"{driver.not_needed} not needed", flush=True)
+    print_numbers(driver, f"{len(driver.state.processed)} processed, {len(failures)} failed")
 
 
-def print_beyond_limit(driver):
+def print_numbers(driver, text):
+    """The last lines."""
     if driver.beyond_limit:
         print(f"{helper.plural(driver.beyond_limit, 'file')} left out by --limit")
+    print(f"{text}, {driver.not_needed} not needed", flush=True)
 
 
 def cause_of(path, reason):
@@ -1659,31 +1651,31 @@ def cause_of(path, reason):
 
 def print_failures(failures):
     """The failures by cause, the most frequent first, with as many names as fit a screen."""
-    groups, shown = {}, 0
+    groups, hidden = {}, len(failures)
     for path, reason in failures:
         groups.setdefault(cause_of(path, reason), []).append((path, reason))
     rows = max(10, shutil.get_terminal_size().lines - 10)
-    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))[:rows // 2]
-    for cause, group in ordered:
-        path, reason = group[0]
-        lines = [f"FAILED {path}: {reason}"]
-        if len(group) > 1:
-            names = group[:max(1, rows // len(ordered) - 1)]
-            lines = [f"FAILED {helper.plural(len(group), 'file')}: {cause}"] + [
-                "  ".join(["", path, *re.findall(r"([^/]*\.log)\)$", reason)])
-                for path, reason in names]
-        shown += max(1, len(lines) - 1)
+    causes = sorted(groups, key=lambda cause: len(groups[cause]), reverse=True)[:rows // 2]
+    for cause in causes:
+        shown = groups[cause][:max(1, rows // len(causes) - 1)]
+        hidden -= len(shown)
+        if len(groups[cause]) == 1:
+            lines = ["FAILED {}: {}".format(*shown[0])]
+        else:
+            lines = [f"FAILED {helper.plural(len(groups[cause]), 'file')}: {cause}"]
+            lines += ["  ".join(["", path, *re.findall(r"([^/]*\.log)\)$", reason)])
+                      for path, reason in shown]
         print(helper.escape_control_chars("\n".join(lines)))
-    if shown < len(failures):
-        print(f"... and {helper.plural(len(failures) - shown, 'more file')}")
+    if hidden:
+        print(f"... and {helper.plural(hidden, 'more file')}")
 
 
-def write_failures(driver):
+def write_failures(driver, failures):
     """Write all failures, path and reason, to a file, whose path is returned; also those of earlier
     runs that have not been tried since. The logs of those that have succeeded go away."""
-    path, state = driver.file_of("failed", "txt"), driver.state
-    lines = {name: line for name, line in driver.earlier.items() if name not in state.processed}
-    for failure in [*driver.refused, *state.failed.items()]:
+    path, processed = driver.file_of("failed", "txt"), driver.state.processed
+    lines = {name: line for name, line in driver.earlier.items() if name not in processed}
+    for failure in failures:
         name, reason = map(helper.escape_control_chars, failure)
         lines[name] = f"{name}\t{reason}"
     with open(path + ".new", "w") as file:
@@ -1705,22 +1697,21 @@ def tell_disagreement(driver, files):
         return
     if again:
         helper.log(f"is_file_needed still wants {len(again):,} of the "
-                   f"{helper.plural(len(asked), 'processed file')}, such as "
-                   f"{again[0]}.\nThe next run would process them again. Does it look for what "
-                   "process.sh writes?")
+                   f"{helper.plural(len(asked), 'processed file')}, such as {again[0]}.\n"
+                   "The next run would process them again: does it look for what process.sh "
+                   "writes?")
 
 
 def print_how_to_go_on(driver):
     """What to do after a stop."""
-    ids = [job.id for job in driver.submitted().values() if job.id]
-    tasks = [job.task_id for job in driver.state.jobs.values()
-             if job.step == "transfer" and job.task_id]
+    ids = job_ids(driver)
     helper.log(f"Stopped. {helper.plural(len(ids), 'job')} left in the queue.\n"
-               "Start this script again to continue with them and the rest.")
+               "Start this script again to continue.")
     if ids:
         helper.log("To cancel them: " + shown_command(driver.scheduler.cancel, ids))
+    tasks = sum(job.step == "transfer" for job in driver.state.jobs.values())
     if tasks:
-        helper.log(f"{helper.plural(len(tasks), 'transfer task')} of this script continue, too, "
+        helper.log(f"{helper.plural(tasks, 'transfer task')} of this script continue, too, "
                    "but jobs for their files are submitted only after the next start.\n"
                    "To cancel them: https://app.globus.org/activity")
 
@@ -1729,11 +1720,10 @@ def print_halt(driver):
     """Why no more jobs are submitted."""
     row = driver.failures_in_a_row
     reason, times = collections.Counter(row).most_common(1)[0]
-    left = len(driver.pending) + sum(len(job.left()) for job in driver.state.jobs.values())
     helper.log(f"Stopped, because {len(row)} files failed in a row, {times} of them with: "
                f"{reason}\nFix the cause, and start this script again; it continues with the "
-               f"{helper.plural(left, 'file')} left.\nWhen these are done, one more start tries "
-               "again what has failed.")
+               f"{helper.plural(count_left(driver), 'file')} left.\nWhen these are done, one more "
+               "start tries again what has failed.")
 
 
 # ---- commands, logs and clocks ----
@@ -1742,9 +1732,8 @@ def print_halt(driver):
 def both_ends(text):
     """The beginning and the end of what a scheduler says, in one line, without its usage text: the
     reason may stand below a banner, or above a hint."""
-    lines = [line.strip() for line in text.splitlines() if line.strip(" []")]
-    usage = [n for n, line in enumerate(lines) if re.match("usage:", line, re.I)]
-    lines = lines[:usage[0]] or lines if usage else lines
+    said = re.split(r"(?im)^\s*usage:", text)[0].strip() or text
+    lines = [line.strip() for line in said.splitlines() if line.strip(" []")]
     lines = lines if len(lines) < 4 else [lines[0], "...", lines[-1]]
     return "; ".join(map(helper.first_line, lines)) or "(nothing)"
 
@@ -1766,17 +1755,6 @@ def submit_command(scheduler, config, log, job_name):
         command += (shlex.split(config.RESOURCES) if word == "RESOURCES" else
                     [word.format(log=log, name=job_name)])
     return command
-
-
-def why_held(scheduler, held):
-    """The scheduler's words on jobs that are held; of Grid Engine also what it says of the first
-    of them alone."""
-    words = ", ".join(sorted({entry.reason for entry in held}))
-    if scheduler.job_info:
-        text = output_of(scheduler.job_info + [held[0].id])
-        errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
-        words += ": " + errors[0] if errors else ""
-    return words
 
 
 def read(path):
@@ -1805,16 +1783,17 @@ def last_words(path, name=None, pattern=""):
 
 
 def lines_on(name, lines):
-    """The lines of a log that are about one of several files: below its heading, from wrapper.sh;
-    or what the download says of it, or last."""
-    heading = "== " + name
-    if heading in lines:
-        rest = lines[len(lines) - lines[::-1].index(heading):]
-        own = list(itertools.takewhile(lambda line: not line.startswith("== "), rest))
-        if own:
-            return own
-    before = list(itertools.takewhile(lambda line: not line.startswith("== "), lines))
-    return [line for line in lines if line.startswith(name + ": ")] or before
+    """The lines of a log on one of several files: below its heading, from wrapper.sh; or what the
+    download says of it, or of all."""
+    section = []
+    sections = {"": section}  # heading: lines
+    for line in lines:
+        if line.startswith("== "):
+            section = sections[line[len("== "):]] = []
+        else:
+            section.append(line)
+    about = [line for line in sections[""] if line.startswith(name + ": ")]
+    return sections.get(name) or about or sections[""]
 
 
 def tell_event(text):
@@ -1827,13 +1806,6 @@ def timed(text):
     """The text, after the time; in a log with the date."""
     pattern = "%H:%M:%S" if helper.is_terminal() else "%Y-%m-%d %H:%M:%S"
     return f"{time.strftime(pattern)}  {text}"
-
-
-def clock(seconds):
-    """'0:07', '12:34', '1:23:45'."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 # ---- what is to be done ----
@@ -1895,8 +1867,7 @@ def dry_run(driver, files, limit):
     tell_left_out(driver, refused)
     for file in needed:
         print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
-    print_beyond_limit(driver)
-    print(f"{len(needed):,} to process, {len(refused):,} refused, {driver.not_needed:,} not needed")
+    print_numbers(driver, f"{len(needed):,} to process, {len(refused):,} refused")
     return 1 if refused else 0
 
 
@@ -1915,20 +1886,19 @@ def tell_begin(driver, files):
 def tell_left_out(driver, refused):
     """Say which Files cannot be downloaded (of all that are too large, the largest), and if the
     results that the filter sees may be those of another data set."""
+    large = [file for file in refused if not file.refused]
     for file in refused:
         if file.refused:
             helper.log(f"Refused: {file.path!r} {file.refused}.")
-    large = [(file.size, file.path) for file in refused if not file.refused]
     if large:
-        size, path = max(large)
+        largest = max(large, key=lambda file: file.size)
         helper.log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, the "
-                   f"largest: {path!r} ({helper.format_bytes(size)}).")
+                   f"largest: {largest.path!r} ({helper.format_bytes(largest.size)}).")
     if driver.not_needed and driver.previous and not is_source(driver.config, driver.previous):
         helper.log(f"The last run here was for {driver.previous[1]} of collection "
                    f"{driver.previous[0]}.\nis_file_needed skips "
                    f"{helper.plural(driver.not_needed, 'file')} of this one. If names repeat in "
-                   "both,\ngive each a folder for its results, or a copy of the scripts "
-                   "(README.md).")
+                   "both,\ngive each a folder for its results, or a copy of the scripts.")
 
 
 # ---- one driver at a time ----
@@ -2001,20 +1971,18 @@ def check_scripts(config):
     for name in ("wrapper.sh", "process.sh"):
         path = os.path.join(HERE, name)
         try:
-            with open(path, "rb") as file:
+            with open(path, encoding="utf-8", errors="replace", newline="") as file:
                 script = file.read()
         except OSError as error:
             raise helper.UserError(f"{path}: {error.strerror}. Each job runs it.", 2)
-        if b"\r\n" in script:
+        if "\r\n" in script:
             raise helper.UserError(f"{path} has Windows line endings, which bash does not "
                                    f"accept. Convert it:\nsed -i 's/\\r$//' {path}", 2)
-        first = script.partition(b"\n")[0].decode(errors="replace")
-        words = first[2:].split() if first.startswith("#!") else []
-        if words and not shutil.which(words[1] if words[0].endswith("/env") and words[1:]
-                                      else words[0]):
-            helper.log(f"{path} begins with {first}, which is not on this machine; is it on the "
-                       "compute nodes?")
-        if name == "wrapper.sh" and b"GLOBUS_JOB" not in script and (
+        first = re.match(r"#! *(?:\S*/env +)?(\S+).*", script)
+        if first and not shutil.which(first.group(1)):
+            helper.log(f"{path} begins with {first.group()}, which is not on this machine; is it "
+                       "on the compute nodes?")
+        if name == "wrapper.sh" and "GLOBUS_JOB" not in script and (
                 config.FILES_PER_JOB > 1 or config.DOWNLOAD_BY == "driver"):
             raise helper.UserError(f"{path} is an older version, which downloads one file "
                                    "per job. Copy your environment lines into the new one, or "
@@ -2025,11 +1993,9 @@ def batch(driver, is_new, files, limit):
     """Run the batch, or resume it; the exit status."""
     config, state, halted = driver.config, driver.state, os.path.join(driver.folder, "halted")
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
-    open_journal(driver, is_new)
-    if not is_new:
-        tell_interrupted(driver)
-    clean_jobs_folder(driver)
     try:
+        open_journal(driver, is_new)
+        clean_jobs_folder(driver)
         take_folder(driver)
         measure_leftovers(driver)
         helper.remove_if_there(halted)
@@ -2065,17 +2031,15 @@ def batch(driver, is_new, files, limit):
 
 def parse(argv):
     """The options."""
-    def number(text):
-        if int(text) < 1:
-            raise argparse.ArgumentTypeError("must be an integer of at least 1")
-        return int(text)
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="only list what would be processed")
-    parser.add_argument("--limit", metavar="N", type=number,
+    parser.add_argument("--limit", metavar="N", type=int,
                         help="process at most N files, to try it out")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.limit is not None and options.limit < 1:
+        parser.error("--limit must be at least 1")
+    return options
 
 
 def main(argv=None):
