@@ -212,12 +212,10 @@ SCHEDULERS = {
 SCHEDULERS["torque"] = SCHEDULERS["pbs"]._replace(queue=["qstat", "-u", USER])
 
 # The variables that make a scheduler's commands ask another cluster. (Slurm's: named_clusters().)
-WHICH_CLUSTER = {"slurm": (), "pbs": ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER"),
-                 "torque": ("PBS_DEFAULT",), "sge": ("SGE_ROOT", "SGE_CELL", "SGE_QMASTER_PORT")}
-
-FINDS_THE_SCHEDULER = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT",
-                       "SGE_EXECD_PORT", "SGE_CLUSTER_NAME", "PBS_EXEC",
-                       *itertools.chain(*WHICH_CLUSTER.values())}
+WHICH_CLUSTER = ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER", "SGE_ROOT", "SGE_CELL",
+                 "SGE_QMASTER_PORT")
+FINDS_THE_SCHEDULER = {*WHICH_CLUSTER, "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS",
+                       "SLURM_JWT", "SGE_EXECD_PORT", "SGE_CLUSTER_NAME", "PBS_EXEC"}
 # Every job has the first one, and those that the pattern fits.
 SET_FOR_A_JOB = {
     "SLURM_JOB_ID": "SLURM.*", "PBS_JOBID": "PBS_.*",
@@ -273,7 +271,7 @@ def resource_options(config):
 
 def which_queue(config):
     """Whose queue the scheduler's commands ask: ['slurm'], ['slurm', 'SLURM_CLUSTERS=other']."""
-    chosen = [(name, os.environ.get(name)) for name in WHICH_CLUSTER[config.SCHEDULER]]
+    chosen = [(name, os.environ.get(name)) for name in WHICH_CLUSTER]
     chosen += [("SLURM_CLUSTERS", named_clusters(config)), ("server", named_server(config))]
     return [config.SCHEDULER] + [f"{name}={value}" for name, value in chosen if value]
 
@@ -1792,7 +1790,7 @@ def lines_on(name, lines):
             section = sections[line[len("== "):]] = []
         else:
             section.append(line)
-    about = [line for line in sections[""] if line.startswith(name + ": ")]
+    about = [line for line in lines if line.startswith(name + ": ")]
     return sections.get(name) or about or sections[""]
 
 
@@ -1929,18 +1927,16 @@ def lock(folder):
 def take_owner_file(path):
     """Make the file that names this process. Raises UserError if another one, which may be alive,
     has made it."""
-    me = f"{os.uname().nodename} {os.getpid()}"
-    for is_last_try in (False, True):
-        try:
-            with open(path, "x") as file:
-                file.write(me)
-            return
-        except FileExistsError:
-            host, _, pid = (read(path) or "").partition(" ")
-        if is_last_try or host != os.uname().nodename or os.path.exists(f"/proc/{pid}"):
-            raise helper.UserError("Another globus-batch-download.py is running here, on "
-                                   f"{host} as process {pid}.\nIf it no longer runs, remove {path}")
+    me = f"{os.uname().nodename} as process "
+    owner = read(path) or ""
+    if owner.startswith(me) and not os.path.exists("/proc/" + owner[len(me):]):  # it was killed
         helper.remove_if_there(path)
+    try:
+        with open(path, "x") as file:
+            file.write(me + str(os.getpid()))
+    except FileExistsError:
+        raise helper.UserError(f"Another globus-batch-download.py is running here, on {read(path)}."
+                               f"\nIf it no longer runs, remove {path}")
 
 
 # ---- the whole ----

@@ -606,7 +606,7 @@ def test_a_killed_driver_keeps_nobody_out_without_flock(no_flock, emulator):
 
 def test_a_driver_on_another_host_keeps_others_out_without_flock(no_flock, emulator):
     no_flock.jobs.mkdir()
-    (no_flock.jobs / "driver.owner").write_text("login2 77")
+    (no_flock.jobs / "driver.owner").write_text("login2 as process 77")
     done = no_flock.run(BATCH)
     assert done.returncode == 1
     assert "on login2 as process 77" in done.err and "If it no longer runs, remove" in done.err
