@@ -73,15 +73,18 @@ QueueEntry = collections.namedtuple("QueueEntry", "id state reason")
 
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
 SLURM_LINE = re.compile(r"(\d[^|]*)\|(.*)\|(\w+)\|([^|]*)")
-# Not REVOKED: in a federation the sibling job, in another cluster, runs instead.
-SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
-               "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
-# Whoever did it, and also after a node's failure.
-SLURM_HELD = re.compile(r"Held|\bheld\b|JobHold|_HOLD\b|SPECIAL_EXIT|special exit")
-SLURM_BLOCKED = re.compile("BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|"
-                           "Partition(Time|Node)Limit|MaxWall|MaxTime|Max.*PerJob")
-PBS_STATES = {"Q": "waiting", "W": "waiting", "T": "waiting", "H": "held", "F": "ended",
-              "C": "ended", "X": "ended"}  # of PBS and Torque; any other letter: running
+# What the words of a scheduler for a job's state, and Slurm's reason behind them, mean: {state:
+# pattern}, and the first one that is found counts.
+SLURM_STATES = {
+    # Not REVOKED: in a federation the sibling job, in another cluster, runs instead.
+    "ended": "^(BOOT_FAIL|CANCELLED|COMPLETED|DEADLINE|FAILED|NODE_FAIL|OUT_OF_MEMORY|PREEMPTED|"
+             "TIMEOUT) ",
+    "held": r"Held|\bheld\b|JobHold|_HOLD\b|SPECIAL_EXIT|special exit",  # whoever did it
+    "blocked": "^PENDING (Invalid|.*(BadConstraints|DependencyNeverSatisfied|NotAllowed|"
+               "Partition(Time|Node)Limit|MaxWall|MaxTime|Max.*PerJob))",
+    "waiting": "^PENDING "}
+PBS_STATES = {"waiting": "[QTW]", "held": "H", "ended": "[CFX]"}  # of PBS and Torque
+SGE_STATES = {"running": "^[^q]*$", "blocked": "E", "held": "h", "waiting": "q"}  # hr: it runs
 PBS_LINE = re.compile(r"(\d\S*) +\S+ +\S+ +(\S+) .* ([A-Z]) +\S+ *")
 GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
 
@@ -112,6 +115,12 @@ def read_job_id(pattern, text):
     return next((line for line in reversed(lines) if re.fullmatch(pattern, line)), None)
 
 
+def state_by(patterns, words):
+    """The first state whose pattern is found in a scheduler's words."""
+    found = [state for state, pattern in patterns.items() if re.search(pattern, words)]
+    return found[0] if found else "running"  # what nobody knows is alive
+
+
 def parse_slurm_queue(text):
     """The answer of squeue. Its heading tells no jobs from no answer; where clusters were named,
     each has a heading of its own, below its name."""
@@ -124,18 +133,12 @@ def parse_slurm_queue(text):
         if line.startswith("CLUSTER: "):
             cluster = ";" + line[len("CLUSTER: "):]
         match = SLURM_LINE.fullmatch(line)
-        if not match:
-            continue
-        number, name, state, reason = match.groups()
-        if state in SLURM_ENDED:
-            words = state if reason == "None" else f"{state}, {reason}"
-            entries.setdefault(name, QueueEntry(number + cluster, "ended", words))
-        else:
-            ours = ("held" if SLURM_HELD.search(f"{state} {reason}") else "running"
-                    if state != "PENDING" else "blocked" if SLURM_BLOCKED.search(reason)
-                    else "waiting")
-            entries[name] = QueueEntry(number + cluster, ours,
-                                       state if ours == "running" else reason)
+        if match:
+            number, name, state, reason = match.groups()
+            ours = state_by(SLURM_STATES, f"{state} {reason}")
+            words = [word for word in (state, reason) if word not in ("PENDING", "None")]
+            if ours != "ended" or name not in entries:
+                entries[name] = QueueEntry(number + cluster, ours, ", ".join(words) or state)
     return entries
 
 
@@ -151,7 +154,7 @@ def parse_pbs_queue(text):
         match = PBS_LINE.fullmatch(line)
         if match:
             number, name, letter = match.groups()
-            entries[name] = QueueEntry(number, PBS_STATES.get(letter, "running"),
+            entries[name] = QueueEntry(number, state_by(PBS_STATES, letter),
                                        "held" if letter == "H" else "state " + letter)
         elif name and line.startswith(" "):
             number, state, reason = entries[name]
@@ -175,10 +178,7 @@ def parse_sge_queue(text):
                 tags.find(tag).text or "" for tag in ("JB_job_number", "JB_name", "state"))
         except (ElementTree.ParseError, AttributeError):
             continue
-        # hr: it runs, and may not be restarted.
-        ours = ("running" if "q" not in state else "blocked" if "E" in state else
-                "held" if "h" in state else "waiting")
-        entries[name] = QueueEntry(number, ours, "state " + state)
+        entries[name] = QueueEntry(number, state_by(SGE_STATES, state), "state " + state)
     return entries
 
 
@@ -610,7 +610,7 @@ class Driver:
         self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
         self.last_end, self.pace_from = self.begun, (self.begun, 0)  # time, files ended by then
         self.detectors, self.waits, self.fatal = {}, {}, {}  # of transfer tasks, by job name
-        self.ended_tasks = {}  # job name: what its task did not bring, and until when to look
+        self.ended_tasks = {}  # job name: until when to look for what its task has brought
         self.next_ask, self.ask_pauses = 0, task_pauses()
 
     def file_of(self, job_name, kind):
@@ -1284,8 +1284,7 @@ def task_pauses():
 
 
 def keep_downloading(driver):
-    """Ask Globus for packs, and look at what has arrived; never waits. An outage is told, and
-    tried again."""
+    """Ask Globus for packs, and look at what has arrived; never waits, not for an outage either."""
     moving = {name: job for name, job in driver.state.jobs.items() if job.step == "transfer"}
     if time.monotonic() < driver.next_ask or not (moving or may_download(driver)):
         return
@@ -1422,16 +1421,21 @@ def look_at_transfer(driver, name, task):
 
 
 def look_at_arrivals(driver, name, task):
-    """What a transfer task that has ended has brought; a shared file system may show a file
-    late."""
-    config = driver.config
-    if name not in driver.ended_tasks:
-        driver.ended_tasks[name] = (*sent_and_failed(driver, name, task),
-                                    time.monotonic() + helper.ARRIVAL_SECONDS)
-    sent, failed, deadline = driver.ended_tasks[name]
+    """What a transfer task that has ended has brought; a shared file system may show it late."""
+    client, config = driver.client, driver.config
+    files = [helper.File(path, size, None, None) for path, size in driver.state.jobs[name].files]
+    failure = helper.failure_reason(client, task)
+    missing = helper.outcomes(client, config, config.PATH, files, task, ask)
+    sent = [file for file in files if file.path not in missing]
     late = helper.missing_files(sent, config.DOWNLOAD_DIR)
+    deadline = driver.ended_tasks.setdefault(name, time.monotonic() + helper.ARRIVAL_SECONDS)
     if late and time.monotonic() < deadline:
         return
+    if name in driver.fatal and failure:
+        failure = helper.CANCELLED + driver.fatal[name]
+        for file in helper.not_come_to(client, config, config.PATH, files, task, missing):
+            del missing[file.path]
+    failed = {path: why or failure for path, why in missing.items()}
     for file in late:
         here = helper.size_of(os.path.join(config.DOWNLOAD_DIR, file.path))
         # Its size may have changed since it was listed; but MAX_BYTES was reckoned with that one.
@@ -1441,23 +1445,8 @@ def look_at_arrivals(driver, name, task):
             failed)
 
 
-def sent_and_failed(driver, name, task):
-    """The Files that a transfer task has sent, and {path: why} of those that have failed."""
-    client, config = driver.client, driver.config
-    files = [helper.File(path, size, None, None) for path, size in driver.state.jobs[name].files]
-    failure = helper.failure_reason(client, task)
-    missing = helper.outcomes(client, config, config.PATH, files, task, ask)
-    sent = [file for file in files if file.path not in missing]
-    if name in driver.fatal:
-        failure = failure and helper.CANCELLED + driver.fatal[name]
-        for file in helper.not_come_to(client, config, config.PATH, files, task, missing):
-            del missing[file.path]
-    return sent, {path: why or failure for path, why in missing.items()}
-
-
 def arrived(driver, name, files, failed):
-    """These files of a pack are there, others have failed, {path: why}; the rest is pending
-    again."""
+    """These files of a pack are there, others have failed, {path: why}; the rest is pending."""
     known = {path for path, _ in files}.union(failed)
     rest = [file for file in driver.state.jobs[name].files if file[0] not in known]
     driver.append({"event": "arrived", "job": name, "files": files, "failed": failed})
@@ -1543,8 +1532,8 @@ def report_held(driver, entries):
 def error_reason(scheduler, job_id):
     """': why Grid Engine could not start a job', or nothing."""
     text = output_of(scheduler.job_info + [job_id]) if scheduler.job_info else ""
-    match = re.search(r"(?m)^error reason\s+\d+:(\s+.*)", text)
-    return ":" + match.group(1) if match else ""
+    match = re.search(r"(?m)^error reason\s+\d+:\s+(.*)", text)
+    return f": {match.group(1)}" if match else ""
 
 
 def report_waiting(driver, entries):
