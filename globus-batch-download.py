@@ -1554,10 +1554,10 @@ def report_stall(driver):
     driver's own transfer tasks."""
     reasons = []
     for name, job in driver.state.jobs.items():
-        line = last_words(driver.file_of(name, "log"))
+        line = "" if job.is_downloaded else last_words(driver.file_of(name, "log"))
         if job.step == "transfer":
             reasons.append(driver.waits.get(name))
-        elif line and not job.is_downloaded:
+        elif line:
             is_waiting = line.startswith("Waiting: ")
             reasons.append(line[len("Waiting: "):].split("  (task ")[0] if is_waiting else None)
     if reasons and all(reasons):
@@ -1618,14 +1618,15 @@ def print_summary(driver, is_over):
             print("The next start tries them again.")
     if driver.state.processed:
         print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
-    print_numbers(driver, f"{len(driver.state.processed)} processed, {len(failures)} failed")
+    print_numbers(driver, f"{len(driver.state.processed)} processed, {len(failures)} failed, "
+                  f"{driver.not_needed} not needed")
 
 
 def print_numbers(driver, text):
-    """The last lines."""
+    """The last line, below what the other numbers leave out."""
     if driver.beyond_limit:
         print(f"{helper.plural(driver.beyond_limit, 'file')} left out by --limit")
-    print(f"{text}, {driver.not_needed} not needed", flush=True)
+    print(text, flush=True)
 
 
 def cause_of(path, reason):
@@ -1642,16 +1643,15 @@ def print_failures(failures):
     for path, reason in failures:
         groups.setdefault(cause_of(path, reason), []).append((path, reason))
     rows = max(10, shutil.get_terminal_size().lines - 10)
-    causes = sorted(groups, key=lambda cause: len(groups[cause]), reverse=True)[:rows // 2]
-    for cause in causes:
-        shown = groups[cause][:max(1, rows // len(causes) - 1)]
+    largest = sorted(groups.items(), key=lambda group: len(group[1]), reverse=True)[:rows // 2]
+    for cause, group in largest:
+        shown = group[:max(1, rows // len(largest) - 1)]
         hidden -= len(shown)
-        if len(groups[cause]) == 1:
-            lines = ["FAILED {}: {}".format(*shown[0])]
-        else:
-            lines = [f"FAILED {helper.plural(len(groups[cause]), 'file')}: {cause}"]
-            lines += ["  ".join(["", path, *re.findall(r"([^/]*\.log)\)$", reason)])
-                      for path, reason in shown]
+        lines = [f"FAILED {path}: {reason}" for path, reason in shown]
+        if len(group) > 1:
+            logs = [re.findall(r"([^/]*\.log)\)$", reason) for _, reason in shown]
+            lines = [f"FAILED {helper.plural(len(group), 'file')}: {cause}"]
+            lines += ["  ".join(["", path, *log]) for (path, _), log in zip(shown, logs)]
         print(helper.escape_control_chars("\n".join(lines)))
     if hidden:
         print(f"... and {helper.plural(hidden, 'more file')}")
@@ -1812,8 +1812,8 @@ def is_needed(config, file):
 
 
 def plan(driver, files, limit):
-    """Sort what is listed, but what the journal knows. Returns the Files that are to be done, which
-    are pending now, and those that cannot be."""
+    """Sort the files that are listed, except those that the journal knows. Returns the Files to
+    process, which are pending now, and those that cannot be downloaded."""
     config, known, needed, refused = driver.config, driver.state.known(), [], []
     most = float("inf") if limit is None else limit - len(known)
     lines = (read(driver.file_of("failed", "txt")) or "").split("\n")[:-1]
@@ -1854,7 +1854,8 @@ def dry_run(driver, files, limit):
     tell_left_out(driver, refused)
     for file in needed:
         print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
-    print_numbers(driver, f"{len(needed):,} to process, {len(refused):,} refused")
+    print_numbers(driver, f"{len(needed):,} to process, {len(refused):,} refused, "
+                  f"{driver.not_needed:,} not needed")
     return 1 if refused else 0
 
 
