@@ -15,6 +15,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import datetime
 import errno
 import fcntl
 import itertools
@@ -74,16 +75,18 @@ QueueEntry = collections.namedtuple("QueueEntry", "id state reason")
 
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
 SLURM_LINE = re.compile(r"(\d[^|]*)\|(.*)\|(\w+)\|([^|]*)")
-# Not REVOKED: in a federation the sibling job, in another cluster, runs instead.
-SLURM_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
-               "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
-# Whoever did it, and also after a node's failure.
-SLURM_HELD = re.compile(r"Held|\bheld\b|JobHold|_HOLD\b|SPECIAL_EXIT|special exit")
-SLURM_BLOCKED = re.compile(
-    "BadConstraints|DependencyNeverSatisfied|NotAllowed|^Invalid|"
-    "Partition(Time|Node)Limit|MaxWall|MaxTime|MaxNodePerJob|MaxCpuPerJob|Max.*PerJob")
-PBS_STATES = {"Q": "waiting", "W": "waiting", "T": "waiting", "H": "held", "F": "ended",
-              "C": "ended", "X": "ended"}  # of PBS and Torque; any other letter: running
+# What the words of a scheduler for a job's state, and Slurm's reason behind them, mean: {state:
+# pattern}, and the first one that is found counts.
+SLURM_STATES = {
+    # Not REVOKED: in a federation the sibling job, in another cluster, runs instead.
+    "ended": "^(BOOT_FAIL|CANCELLED|COMPLETED|DEADLINE|FAILED|NODE_FAIL|OUT_OF_MEMORY|PREEMPTED|"
+             "TIMEOUT) ",
+    "held": r"Held|\bheld\b|JobHold|_HOLD\b|SPECIAL_EXIT|special exit",  # whoever did it
+    "blocked": "^PENDING (Invalid|.*(BadConstraints|DependencyNeverSatisfied|NotAllowed|"
+               "Partition(Time|Node)Limit|MaxWall|MaxTime|Max.*PerJob))",
+    "waiting": "^PENDING "}
+PBS_STATES = {"waiting": "[QTW]", "held": "H", "ended": "[CFX]"}  # of PBS and Torque
+SGE_STATES = {"running": "^[^q]*$", "blocked": "E", "held": "h", "waiting": "q"}  # hr: it runs
 PBS_LINE = re.compile(r"(\d\S*) +\S+ +\S+ +(\S+) .* ([A-Z]) +\S+ *")
 GRID_ENGINE = re.compile(r"^(\w+/)?\w*GE\b")
 
@@ -114,6 +117,12 @@ def read_job_id(pattern, text):
     return next((line for line in reversed(lines) if re.fullmatch(pattern, line)), None)
 
 
+def state_by(patterns, words):
+    """The first state whose pattern is found in a scheduler's words."""
+    found = [state for state, pattern in patterns.items() if re.search(pattern, words)]
+    return found[0] if found else "running"  # what nobody knows is alive
+
+
 def parse_slurm_queue(text):
     """The answer of squeue. Its heading tells no jobs from no answer; where clusters were named,
     each has a heading of its own, below its name."""
@@ -126,18 +135,12 @@ def parse_slurm_queue(text):
         if line.startswith("CLUSTER: "):
             cluster = ";" + line[len("CLUSTER: "):]
         match = SLURM_LINE.fullmatch(line)
-        if not match:
-            continue
-        number, name, state, reason = match.groups()
-        if state in SLURM_ENDED:
-            words = state if reason == "None" else f"{state}, {reason}"
-            entries.setdefault(name, QueueEntry(number + cluster, "ended", words))
-        else:
-            ours = ("held" if SLURM_HELD.search(f"{state} {reason}") else "running"
-                    if state != "PENDING" else "blocked" if SLURM_BLOCKED.search(reason)
-                    else "waiting")
-            entries[name] = QueueEntry(number + cluster, ours,
-                                       state if ours == "running" else reason)
+        if match:
+            number, name, state, reason = match.groups()
+            ours = state_by(SLURM_STATES, f"{state} {reason}")
+            words = [word for word in (state, reason) if word not in ("PENDING", "None")]
+            if ours != "ended" or name not in entries:
+                entries[name] = QueueEntry(number + cluster, ours, ", ".join(words) or state)
     return entries
 
 
@@ -153,7 +156,7 @@ def parse_pbs_queue(text):
         match = PBS_LINE.fullmatch(line)
         if match:
             number, name, letter = match.groups()
-            entries[name] = QueueEntry(number, PBS_STATES.get(letter, "running"),
+            entries[name] = QueueEntry(number, state_by(PBS_STATES, letter),
                                        "held" if letter == "H" else "state " + letter)
         elif name and line.startswith(" "):
             number, state, reason = entries[name]
@@ -177,10 +180,7 @@ def parse_sge_queue(text):
                 tags.find(tag).text or "" for tag in ("JB_job_number", "JB_name", "state"))
         except (ElementTree.ParseError, AttributeError):
             continue
-        # hr: it runs, and may not be restarted.
-        ours = ("running" if "q" not in state else "blocked" if "E" in state else
-                "held" if "h" in state else "waiting")
-        entries[name] = QueueEntry(number, ours, "state " + state)
+        entries[name] = QueueEntry(number, state_by(SGE_STATES, state), "state " + state)
     return entries
 
 
@@ -191,7 +191,6 @@ except KeyError:  # nobody knows its name, as in some containers
 TO_LOG = "exec >{log} 2>&1\n"  # PBS would bring the log only when the job has ended
 QSUB = ["qsub", "-V", "-r", "n", "RESOURCES", "-S", "/bin/bash", "-N", "{name}", "-o", "/dev/null",
         "-j"]
-PBS_ID = r"\d+(\.(?=\S*[A-Za-z])\S+)?"  # no date
 SCHEDULERS = {
     "slurm": Scheduler(
         # The limits (ulimit) of a login node are not for a job.
@@ -203,11 +202,8 @@ SCHEDULERS = {
         parse_slurm_queue,
         None, ["scancel"], ["scontrol", "release"], 0.2),
     "pbs": Scheduler(
-        QSUB + ["oe"], TO_LOG, PBS_ID,
+        QSUB + ["oe"], TO_LOG, r"\d+(\.(?=\S*[A-Za-z])\S+)?",  # no date
         ["qstat", "-s", "-w", "-u", USER], parse_pbs_queue, ["qstat"], ["qdel"], ["qrls"], 1),
-    "torque": Scheduler(
-        QSUB + ["oe"], TO_LOG, PBS_ID,
-        ["qstat", "-u", USER], parse_pbs_queue, ["qstat"], ["qdel"], ["qrls"], 1),
     "sge": Scheduler(
         # -notify: SIGUSR2 before the end, and SIGUSR1 before a mere suspension.
         # -s a: jobs in all states, whatever ~/.sge_qstat says.
@@ -215,14 +211,13 @@ SCHEDULERS = {
         ["qstat", "-u", USER, "-s", "a", "-xml"], parse_sge_queue, ["qstat", "-j"], ["qdel"],
         ["qrls"], 1),
 }
+SCHEDULERS["torque"] = SCHEDULERS["pbs"]._replace(queue=["qstat", "-u", USER])
 
 # The variables that make a scheduler's commands ask another cluster. (Slurm's: named_clusters().)
-WHICH_CLUSTER = {"slurm": (), "pbs": ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER"),
-                 "torque": ("PBS_DEFAULT",), "sge": ("SGE_ROOT", "SGE_CELL", "SGE_QMASTER_PORT")}
-
-FINDS_THE_SCHEDULER = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT",
-                       "SGE_EXECD_PORT", "SGE_CLUSTER_NAME", "PBS_EXEC",
-                       *itertools.chain(*WHICH_CLUSTER.values())}
+WHICH_CLUSTER = ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER", "SGE_ROOT", "SGE_CELL",
+                 "SGE_QMASTER_PORT")
+FINDS_THE_SCHEDULER = {*WHICH_CLUSTER, "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS",
+                       "SLURM_JWT", "SGE_EXECD_PORT", "SGE_CLUSTER_NAME", "PBS_EXEC"}
 # Every job has the first one, and those that the pattern fits.
 SET_FOR_A_JOB = {
     "SLURM_JOB_ID": "SLURM.*", "PBS_JOBID": "PBS_.*",
@@ -237,82 +232,72 @@ FOREIGN_OPTIONS = {
 
 
 def find_scheduler(config):
-    """The Scheduler of this machine; config.SCHEDULER becomes its name, if it was 'auto'. Raises
-    UserError (exit status 2) if there is none."""
-    name = guess_scheduler() if config.SCHEDULER == "auto" else config.SCHEDULER
-    command = SCHEDULERS[name].submit[0] if name else "sbatch or qsub"
+    """The Scheduler of this machine, by config.SCHEDULER, which becomes its name if it was 'auto'.
+    Raises UserError (exit status 2) if there is none."""
+    if config.SCHEDULER == "auto":
+        config.SCHEDULER = guess_scheduler() or "auto"
+    kind = SCHEDULERS.get(config.SCHEDULER)
+    command = kind.submit[0] if kind else "sbatch or qsub"
     if not shutil.which(command):
         raise helper.UserError(f"config.py: SCHEDULER = {config.SCHEDULER!r}, but there is no "
                                f"{command} here.\nRun this on a login node of the cluster.", 2)
-    config.SCHEDULER = name
-    return SCHEDULERS[name]
+    return kind
 
 
 def check_options(config):
     """Raise UserError (exit status 2) if RESOURCES holds a command, or an option that makes the job
     something else."""
-    words = shlex.split(config.RESOURCES)
-    for before, word in zip([None, *words], words):
-        if is_command(config.SCHEDULER, before, word) or is_foreign_option(config.SCHEDULER, word):
+    foreign = ["", "--", *FOREIGN_OPTIONS[config.SCHEDULER].split()]
+    for option, value in resource_options(config):
+        is_shortened = option.startswith("--") and len(option) > 4 and any(
+            name.startswith(option) for name in foreign)
+        if option in foreign or is_shortened or (
+                option == "-W" and re.search("(^|,)(depend|block)=", value)):
             raise helper.UserError(
-                f"config.py: RESOURCES holds {word!r}, which the driver cannot work with:\n"
-                "a command, an array, a job that is held or interactive. Leave it out.", 2)
+                f"config.py: RESOURCES holds {f'{option} {value}'.strip()!r}. Leave it out: the "
+                "driver cannot\nwork with commands, arrays, jobs that are held or interactive.", 2)
 
 
-def is_command(scheduler, before, word):
-    """True if a word is no option, and no value of the one before it, of which only some of Grid
-    Engine have two."""
-    return word == "--" or not word.startswith("-") and (before is None or scheduler != "sge" and (
-        "=" in before or not before.startswith("-")))
-
-
-def is_foreign_option(scheduler, word):
-    """True if a word is one of FOREIGN_OPTIONS, whose name may be shortened, or, of one letter,
-    stand together with its value."""
-    if scheduler in ("pbs", "torque") and re.match("(-W)?(.*,)?(depend|block)=", word):
-        return True
-    for name in FOREIGN_OPTIONS[scheduler].split():
-        if len(name) == 2 and (word == name if scheduler == "sge" else word.startswith(name)):
-            return True
-        if len(name) > 2 and len(word) > 4 and name.startswith(word.partition("=")[0]):
-            return True
-    return False
+def resource_options(config):
+    """The options in RESOURCES, [(name, value), ...]; a word that belongs to none has no name."""
+    options, is_sge = [], config.SCHEDULER == "sge"  # whose options may have several values
+    for word in shlex.split(config.RESOURCES):
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            options.append((name, value))
+        elif word.startswith("-"):
+            options.append((word, "") if is_sge else (word[:2], word[2:]))
+        elif options and options[-1][0] and (is_sge or not options[-1][1]):
+            options[-1] = options[-1][0], word
+        else:
+            options.append(("", word))
+    return options
 
 
 def which_queue(config):
     """Whose queue the scheduler's commands ask: ['slurm'], ['slurm', 'SLURM_CLUSTERS=other']."""
-    chosen = [(name, os.environ.get(name)) for name in WHICH_CLUSTER[config.SCHEDULER]]
-    if config.SCHEDULER == "slurm":
-        chosen.append(("SLURM_CLUSTERS", named_clusters(config)))
-    elif config.SCHEDULER in ("pbs", "torque"):
-        chosen.append(("server", named_server(config)))
+    prefix = {"slurm": "SLURM_", "sge": "SGE_"}.get(config.SCHEDULER, "PBS_")
+    chosen = [(name, os.environ.get(name)) for name in WHICH_CLUSTER if name.startswith(prefix)]
+    chosen += [("SLURM_CLUSTERS", named_clusters(config)), ("server", named_server(config))]
     return [config.SCHEDULER] + [f"{name}={value}" for name, value in chosen if value]
 
 
 def named_clusters(config):
-    """The clusters to which sbatch is sent, 'a,b', or '' for this one; squeue and scancel know
-    neither SBATCH_CLUSTERS nor what is in RESOURCES."""
-    names = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS") or ""
-    return option_value(config, "M", "--clusters") or names
+    """The clusters to which sbatch is sent, 'a,b', or '' for this one. squeue and scancel know
+    neither SBATCH_CLUSTERS nor RESOURCES."""
+    if config.SCHEDULER != "slurm":
+        return ""
+    options = dict(resource_options(config))
+    return (options.get("-M") or options.get("--clusters") or options.get("--cluster")
+            or os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS") or "")
 
 
 def named_server(config):
-    """The server of 'qsub -q queue@server', as '@server'; '' for the default one."""
-    at = option_value(config, "q").partition("@")
-    return at[1] + at[2]
-
-
-def option_value(config, letter, name="--"):
-    """The value of an option in RESOURCES, given as -M value, -Mvalue, --name value or
-    --name=value, the name perhaps shortened; '' if it is not there."""
-    found, options = "", iter(shlex.split(config.RESOURCES))
-    for word in options:
-        begin, equals, value = word.partition("=")
-        if word.startswith("--") and len(begin) > 4 and name.startswith(begin):
-            found = value if equals else next(options, "")
-        elif word.startswith("-" + letter):
-            found = word[2:] or next(options, "")
-    return found
+    """The server of PBS or Torque that 'qsub -q queue@server' names, as '@server', or ''."""
+    if config.SCHEDULER not in ("pbs", "torque"):
+        return ""
+    _, at, server = dict(resource_options(config)).get("-q", "").partition("@")
+    return at + server
 
 
 def commands_for(command, ids):
@@ -328,7 +313,7 @@ def commands_for(command, ids):
 def cancel(scheduler, ids):
     """Cancel jobs."""
     for command in commands_for(scheduler.cancel, ids):
-        run_command(command, env=plain_env("SCANCEL_"))
+        run_command(command)
 
 
 def shown_command(command, ids):
@@ -336,10 +321,10 @@ def shown_command(command, ids):
     return "; ".join(" ".join(one) for one in commands_for(command, ids))
 
 
-def plain_env(prefix):
-    """The environment without the variables that would filter what a command of Slurm shows, or
-    cancels."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
+def plain_env():
+    """The environment without what would filter the jobs that Slurm's commands show or cancel."""
+    return {name: value for name, value in os.environ.items()
+            if not name.startswith(("SQUEUE_", "SCANCEL_"))}
 
 
 def submit_env():
@@ -358,9 +343,7 @@ def guess_scheduler():
     if GRID_ENGINE.search(output_of(["qstat", "-help"])):
         return "sge"
     version = output_of(["qstat", "--version"])
-    if "pbs_version" in version:
-        return "pbs"
-    return "torque" if "ersion:" in version else None
+    return "pbs" if "pbs_version" in version else "torque" if "ersion:" in version else None
 
 
 def output_of(command):
@@ -369,11 +352,11 @@ def output_of(command):
 
 
 def run_command(command, stdin=subprocess.DEVNULL, seconds=QUEUE_SECONDS, env=None):
-    """Run a command of the scheduler; its exit status, stdout and stderr. None instead of an exit
-    status: it did not end in time. It has a session of its own, so a Ctrl-C is not for it."""
+    """Run a command of the scheduler; its exit status (None: it did not end in time), stdout and
+    stderr. It has a session of its own, so a Ctrl-C is not for it."""
     try:
         done = subprocess.run(command, stdin=stdin, capture_output=True, timeout=seconds,
-                              start_new_session=True, env=env)
+                              start_new_session=True, env=env or plain_env())
     except subprocess.TimeoutExpired:
         return None, "", f"{command[0]} did not answer within {seconds} s"
     except OSError as error:
@@ -1041,36 +1024,98 @@ def read_journal(driver, cut=True):
     """Read the journal; True if a new run begins. Raises UserError if the interrupted one cannot
     be resumed like this. cut: see Journal.read()."""
     state = driver.state
-    forget = f"cancel its jobs and remove the folder {driver.folder}."
+    forget = f"To forget that run, cancel its jobs and remove the folder {driver.folder}."
     try:
         events = driver.journal.read(cut)
-        has_begun = any(event["event"] in ("submit", "download") for event in events)
-        is_over = not has_begun or events[-1]["event"] == "finished"
-        first = events[0] if events else {"version": JOURNAL_VERSION}
-        if first.get("version", 1) != JOURNAL_VERSION and not is_over:
+        first = events[0] if events else {}
+        is_finished = not events or events[-1]["event"] == "finished"
+        if not is_finished and first.get("version", 1) != JOURNAL_VERSION:
             raise helper.UserError(f"{driver.journal.path} is of another version of these scripts."
-                                   f"\nFinish that run with them; or, to forget it, {forget}", 2)
-        for event in events if not is_over else []:
+                                   f"\nFinish that run with them. {forget}", 2)
+        has_results = any(event["event"] == "result" for event in events)
+        driver.previous = first.get("source" if has_results else "previous")
+        for event in [] if is_finished else events:
             state.apply(event)
-        if not state.has_left_anything():  # such as after a refusal of the first job
-            driver.state = State()
-            has_begun, is_over = has_begun and is_over, True
-        if is_over:
-            driver.previous = first.get("source" if has_begun else "previous")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n"
-                               f"To forget that run, {forget}", 2)
-    if not is_over:
+        raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n{forget}", 2)
+    if state.has_left_anything():
         refuse_copy(driver)
         refuse_another(driver)
-    return is_over
+        return False
+    driver.state = State()  # nothing came of it, such as after a refusal of the first job
+    return True
 
 
-def open_journal(driver, is_over):
+def refuse_copy(driver):
+    """Raise UserError if the interrupted run is another folder's, of which this is a copy."""
+    folder, here = driver.state.folder, helper.jobs_folder(driver.config)
+    if folder in (None, here) or os.path.exists(folder) and os.path.samefile(folder, here):
+        return
+    paths, mark = [driver.folder], os.path.join(driver.config.DOWNLOAD_DIR, helper.MARK)
+    is_copied = driver.state.settings.get("DOWNLOAD_DIR") != driver.config.DOWNLOAD_DIR
+    if is_copied and os.path.islink(mark):
+        paths.append(mark)
+    raise helper.UserError(
+        f"The interrupted run here is that of {os.path.dirname(folder)}, copied or moved.\n"
+        "Its jobs work there. Resume it there, or start again here, after:\n"
+        f"rm -r {' '.join(map(shlex.quote, paths))}", 2)
+
+
+def refuse_another(driver):
+    """Raise UserError if the interrupted run is from another source, or has jobs in another
+    queue, where they would not be found."""
+    state, queue = driver.state, which_queue(driver.config)
+    if driver.submitted() and state.queue not in (None, queue):
+        text = (f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
+                f" {' '.join(queue)}.\nStart it as before")
+    elif not is_source(driver.config, state.source):
+        text = (f"There is an interrupted run here: {state.source[1]} of collection "
+                f"{state.source[0]}.\n{changed_settings(driver)}.\n"
+                "Finish it with those settings first")
+    else:
+        return
+    ids = job_ids(driver)
+    jobs = f":\n{shown_command(driver.scheduler.cancel, ids)}\n" if ids else " "
+    raise helper.UserError(f"{text}; or, to forget it, cancel its jobs{jobs}and remove the folder "
+                           f"{driver.folder}", 2)
+
+
+def is_source(config, source):
+    """True if a run was from this collection and directory."""
+    return (config.SOURCE_ENDPOINT_ID == source[0]
+            and config.PATH.rstrip("/") == source[1].rstrip("/"))
+
+
+def job_ids(driver):
+    """The scheduler's ids of the open jobs, as far as it has told them."""
+    return [job.id for job in driver.state.jobs.values() if job.id]
+
+
+def changed_settings(driver):
+    """'It began with PATH = '/a', not '/b'; ...', or nothing."""
+    was = driver.state.settings
+    changes = [f"{name} = {was[name]!r}, not {now!r}" for name, now in
+               helper.settings_of(driver.config).items() if was.get(name, now) != now]
+    return "It began with " + "; ".join(changes) if changes else ""
+
+
+def tell_interrupted(driver):
+    """Say that an interrupted run is resumed, and what has changed since it began."""
+    state, ids, changes = driver.state, job_ids(driver), changed_settings(driver)
+    moving = sum(job.step == "transfer" for job in state.jobs.values())
+    text = (f"Resuming the interrupted run: {len(state.processed):,} processed, "
+            f"{len(state.failed):,} failed, {helper.plural(len(state.jobs) - moving, 'job')}")
+    text += f" ({' '.join(ids)})" if ids else ""
+    text += f", {helper.plural(moving, 'transfer')}." if moving else "."
+    text += f"\n{changes}; submitted jobs keep that." if changes else ""
+    helper.log(timed(text))
+
+
+def open_journal(driver, is_new):
     """Resume the interrupted run, or begin a new one."""
     config, state = driver.config, driver.state
-    driver.journal.open(is_over)
-    if is_over:
+    driver.journal.open(is_new)
+    if is_new:
         # A letter and six more: with the number they fit the 15 characters of old servers.
         driver.append({"event": "run", "run": "g" + secrets.token_hex(3),
                        "source": [config.SOURCE_ENDPOINT_ID, config.PATH],
@@ -1080,86 +1125,21 @@ def open_journal(driver, is_over):
     queue = which_queue(config)
     if [state.queue, state.resources] != [queue, config.RESOURCES]:
         driver.append({"event": "queue", "queue": queue, "resources": config.RESOURCES})
-    driver.adopted = set(driver.submitted())
+    if not is_new:
+        tell_interrupted(driver)
+        driver.adopted = set(driver.submitted())
 
 
-def is_source(config, source):
-    """True if a run was from this collection and directory."""
-    return [config.SOURCE_ENDPOINT_ID, config.PATH.rstrip("/")] == [source[0],
-                                                                    source[1].rstrip("/")]
-
-
-def refuse_copy(driver):
-    """Raise UserError if the interrupted run is another folder's, of which this is a copy."""
-    folder, here = driver.state.folder, helper.jobs_folder(driver.config)
-    if not folder or folder == here or os.path.exists(folder) and os.path.samefile(folder, here):
-        return
-    mark = os.path.join(driver.config.DOWNLOAD_DIR, helper.MARK)
-    is_copy = driver.state.settings.get("DOWNLOAD_DIR") != driver.config.DOWNLOAD_DIR
-    paths = [driver.folder] + [mark] * (is_copy and os.path.islink(mark))
-    raise helper.UserError(
-        f"The interrupted run here is that of {os.path.dirname(folder)}, copied or moved.\n"
-        "Its jobs work there, not here. Resume it there, or start again here, after:\n"
-        f"rm -r {' '.join(map(shlex.quote, paths))}", 2)
-
-
-def refuse_another(driver):
-    """Raise UserError if the interrupted run is from another source, or has jobs in another
-    queue, where they would not be found."""
-    state, queue = driver.state, which_queue(driver.config)
-    ids = [job.id for job in driver.submitted().values() if job.id]
-    if driver.submitted() and state.queue not in (None, queue):
-        text = (f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
-                f" {' '.join(queue)}.\nStart it as before")
-    elif not is_source(driver.config, state.source):
-        entries = query_queue(driver)
-        ids = ids if entries is None else [entry.id for name, entry in entries.items() if
-                                           name in driver.submitted() and entry.state != "ended"]
-        text = (f"There is an interrupted run here: {state.source[1]} of collection "
-                f"{state.source[0]}.\n{changed_settings(driver)}.\n"
-                "Finish it with those settings first")
-    else:
-        return
-    jobs = f":\n{shown_command(driver.scheduler.cancel, ids)}\n" if ids else " "
-    raise helper.UserError(f"{text}; or, to forget it, cancel its jobs{jobs}and remove the folder "
-                           f"{driver.folder}", 2)
-
-
-def changed_settings(driver):
-    """'It began with PATH = '/a', not '/b'; ...', or nothing."""
-    now, was = helper.settings_of(driver.config), driver.state.settings
-    changes = [f"{name} = {was[name]!r}, not {now[name]!r}" for name in now
-               if name in was and was[name] != now[name]]
-    return "It began with " + "; ".join(changes) if changes else ""
-
-
-def tell_interrupted(driver):
-    """Say that an interrupted run is resumed, and what has changed since it began."""
-    jobs, ended = driver.state.jobs, len(driver.state.processed) + len(driver.state.failed)
-    if not jobs and not ended:
-        return
-    ids = " ".join(job.id for job in jobs.values() if job.id)
-    changes = changed_settings(driver)
-    moving = sum(job.step == "transfer" for job in jobs.values())
-    helper.log(timed(f"Resuming the interrupted run: {len(driver.state.processed):,} processed, "
-                     f"{len(driver.state.failed):,} failed, "
-                     f"{helper.plural(len(jobs) - moving, 'job')}{ids and f' ({ids})'}"
-                     + (f", {helper.plural(moving, 'transfer')}" if moving else "") + "."
-                     + (f"\n{changes}; submitted jobs keep that." if changes else "")))
-
-
-def resume(driver):
-    """After a restart: say so, and clear away what the last driver did not come to."""
-    state = driver.state
-    tell_interrupted(driver)
+def clean_jobs_folder(driver):
+    """Remove what jobs of runs that are over, or of a driver that was killed, left in jobs/, but
+    the logs that failed.txt names. What a failed job of this run left keeps a late one out."""
     failed = read(driver.file_of("failed", "txt")) or ""
     for entry in os.listdir(driver.folder):
         name, _, kind = entry.partition(".")
-        if name.startswith(state.run + "-"):
-            if name not in state.jobs and name not in state.kept:
-                driver.remove_job_files(name)
-        elif re.fullmatch(r"g[0-9a-f]{6}-\d+", name) and not (kind == "log" and entry in failed):
-            helper.remove_if_there(os.path.join(driver.folder, entry))  # of a run that is over
+        is_needed_yet = name in driver.state.jobs or name in driver.state.kept or (
+            kind == "log" and entry in failed)
+        if re.fullmatch(r"g[0-9a-f]{6}-\d+", name) and not is_needed_yet:
+            helper.remove_if_there(os.path.join(driver.folder, entry))
 
 
 def take_folder(driver):
@@ -1169,11 +1149,10 @@ def take_folder(driver):
         return
     task_id = helper.find_simple_download(driver.client, driver.config)
     if task_id:
-        helper.unmark_folder(driver.config)
         raise helper.UserError(
             "A task of globus-simple-download.py still downloads into DOWNLOAD_DIR = "
-            f"{driver.config.DOWNLOAD_DIR},\nwhere a batch deletes the files. Wait for its end, "
-            f"or cancel it: https://app.globus.org/activity/{task_id}", 2)
+            f"{driver.config.DOWNLOAD_DIR}.\nWait for its end, or cancel it: "
+            f"https://app.globus.org/activity/{task_id}", 2)
 
 
 # ---- MAX_BYTES ----
@@ -1200,16 +1179,14 @@ def first_that_fits(driver, files):
 
 
 def tell_no_room(driver):
-    """Nothing is in flight, and still no file fits. Raises UserError if nothing will change
-    that."""
-    if not driver.state.incoming:
+    """Nothing is in flight, and still no file fits. Raises UserError if nothing will change it."""
+    coming = sum(map(len, driver.state.incoming.values()))
+    if not coming:
         raise helper.UserError(
             f"What is in {driver.config.DOWNLOAD_DIR} leaves no room for another file within "
-            "MAX_BYTES.\nRemove what is not needed there, or raise MAX_BYTES, and start "
-            "again; nothing is lost.")
-    files = sum(map(len, driver.state.incoming.values()))
+            "MAX_BYTES.\nRemove files there, or raise MAX_BYTES, and start again.")
     driver.tell_once("coming", "Waiting: transfer tasks of jobs that were killed still bring "
-                     f"{helper.plural(files, 'file')}, and MAX_BYTES leaves no room for more.\n"
+                     f"{helper.plural(coming, 'file')}, and MAX_BYTES leaves no room for more.\n"
                      "They can be cancelled on https://app.globus.org/activity")
     driver.next_look = time.monotonic() + driver.config.POLL_SECONDS
 
@@ -1217,25 +1194,24 @@ def tell_no_room(driver):
 def measure_leftovers(driver):
     """Count what failures, and earlier runs, left in DOWNLOAD_DIR, if there is a limit; and
     what the tasks of jobs that were killed still bring."""
-    if driver.config.MAX_BYTES is None:
+    config, incoming = driver.config, driver.state.incoming
+    if config.MAX_BYTES is None:
         return
     driver.leftover_bytes.clear()
-    incoming = driver.state.incoming
-    if incoming:
-        labels = {helper.get_text(task, "label")
-                  for task in helper.unfinished_tasks(driver.client)}
-        for name in [name for name, files in incoming.items()
-                     if label_of(driver, files) not in labels]:
-            del incoming[name]
-    in_flight = {path for job in driver.state.jobs.values() for path, _ in job.left()}
-    for folder, _, names in os.walk(driver.config.DOWNLOAD_DIR):
+    for folder, _, names in os.walk(config.DOWNLOAD_DIR):
         for name in names:
-            path = os.path.relpath(os.path.join(folder, name), driver.config.DOWNLOAD_DIR)
-            if path not in in_flight:
-                note_leftover(driver, path)
-    for path, size in itertools.chain.from_iterable(incoming.values()):
-        if path not in in_flight:
+            note_leftover(driver, os.path.relpath(os.path.join(folder, name), config.DOWNLOAD_DIR))
+    tasks = helper.unfinished_tasks(driver.client) if incoming else []
+    labels = {helper.get_text(task, "label") for task in tasks}
+    for name, files in list(incoming.items()):
+        sources = [helper.join(config.PATH, path) for path, _ in files]
+        if helper.task_label(helper.job_label(sources), config.DESTINATION_PATH) not in labels:
+            del incoming[name]  # its task has ended
+            continue
+        for path, size in files:
             note_leftover(driver, path, size)
+    for job in driver.state.jobs.values():
+        forget_leftovers(driver, job.left())
 
 
 def note_leftover(driver, path, coming=0):
@@ -1245,12 +1221,6 @@ def note_leftover(driver, path, coming=0):
         return
     size = helper.size_of(os.path.join(driver.config.DOWNLOAD_DIR, path))
     driver.leftover_bytes[path] = max(size or 0, coming)
-
-
-def label_of(driver, files):
-    """The label of the transfer task of a job that downloads these files."""
-    sources = [helper.join(driver.config.PATH, path) for path, _ in files]
-    return helper.task_label(helper.job_label(sources), driver.config.DESTINATION_PATH)
 
 
 def forget_leftovers(driver, files):
@@ -1326,10 +1296,10 @@ def download_pack(driver, job):
     if files:
         missing, rest = helper.transfer_files(client, config, config.PATH, files,
                                               job.submission_id)
-        rest = [file.path for file in rest]
+        rest = {file.path for file in rest}
         failed.update((path, why) for path, why in missing.items() if path not in rest)
         return failed, rest
-    return failed, []
+    return failed, set()
 
 
 def take_arrivals(driver, name, download):
@@ -1338,7 +1308,7 @@ def take_arrivals(driver, name, download):
     try:
         failed, rest = result_of(download)
     except helper.GlobusAPIError as error:
-        failed, rest = {path: helper.describe_error(error) for path, _ in job.files}, []
+        failed, rest = {path: helper.describe_error(error) for path, _ in job.files}, set()
     back = [file for file in job.files if file[0] in rest]
     files = [file for file in job.files if file[0] not in failed and file[0] not in rest]
     driver.append({"event": "arrived", "job": name, "files": files, "failed": failed})
@@ -1350,28 +1320,26 @@ def take_arrivals(driver, name, download):
 
 
 def query_queue(driver):
-    """{job name: QueueEntry}, or None if the scheduler gave no answer that can be
-    understood."""
-    driver.next_poll = time.monotonic() + driver.config.POLL_SECONDS
-    names = clusters_of(driver)
-    command = driver.scheduler.queue + [named_server(driver.config)] * (
-        driver.config.SCHEDULER in ("pbs", "torque"))
-    # SQUEUE_PARTITION and the like would hide some of the jobs.
-    env = plain_env("SQUEUE_")
-    if names:
-        env["SLURM_CLUSTERS"] = ",".join(names)
+    """{job name: QueueEntry}, or None if the scheduler gave no answer that can be understood."""
+    config, scheduler = driver.config, driver.scheduler
+    driver.next_poll = time.monotonic() + config.POLL_SECONDS
+    command, env = scheduler.queue + [named_server(config)], plain_env()
+    # The clusters of Slurm in which jobs may be, by name; none where it has but one.
+    clusters = named_clusters(config).split(",")
+    clusters += [job_id.partition(";")[2] for job_id in job_ids(driver)]
+    clusters = sorted({name.strip() for name in clusters} - {""})
+    if clusters:
+        env["SLURM_CLUSTERS"] = ",".join(clusters)
     status, output, errors = run_command(list(filter(None, command)), env=env)
     entries = None
     if status == 0:
         with contextlib.suppress(ValueError):
-            entries = driver.scheduler.parse_queue(output)
-    if len(names) > 1 and not all(f"CLUSTER: {name}\n" in output for name in names):
-        entries = None  # one of them is silent
-    if entries is None or not entries and not confirm_empty(driver, output):
-        words = helper.first_line(errors or output)
-        driver.tell_once("queue", f"The scheduler does not answer ({command[0]}: {words}).\n"
-                         f"Asking again every {driver.config.POLL_SECONDS:g} s.",
-                         errors or "nonsense")
+            entries = scheduler.parse_queue(output)
+    is_whole = len(clusters) < 2 or all(f"CLUSTER: {name}\n" in output for name in clusters)
+    if entries is None or not is_whole or not entries and not confirm_empty(driver, output):
+        driver.tell_once("queue", f"The scheduler does not answer ({command[0]}: "
+                         f"{helper.first_line(errors or output)}).\n"
+                         f"Asking again every {config.POLL_SECONDS:g} s.", errors or "nonsense")
         return None
     driver.told.pop("queue", None)
     for name in driver.submitted().keys() - entries.keys():
@@ -1379,15 +1347,6 @@ def query_queue(driver):
         if re.search(rf"(?<![\w-]){name}(?![\w-])", output):
             entries[name] = QueueEntry(None, "running", "")
     return entries
-
-
-def clusters_of(driver):
-    """The clusters of Slurm in which jobs may be, by name; none where it has but one."""
-    if driver.config.SCHEDULER != "slurm":
-        return []
-    names = named_clusters(driver.config).split(",")
-    names += [(job.id or "").partition(";")[2] for job in driver.state.jobs.values()]
-    return sorted({name.strip() for name in names} - {""})
 
 
 def cancel_given_up(driver, entries):
@@ -1408,9 +1367,9 @@ def forget_claims(driver):
 
 
 def confirm_empty(driver, output):
-    """True if an empty answer really means an empty queue: PBS prints nothing at all when
-    there are no jobs, so it is asked about one of them."""
-    ids = [job.id for job in driver.state.jobs.values() if job.id]
+    """True if an empty answer means an empty queue. PBS prints nothing at all when there are no
+    jobs, so it is asked about one of them."""
+    ids = job_ids(driver)
     if not driver.scheduler.job_info:
         return True
     if not ids:  # there is text, perhaps nonsense: what has not begun never will
@@ -1452,39 +1411,47 @@ def report_held(driver, entries):
     for state, what in (("held", "held"), ("blocked", "cannot start")):
         stuck = [entry for entry in entries if entry.state == state]
         ids = [entry.id for entry in stuck]
-        if not stuck:
-            driver.told.pop(state, None)
-        elif driver.told.get(state) != ids:
-            driver.told[state] = ids
-            release = shown_command(driver.scheduler.release, ids)
-            helper.log(f"{helper.plural(len(ids), 'job')} {what}: "
-                       f"{why_held(driver.scheduler, stuck)}\n"
-                       + (f"To release: {release}\n" if state == "held" else
-                          "Fix the cause, often RESOURCES in config.py, and start again.\n")
-                       + "To cancel (their files then count as failed): "
+        if ids == driver.told.get(state, []):
+            continue
+        driver.told[state] = ids
+        if ids:
+            words = ", ".join(sorted({entry.reason for entry in stuck}))
+            advice = ("To release: " + shown_command(driver.scheduler.release, ids)
+                      if state == "held" else
+                      "Fix the cause, often RESOURCES in config.py, and start again.")
+            helper.log(f"{helper.plural(len(ids), 'job')} {what}: {words}"
+                       f"{error_reason(driver.scheduler, ids[0])}\n{advice}\n"
+                       "To cancel (their files then count as failed): "
                        + shown_command(driver.scheduler.cancel, ids))
+
+
+def error_reason(scheduler, job_id):
+    """': why Grid Engine could not start a job', or nothing."""
+    text = output_of(scheduler.job_info + [job_id]) if scheduler.job_info else ""
+    match = re.search(r"(?m)^error reason\s+\d+:\s+(.*)", text)
+    return f": {match.group(1)}" if match else ""
 
 
 def report_waiting(driver, entries):
     """Report why jobs wait, once none of them has been running for a minute."""
-    waiting = [entry for entry in entries if entry.state == "waiting"]
-    if not waiting or len(waiting) < len(entries):
+    if not entries or any(entry.state != "waiting" for entry in entries):
         driver.waiting_since = None
         driver.told.pop("waiting", None)
         return
     driver.waiting_since = driver.waiting_since or time.monotonic()
     if time.monotonic() - driver.waiting_since >= helper.QUIET_SECONDS:
-        words = ", ".join(sorted({entry.reason for entry in waiting}))
+        words = ", ".join(sorted({entry.reason for entry in entries}))
         driver.tell_once("waiting", "No job is running; the scheduler says of "
-                         f"{helper.plural(len(waiting), 'job')}: {words}", words)
+                         f"{helper.plural(len(entries), 'job')}: {words}", words)
 
 
 def report_stall(driver):
-    """When all jobs wait for Globus, say why, in the words of their logs."""
-    lines = [last_words(driver.file_of(name, "log")) for name in driver.submitted()]
+    """When all downloads of jobs wait for Globus, say why, in the words of their logs."""
+    lines = [last_words(driver.file_of(name, "log")) for name, job in driver.submitted().items()
+             if not job.is_downloaded]
     if any(lines) and all(line.startswith("Waiting: ") for line in lines if line):
         reasons = {line[len("Waiting: "):].split("  (task ")[0] for line in lines if line}
-        driver.tell_once("stall", "All jobs wait: " + "; ".join(sorted(reasons)))
+        driver.tell_once("stall", "All downloads wait: " + "; ".join(sorted(reasons)))
     else:
         driver.told.pop("stall", None)
 
@@ -1492,21 +1459,24 @@ def report_stall(driver):
 def show_progress(driver):
     """How far the run is: a bar with its clock on a terminal, a line now and then in a log."""
     now, ended = time.monotonic(), len(driver.state.processed) + driver.count_failed()
-    jobs = driver.submitted()
-    total = ended + len(driver.pending) + sum(
-        len(job.left()) for job in driver.state.jobs.values())
-    text = (f"{ended:,} of {helper.plural(total, 'file')}, "
-            f"{helper.plural(len(jobs), 'job')} in the queue")
-    if len(driver.state.jobs) > len(jobs):
-        text += f", {helper.plural(len(driver.state.jobs) - len(jobs), 'transfer')}"
-    if driver.count_failed():
-        text += f", {driver.count_failed():,} failed"
+    total, queued = ended + count_left(driver), len(driver.submitted())
+    others = len(driver.state.jobs) - queued
+    text = f"{ended:,} of {helper.plural(total, 'file')}, "
+    text += f"{helper.plural(queued, 'job')} in the queue"
+    text += f", {helper.plural(others, 'transfer')}" if others else ""
+    text += f", {driver.count_failed():,} failed" if driver.count_failed() else ""
     text += time_left(driver, ended, total, now)
-    if not helper.is_terminal():
+    if helper.is_terminal():
+        bar = "#" * (BAR * ended // total if total else BAR)
+        clock = datetime.timedelta(seconds=int(now - driver.begun))
+        helper.show_progress(f"{clock} [{bar:.<{BAR}}] {text}")
+    else:
         helper.show_progress(timed(text))
-        return
-    full = BAR * ended // total if total else BAR
-    helper.show_progress(f"{clock(now - driver.begun)} [{'#' * full:.<{BAR}}] {text}")
+
+
+def count_left(driver):
+    """How many files are neither processed nor failed."""
+    return len(driver.pending) + sum(len(job.left()) for job in driver.state.jobs.values())
 
 
 def time_left(driver, ended, total, now):
@@ -1525,26 +1495,28 @@ def time_left(driver, ended, total, now):
 def print_summary(driver, is_over):
     """The failures with their logs, where everything is, and the numbers."""
     helper.show_progress("")
-    config = driver.config
-    print_failures([*driver.refused, *driver.state.failed.items()])
+    config, failures = driver.config, [*driver.refused, *driver.state.failed.items()]
+    print_failures(failures)
     try:
-        path = write_failures(driver)
+        path = write_failures(driver, failures)
     except OSError as error:  # the numbers are to be said even so
         path = f"not written ({error.strerror})"
-    if driver.count_failed():
+    if failures:
         print(f"All failures: {path}\nTheir files are kept in {config.DOWNLOAD_DIR}\n"
-              f"Their logs are in {driver.folder}"
-              + "\nThe next start tries them again." * is_over)
+              f"Their logs are in {driver.folder}")
+        if is_over:
+            print("The next start tries them again.")
     if driver.state.processed:
         print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
-    print_beyond_limit(driver)
-    print(f"{len(driver.state.processed)} processed, {driver.count_failed()} failed, "
-          f"{driver.not_needed} not needed", flush=True)
+    print_numbers(driver, f"{len(driver.state.processed)} processed, {len(failures)} failed, "
+                  f"{driver.not_needed} not needed")
 
 
-def print_beyond_limit(driver):
+def print_numbers(driver, text):
+    """The last line, below what the other numbers leave out."""
     if driver.beyond_limit:
         print(f"{helper.plural(driver.beyond_limit, 'file')} left out by --limit")
+    print(text, flush=True)
 
 
 def cause_of(path, reason):
@@ -1557,45 +1529,37 @@ def cause_of(path, reason):
 
 def print_failures(failures):
     """The failures by cause, the most frequent first, with as many names as fit a screen."""
-    groups, shown = {}, 0
+    groups, hidden = {}, len(failures)
     for path, reason in failures:
         groups.setdefault(cause_of(path, reason), []).append((path, reason))
     rows = max(10, shutil.get_terminal_size().lines - 10)
-    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))[:rows // 2]
-    for cause, group in ordered:
-        path, reason = group[0]
-        lines = [f"FAILED {path}: {reason}"]
+    largest = sorted(groups.items(), key=lambda group: len(group[1]), reverse=True)[:rows // 2]
+    for cause, group in largest:
+        shown = group[:max(1, rows // len(largest) - 1)]
+        hidden -= len(shown)
+        lines = [f"FAILED {path}: {reason}" for path, reason in shown]
         if len(group) > 1:
-            names = group[:max(1, rows // len(ordered) - 1)]
-            lines = [f"FAILED {helper.plural(len(group), 'file')}: {cause}"] + [
-                "  ".join(["", path, *re.findall(r"([^/]*\.log)\)$", reason)])
-                for path, reason in names]
-        shown += max(1, len(lines) - 1)
+            logs = [re.findall(r"([^/]*\.log)\)$", reason) for _, reason in shown]
+            lines = [f"FAILED {helper.plural(len(group), 'file')}: {cause}"]
+            lines += ["  ".join(["", path, *log]) for (path, _), log in zip(shown, logs)]
         print(helper.escape_control_chars("\n".join(lines)))
-    if shown < len(failures):
-        print(f"... and {helper.plural(len(failures) - shown, 'more file')}")
+    if hidden:
+        print(f"... and {helper.plural(hidden, 'more file')}")
 
 
-def write_failures(driver):
+def write_failures(driver, failures):
     """Write all failures, path and reason, to a file, whose path is returned; also those of earlier
     runs that have not been tried since. The logs of those that have succeeded go away."""
-    path, state = driver.file_of("failed", "txt"), driver.state
-    lines = {name: line for name, line in driver.earlier.items() if name not in state.processed}
-    for failure in [*driver.refused, *state.failed.items()]:
+    path, processed = driver.file_of("failed", "txt"), driver.state.processed
+    lines = {name: line for name, line in driver.earlier.items() if name not in processed}
+    for failure in failures:
         name, reason = map(helper.escape_control_chars, failure)
         lines[name] = f"{name}\t{reason}"
-    text = "".join(line + "\n" for line in lines.values())
-    before, now = (set(re.findall(r"(?m)([^/\n]*)\.log\)$", known))
-                   for known in (read(path) or "", text))
-    for name in (before | state.kept) - now:
-        if name in state.kept:  # its claim keeps a late job out
-            helper.remove_if_there(driver.file_of(name, "log"))
-        else:
-            driver.remove_job_files(name)
     with open(path + ".new", "w") as file:
-        file.write(text)
+        file.writelines(line + "\n" for line in lines.values())
     os.replace(path + ".new", path)
-    if not text:
+    clean_jobs_folder(driver)
+    if not lines:
         os.remove(path)
     return path
 
@@ -1610,21 +1574,21 @@ def tell_disagreement(driver, files):
         return
     if again:
         helper.log(f"is_file_needed still wants {len(again):,} of the "
-                   f"{helper.plural(len(asked), 'processed file')}, such as "
-                   f"{again[0]}.\nThe next run would process them again. Does it look for what "
-                   "process.sh writes?")
+                   f"{helper.plural(len(asked), 'processed file')}, such as {again[0]}.\n"
+                   "The next run would process them again: does it look for what process.sh "
+                   "writes?")
 
 
 def print_how_to_go_on(driver):
     """What to do after a stop."""
-    ids = [job.id for job in driver.submitted().values() if job.id]
-    tasks = [name for name, job in driver.state.jobs.items() if job.step == "transfer"]
+    ids = job_ids(driver)
     helper.log(f"Stopped. {helper.plural(len(ids), 'job')} left in the queue.\n"
-               "Start this script again to continue with them and the rest.")
+               "Start this script again to continue.")
     if ids:
         helper.log("To cancel them: " + shown_command(driver.scheduler.cancel, ids))
+    tasks = sum(job.step == "transfer" for job in driver.state.jobs.values())
     if tasks:
-        helper.log(f"{helper.plural(len(tasks), 'transfer task')} of this script continue, too, "
+        helper.log(f"{helper.plural(tasks, 'transfer task')} of this script continue, too, "
                    "but jobs for their files are submitted only after the next start.\n"
                    "To cancel them: https://app.globus.org/activity")
 
@@ -1633,11 +1597,10 @@ def print_halt(driver):
     """Why no more jobs are submitted."""
     row = driver.failures_in_a_row
     reason, times = collections.Counter(row).most_common(1)[0]
-    left = len(driver.pending) + sum(len(job.left()) for job in driver.state.jobs.values())
     helper.log(f"Stopped, because {len(row)} files failed in a row, {times} of them with: "
                f"{reason}\nFix the cause, and start this script again; it continues with the "
-               f"{helper.plural(left, 'file')} left.\nWhen these are done, one more start tries "
-               "again what has failed.")
+               f"{helper.plural(count_left(driver), 'file')} left.\nWhen these are done, one more "
+               "start tries again what has failed.")
 
 
 # ---- commands, logs and clocks ----
@@ -1646,9 +1609,8 @@ def print_halt(driver):
 def both_ends(text):
     """The beginning and the end of what a scheduler says, in one line, without its usage text: the
     reason may stand below a banner, or above a hint."""
-    lines = [line.strip() for line in text.splitlines() if line.strip(" []")]
-    usage = [n for n, line in enumerate(lines) if re.match("usage:", line, re.I)]
-    lines = lines[:usage[0]] or lines if usage else lines
+    said = re.split(r"(?im)^\s*usage:", text)[0].strip() or text
+    lines = [line.strip() for line in said.splitlines() if line.strip(" []")]
     lines = lines if len(lines) < 4 else [lines[0], "...", lines[-1]]
     return "; ".join(map(helper.first_line, lines)) or "(nothing)"
 
@@ -1661,15 +1623,6 @@ def without_values(text, resources):
     return text
 
 
-def why_held(scheduler, held):
-    """The scheduler's words on jobs that are held; of Grid Engine also what it says of the first
-    of them alone."""
-    words = ", ".join(sorted({entry.reason for entry in held}))
-    if scheduler.job_info:
-        text = output_of(scheduler.job_info + [held[0].id])
-        errors = re.findall(r"(?m)^error reason\s+\d+:\s+(.*)", text)
-        words += ": " + errors[0] if errors else ""
-    return words
 
 
 def read(path):
@@ -1706,16 +1659,17 @@ def last_words(path, name=None, pattern=""):
 
 
 def lines_on(name, lines):
-    """The lines of a log that are about one of several files: below its heading, from wrapper.sh;
-    or what the download says of it, or last."""
-    heading = "== " + name
-    if heading in lines:
-        rest = lines[len(lines) - lines[::-1].index(heading):]
-        own = list(itertools.takewhile(lambda line: not line.startswith("== "), rest))
-        if own:
-            return own
-    before = list(itertools.takewhile(lambda line: not line.startswith("== "), lines))
-    return [line for line in lines if line.startswith(name + ": ")] or before
+    """The lines of a log on one of several files: below its heading, from wrapper.sh; or what the
+    download says of it, or of all."""
+    section = []
+    sections = {"": section}  # heading: lines
+    for line in lines:
+        if line.startswith("== "):
+            section = sections[line[len("== "):]] = []
+        else:
+            section.append(line)
+    about = [line for line in lines if line.startswith(name + ": ")]
+    return sections.get(name) or about or sections[""]
 
 
 def tell_event(text):
@@ -1728,13 +1682,6 @@ def timed(text):
     """The text, after the time; in a log with the date."""
     pattern = "%H:%M:%S" if helper.is_terminal() else "%Y-%m-%d %H:%M:%S"
     return f"{time.strftime(pattern)}  {text}"
-
-
-def clock(seconds):
-    """'0:07', '12:34', '1:23:45'."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 # ---- what is to be done ----
@@ -1753,22 +1700,35 @@ def is_needed(config, file):
                            f"{answer!r:.100}; it must return True or False.", 2)
 
 
-def classify(config, files, known=()):
-    """Yield each File with what becomes of it: True (needed), False, why it cannot be, or None if
-    it is known."""
+def plan(driver, files, limit):
+    """Sort the files that are listed, except those that the journal knows. Returns the Files to
+    process, which are pending now, and those that cannot be downloaded."""
+    config, known, needed, refused = driver.config, driver.state.known(), [], []
+    most = float("inf") if limit is None else limit - len(known)
+    lines = (read(driver.file_of("failed", "txt")) or "").split("\n")[:-1]
+    driver.earlier = {line.partition("\t")[0]: line for line in lines}
+    next_look = time.monotonic() + LISTING_SECONDS
     for number, file in enumerate(files):
         if number % 1000 == 0:
             helper.show_progress("Listing: " + helper.plural(number, "file"))
+        if driver.is_listing and time.monotonic() >= next_look:  # jobs go on meanwhile
+            driver.step()
+            next_look = time.monotonic() + LISTING_SECONDS
         if file.path in known:
-            yield file, None
-        elif file.refused:
-            yield file, file.refused
-        elif not is_needed(config, file):
-            yield file, False
-        elif config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
-            yield file, "is larger than MAX_BYTES"
+            continue
+        if not file.refused and not is_needed(config, file):
+            driver.not_needed += 1
+            driver.earlier.pop(file.path, None)
+        elif file.refused or config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
+            refused.append(file)
+            driver.refused.append((file.path, file.refused or "is larger than MAX_BYTES"))
+        elif len(needed) < most:
+            needed.append(file)
+            driver.pending.append(file)
         else:
-            yield file, True
+            driver.beyond_limit += 1
+    helper.show_progress("")
+    return needed, refused
 
 
 def dry_run(driver, files, limit):
@@ -1779,71 +1739,13 @@ def dry_run(driver, files, limit):
     except helper.UserError as problem:
         helper.log(f"A run would not start: {problem}")
         driver.state = State()
-
-    def show(file):
-        helper.show_progress("")
+    needed, refused = plan(driver, files, limit)
+    tell_left_out(driver, refused)
+    for file in needed:
         print(f"{file.size:14,}  {helper.escape_control_chars(file.path)}")
-
-    needed = len(plan(driver, files, limit, show))
-    print_beyond_limit(driver)
-    print(f"{needed:,} to process, {len(driver.refused):,} refused, {driver.not_needed:,} not "
-          "needed")
-    return 1 if driver.refused else 0
-
-
-def tell_refused(refused):
-    """Say which Files cannot be downloaded; of all that are too large, the largest."""
-    for file in refused:
-        if file.refused:
-            helper.log(f"Refused: {file.path!r} {file.refused}.")
-    large = [(file.size, file.path) for file in refused if not file.refused]
-    if large:
-        size, path = max(large)
-        helper.log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, the "
-                   f"largest: {path!r} ({helper.format_bytes(size)}).")
-
-
-def tell_other_source(driver):
-    """Say so if the results that the filter sees may be those of another data set."""
-    if driver.not_needed and driver.previous and not is_source(driver.config, driver.previous):
-        helper.log(f"The last run here was for {driver.previous[1]} of collection "
-                   f"{driver.previous[0]}.\nis_file_needed skips "
-                   f"{helper.plural(driver.not_needed, 'file')} of this one. If names repeat in "
-                   "both,\ngive each a folder for its results, or a copy of the scripts "
-                   "(README.md).")
-
-
-def plan(driver, files, limit, show=None):
-    """Fill the list of what is to be done, from all files but those of the journal; or, if show is
-    given, call that with each. Returns them."""
-    known, refused, taken = driver.state.known(), [], []
-    room = float("inf") if limit is None else max(0, limit - len(known))
-    next_look = time.monotonic() + LISTING_SECONDS
-    lines = (read(driver.file_of("failed", "txt")) or "").split("\n")[:-1]
-    driver.earlier = {line.partition("\t")[0]: line for line in lines}
-    for file, fate in classify(driver.config, files, known):
-        if driver.is_listing and time.monotonic() >= next_look:  # jobs go on meanwhile
-            driver.step()
-            next_look = time.monotonic() + LISTING_SECONDS
-        if fate is None:
-            continue
-        if fate is False:
-            driver.not_needed += 1
-            driver.earlier.pop(file.path, None)
-        elif fate is not True:
-            refused.append(file)
-            driver.refused.append((file.path, fate))
-        elif len(taken) < room:
-            taken.append(file)
-            (show or driver.pending.append)(file)
-        else:
-            driver.beyond_limit += 1
-    helper.show_progress("")
-    if not show:
-        tell_begin(driver, taken)
-    tell_refused(refused)
-    tell_other_source(driver)
-    return taken
+    print_numbers(driver, f"{len(needed):,} to process, {len(refused):,} refused, "
+                  f"{driver.not_needed:,} not needed")
+    return 1 if refused else 0
 
 
 def tell_begin(driver, files):
@@ -1856,6 +1758,24 @@ def tell_begin(driver, files):
         f"{config.SCHEDULER}, NUM_JOBS = {config.NUM_JOBS}, FILES_PER_JOB = "
         f"{config.FILES_PER_JOB}, DOWNLOAD_BY = {config.DOWNLOAD_BY!r}\n"
         f"RESOURCES = {config.RESOURCES!r}, MAX_BYTES = {config.MAX_BYTES}"))
+
+
+def tell_left_out(driver, refused):
+    """Say which Files cannot be downloaded (of all that are too large, the largest), and if the
+    results that the filter sees may be those of another data set."""
+    large = [file for file in refused if not file.refused]
+    for file in refused:
+        if file.refused:
+            helper.log(f"Refused: {file.path!r} {file.refused}.")
+    if large:
+        largest = max(large, key=lambda file: file.size)
+        helper.log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, the "
+                   f"largest: {largest.path!r} ({helper.format_bytes(largest.size)}).")
+    if driver.not_needed and driver.previous and not is_source(driver.config, driver.previous):
+        helper.log(f"The last run here was for {driver.previous[1]} of collection "
+                   f"{driver.previous[0]}.\nis_file_needed skips "
+                   f"{helper.plural(driver.not_needed, 'file')} of this one. If names repeat in "
+                   "both,\ngive each a folder for its results, or a copy of the scripts.")
 
 
 # ---- one driver at a time ----
@@ -1875,7 +1795,7 @@ def lock(folder):
             helper.log(f"No flock in {folder} ({error.strerror}); the file driver.owner there "
                        "keeps a second driver out instead.")
             owner = os.path.join(folder, "driver.owner")
-            write_owner(owner)
+            take_owner_file(owner)
         try:
             yield
         finally:
@@ -1883,32 +1803,19 @@ def lock(folder):
                 os.remove(owner)
 
 
-def write_owner(path):
-    """Put this process's name into a file, where flock is not supported. Raises UserError if
-    another process, which may be alive, has its name there."""
-    other = read(path)
-    if other:
-        host, _boot, pid, _start = other.split()
-        if host != os.uname().nodename or process_identity(pid) == other:
-            raise helper.UserError("Another globus-batch-download.py is running here, on "
-                                   f"{host} as process {pid}.\nIf it no longer runs, remove {path}")
-    me = process_identity(os.getpid())
-    with open(f"{path}.{os.getpid()}", "w") as file:
-        file.write(me)
-    os.replace(f"{path}.{os.getpid()}", path)
-    time.sleep(1)  # of two that came at once, the later one's name is there
-    if read(path) != me:
-        raise helper.UserError("Another globus-batch-download.py has just started here.")
-
-
-def process_identity(pid):
-    """What no other process has, now or later: host, boot, number and start; None without one."""
-    stat = read(f"/proc/{pid}/stat")
-    if stat is None:
-        return None
-    boot = read("/proc/sys/kernel/random/boot_id").strip()
-    start = stat.rpartition(")")[2].split()[19]  # field 22 of proc(5)
-    return f"{os.uname().nodename} {boot} {pid} {start}"
+def take_owner_file(path):
+    """Make the file that names this process. Raises UserError if another one, which may be alive,
+    has made it."""
+    me = f"{os.uname().nodename} as process "
+    owner = read(path) or ""
+    if owner.startswith(me) and not os.path.exists("/proc/" + owner[len(me):]):  # it was killed
+        helper.remove_if_there(path)
+    try:
+        with open(path, "x") as file:
+            file.write(me + str(os.getpid()))
+    except FileExistsError:
+        raise helper.UserError(f"Another globus-batch-download.py is running here, on {read(path)}."
+                               f"\nIf it no longer runs, remove {path}")
 
 
 # ---- the whole ----
@@ -1916,13 +1823,11 @@ def process_identity(pid):
 
 def remove_empty_folders(config, paths):
     """Remove the folders that processed files left empty in DOWNLOAD_DIR."""
-    for parent in {os.path.dirname(path) for path in paths} - {""}:
-        while parent:
-            try:
+    for parent in {os.path.dirname(path) for path in paths}:
+        with contextlib.suppress(OSError):  # not empty, or gone
+            while parent:
                 os.rmdir(os.path.join(config.DOWNLOAD_DIR, parent))
-            except OSError:
-                break  # not empty, or gone
-            parent = os.path.dirname(parent)
+                parent = os.path.dirname(parent)
 
 
 def install_signal_handlers(driver):
@@ -1941,69 +1846,56 @@ def check_scripts(config):
     for name in ("wrapper.sh", "process.sh"):
         path = os.path.join(HERE, name)
         try:
-            with open(path, "rb") as file:
+            with open(path, encoding="utf-8", errors="replace", newline="") as file:
                 script = file.read()
         except OSError as error:
             raise helper.UserError(f"{path}: {error.strerror}. Each job runs it.", 2)
-        if b"\r\n" in script:
+        if "\r\n" in script:
             raise helper.UserError(f"{path} has Windows line endings, which bash does not "
                                    f"accept. Convert it:\nsed -i 's/\\r$//' {path}", 2)
-        first = script.partition(b"\n")[0].decode(errors="replace")
-        words = first[2:].split() if first.startswith("#!") else []
-        if words and not shutil.which(words[1] if words[0].endswith("/env") and words[1:]
-                                      else words[0]):
-            helper.log(f"{path} begins with {first}, which is not on this machine; is it on the "
-                       "compute nodes?")
-        if name == "wrapper.sh" and b"GLOBUS_JOB" not in script and (
+        first = re.match(r"#! *(?:\S*/env +)?(\S+).*", script)
+        if first and not shutil.which(first.group(1)):
+            helper.log(f"{path} begins with {first.group()}, which is not on this machine; is it "
+                       "on the compute nodes?")
+        if name == "wrapper.sh" and "GLOBUS_JOB" not in script and (
                 config.FILES_PER_JOB > 1 or config.DOWNLOAD_BY == "driver"):
             raise helper.UserError(f"{path} is an older version, which downloads one file "
                                    "per job. Copy your environment lines into the new one, or "
                                    "leave FILES_PER_JOB = 1 and DOWNLOAD_BY = 'job'.", 2)
 
 
-def prepare(driver, files, limit):
-    """Make the folder ours, and list what is to be done; the Files. The jobs of a resumed run go on
-    while the listing comes."""
-    driver.is_listing = driver.state.number > 0
-    needed = [] if driver.is_listing else plan(driver, files, limit)
-    take_folder(driver)
-    measure_leftovers(driver)
-    helper.remove_if_there(os.path.join(driver.folder, "halted"))
-    if driver.is_listing:
-        needed = plan(driver, files, limit)
-        driver.is_listing = False
-    return needed
-
-
 def batch(driver, is_new, files, limit):
     """Run the batch, or resume it; the exit status."""
-    config = driver.config
+    config, state, halted = driver.config, driver.state, os.path.join(driver.folder, "halted")
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
-    open_journal(driver, is_new)
     try:
-        resume(driver)
-        needed = prepare(driver, files, limit)
-    except KeyboardInterrupt:
-        if not driver.state.number:
-            raise
-        driver.stopping = True
-    install_signal_handlers(driver)
-    driver.client.transport.http_timeout = 20  # from here on waiting would hold up the jobs
-    try:
+        open_journal(driver, is_new)
+        clean_jobs_folder(driver)
+        take_folder(driver)
+        measure_leftovers(driver)
+        helper.remove_if_there(halted)
+        driver.is_listing = not is_new
+        needed, refused = plan(driver, files, limit)
+        driver.is_listing = False
+        tell_begin(driver, needed)
+        tell_left_out(driver, refused)
+        install_signal_handlers(driver)
+        helper.set_retry_limits(driver.client, 20, 1)  # from here on waiting would hold up the jobs
         driver.main_loop()
-    except helper.UserError:
-        if not driver.state.has_left_anything():
+    except KeyboardInterrupt:
+        driver.stopping = True
+    finally:
+        if not state.has_left_anything():
             helper.unmark_folder(config)
-        raise
     if driver.stopping:
         print_how_to_go_on(driver)
         return 130
-    if driver.pending or driver.state.jobs:
+    if driver.pending or state.jobs:
         print_summary(driver, False)
         print_halt(driver)
         return 1
-    remove_empty_folders(config, driver.state.processed)
-    helper.remove_if_there(os.path.join(driver.folder, "halted"))
+    remove_empty_folders(config, state.processed)
+    helper.remove_if_there(halted)
     driver.append({"event": "finished"})
     forget_claims(driver)
     helper.unmark_folder(config)
@@ -2014,17 +1906,15 @@ def batch(driver, is_new, files, limit):
 
 def parse(argv):
     """The options."""
-    def number(text):
-        if int(text) < 1:
-            raise argparse.ArgumentTypeError("must be an integer of at least 1")
-        return int(text)
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="only list what would be processed")
-    parser.add_argument("--limit", metavar="N", type=number,
+    parser.add_argument("--limit", metavar="N", type=int,
                         help="process at most N files, to try it out")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.limit is not None and options.limit < 1:
+        parser.error("--limit must be at least 1")
+    return options
 
 
 def main(argv=None):

@@ -243,7 +243,10 @@ def format_duration(seconds):
 def describe_error(error):
     """An error of globus-sdk in plain words, with Globus's code and request id."""
     if isinstance(error, NetworkError):
-        return f"Globus cannot be reached: {root_cause(error.underlying_exception)}"
+        cause = error.underlying_exception
+        if "Header" in type(cause).__name__:  # its message would reveal the token
+            cause = error
+        return f"Globus cannot be reached: {root_cause(cause)}"
     if not isinstance(error, GlobusAPIError):
         return first_line(str(error))
     code, message, login = error_code(error), error_message(error), reauth_reason(error)

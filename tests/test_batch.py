@@ -365,8 +365,8 @@ def test_a_larger_file_than_max_bytes_fails_with_that_reason(stand_in, emulator)
 def test_a_bar_on_a_terminal_shows_how_far_it_is(stand_in, emulator):
     emulator.add({"a": b"1", "b": b"2"})
     seen = ["\n".join(screen.display) for screen in stand_in.watch(BATCH)]
-    for line in (r"0:\d\d \[\.{8}] 0 of 2 files, 2 jobs in the queue",
-                 r"0:\d\d \[#{8}] 2 of 2 files, 0 jobs"):
+    for line in (r"0:00:\d\d \[\.{8}] 0 of 2 files, 2 jobs in the queue",
+                 r"0:00:\d\d \[#{8}] 2 of 2 files, 0 jobs"):
         assert any(re.search("(?m)^" + line, text) for text in seen)
     assert not any("submitted" in s for s in seen)
 
@@ -607,7 +607,7 @@ def test_a_killed_driver_keeps_nobody_out_without_flock(no_flock, emulator):
 
 def test_a_driver_on_another_host_keeps_others_out_without_flock(no_flock, emulator):
     no_flock.jobs.mkdir()
-    (no_flock.jobs / "driver.owner").write_text("login2 4c4d 77 123")
+    (no_flock.jobs / "driver.owner").write_text("login2 as process 77")
     done = no_flock.run(BATCH)
     assert done.returncode == 1
     assert "on login2 as process 77" in done.err and "If it no longer runs, remove" in done.err

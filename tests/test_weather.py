@@ -375,11 +375,11 @@ def test_the_driver_says_why_all_its_jobs_wait(stand_in, emulator):
     emulator.bend(slots=0)
     driver = stand_in.start(BATCH)
     said = []
-    wait_until(lambda: said.append(driver.stderr.readline().decode()) or "All jobs" in said[-1])
-    assert "  All jobs wait: waiting for one of the three transfer" in said[-1]
+    wait_until(lambda: said.append(driver.stderr.readline().decode()) or "wait: " in said[-1])
+    assert "  All downloads wait: waiting for one of the three transfer" in said[-1]
     emulator.bend(slots=3)
     rest = end(driver)
-    assert "All jobs wait" not in rest
+    assert "All downloads wait" not in rest
     assert "\n2 processed, 0 failed, 0 not needed\n" in rest
 
 
