@@ -1880,7 +1880,7 @@ def batch(driver, is_new, files, limit):
         tell_begin(driver, needed)
         tell_left_out(driver, refused)
         install_signal_handlers(driver)
-        helper.set_retry_limits(driver.client, 20, 1)  # from here on waiting would hold up the jobs
+        driver.client.transport.http_timeout = 20  # from here on waiting would hold up the jobs
         driver.main_loop()
     except KeyboardInterrupt:
         driver.stopping = True
