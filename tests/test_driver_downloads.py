@@ -300,7 +300,7 @@ def test_a_stall_of_the_driver_s_own_transfers_names_the_collection(driven, emul
     emulator.bend(troubles=[{"path": "a$", "code": "CONNECT_FAILED"}])
     driver = driven.start(BATCH)
     said = []
-    wait_until(lambda: said.append(driver.stderr.readline().decode()) or "wait: " in said[-1])
+    wait_until(lambda: said.append(driver.stderr.readline().decode()) or "Waiting" in said[-1])
     assert "/a, on the source collection (Globus Tutorial Collection 1)" in said[-1]
     emulator.bend(troubles=[])
     assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
