@@ -234,6 +234,7 @@ def test_a_pack_that_globus_does_not_take_for_now_does_not_hold_up_the_others(dr
     assert driver.communicate()[0].endswith(b"8 processed, 0 failed, 0 not needed\n")
 
 
+@pytest.mark.long
 def test_a_cancel_that_fails_is_tried_again(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(2)})
     (driven.downloads / "f1").mkdir(parents=True)

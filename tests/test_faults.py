@@ -75,7 +75,13 @@ SUBMISSIONS = {
 }
 
 
-@pytest.mark.parametrize("fault", SUBMISSIONS)
+LONG = {"accepted long after it was killed", "hangs", "a limit of PBS", "a server that ends",
+        "out of order", "accepted, but then the scheduler is out of reach"}
+
+
+@pytest.mark.parametrize("fault", [
+    pytest.param(fault, marks=pytest.mark.long) if fault in LONG else fault
+    for fault in SUBMISSIONS])
 def test_each_file_is_processed_once_though_a_submission_is(fault, cluster, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
     lines, words = SUBMISSIONS[fault]

@@ -123,6 +123,7 @@ def test_a_task_with_a_code_that_does_not_pass_is_given_up_with_words(code, site
     assert emulator.tasks()[0]["fatal_error"]["code"] == "CANCELED"
 
 
+@pytest.mark.long
 def test_a_file_that_changes_for_ever_is_given_up(site, emulator):
     emulator.add({"a": b"x" * 2000})
     emulator.bend(retry_seconds=0.3, task_seconds=0.3, troubles=[

@@ -66,7 +66,8 @@ def unknown_words(number):
     return drawn
 
 
-@pytest.mark.parametrize("kind", ["slurm", pytest.param("pbs", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["slurm", "pbs"])
 def test_no_refusal_stops_a_run_that_has_begun(kind, site, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2", "c": b"3"})
     words = REFUSALS + unknown_words(20)
@@ -302,6 +303,7 @@ def test_a_job_that_never_began_is_told_at_once_without_a_log_that_is_not_there(
     assert ".log" not in done.err
 
 
+@pytest.mark.long
 def test_several_lost_jobs_are_cancelled_by_one_command(stand_in, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(3)})
     calls = count_calls(stand_in, tmp_path, "scancel")
@@ -441,6 +443,7 @@ def interrupted_run(site, emulator, **bent):
     emulator.bend_collection("6c54cade-bde5-45c1-bdea-f4bd71dba2cc", list_seconds=1)
 
 
+@pytest.mark.long
 def test_jobs_end_and_begin_while_the_listing_of_a_resumed_run_still_comes(stand_in, emulator):
     emulator.add({f"d{n}/f": b"x" for n in range(4)})
     stand_in.config("RECURSIVE = True", "NUM_JOBS = 1", "POLL_SECONDS = 0.2",

@@ -270,6 +270,7 @@ def test_a_task_that_outlives_its_cancel_is_said_and_its_file_is_not_removed(sit
     assert emulator.tasks()[0]["status"] == "ACTIVE" and site.downloaded().get("a")
 
 
+@pytest.mark.long
 def test_a_hopeless_task_that_outlives_its_cancel_is_waited_for(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}], retry_seconds=0.2,
@@ -282,7 +283,8 @@ def test_a_hopeless_task_that_outlives_its_cancel_is_waited_for(site, emulator):
     assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
 
 
-@pytest.mark.parametrize("status", [403, 404, 410, 401, 400])
+@pytest.mark.parametrize("status", [
+    403, 401, *(pytest.param(status, marks=pytest.mark.long) for status in (400, 404, 410))])
 @pytest.mark.parametrize("page", [{"text": "<html><title>Blocked</title>your proxy</html>"},
                                   {"json": {"message": "Forbidden"}}], ids=["page", "document"])
 def test_what_a_server_in_between_says_is_waited_out_and_not_taken_for_globus(

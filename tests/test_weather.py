@@ -79,8 +79,10 @@ STALLS = {
 }
 
 
-@pytest.mark.parametrize("script", [SINGLE, SIMPLE])
-@pytest.mark.parametrize("name", STALLS)
+@pytest.mark.parametrize("name,script", [
+    *((name, SINGLE) for name in STALLS), ("a reason that nobody knows", SIMPLE),
+    *(pytest.param(name, SIMPLE, marks=pytest.mark.long) for name in STALLS
+      if name != "a reason that nobody knows")])
 def test_a_stall_says_why_once_and_goes_on(name, script, site, emulator):
     emulator.add({"a": b"x" * 2000})
     bent, healed, words = STALLS[name]
@@ -191,6 +193,7 @@ def test_a_trouble_that_globus_has_not_tried_again_is_not_hopeless(site, emulato
     assert process.returncode == 0, said
 
 
+@pytest.mark.long
 def test_the_time_with_another_trouble_does_not_count_for_the_first_one(site, emulator):
     emulator.add({"a": b"1"})
     site.config(*QUICK)
@@ -310,7 +313,7 @@ CALLS = ["GET /v0.10/operation/endpoint/.*stat", "GET /v0.10/submission_id",
 
 
 LONG = {"the collection's server has a problem", "500", "504", "429 with Retry-After",
-        "no answer in time", "an empty answer", "a list"}
+        "no answer in time", "an empty answer", "a list", "503 with a page", "an answer lost"}
 
 
 @pytest.mark.parametrize("name", [
