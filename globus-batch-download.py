@@ -516,6 +516,7 @@ class Job:
         self.submission_id = None  # of the driver's transfer task
         self.is_downloaded = False  # by that one
         self.id = None  # the scheduler's, None until it has told
+        self.is_incoming = False  # it was killed while Globus was sending its files
 
     def left(self):
         """The files without a result."""
@@ -535,7 +536,6 @@ class State:
         self.lost = {}  # name: Job, closed with files that failed with it; a result may come yet
         self.processed, self.failed = set(), {}  # paths; path: why
         self.kept = set()  # names of the closed jobs whose files in jobs/ stay
-        self.incoming = {}  # name: files of a job that was killed while Globus was sending them
 
     def apply(self, event):
         """Change the state by one event of the journal."""
@@ -593,14 +593,14 @@ class State:
         if event["failed"]:
             self.lost[name] = job
         if event.get("in_transfer"):
-            self.incoming[name] = job.left()
+            job.is_incoming = True
         if event.get("heir"):
             heir = self.open(event["heir"], job.left())
             heir.step, heir.is_downloaded = "arrived", True
 
     def has_left_anything(self):
         """True if a next start has something to resume."""
-        return bool(self.jobs or self.lost or self.incoming or self.processed or self.failed)
+        return bool(self.jobs or self.processed or self.failed)
 
     def known(self):
         """Paths of all files that are not pending."""
@@ -822,7 +822,7 @@ class Driver:
         cause, such as the end of their job, as one."""
         causes = set()
         for path, reason in failed.items():
-            helper.log(timed(f"FAILED {path}: {reason}"))
+            helper.log(f"FAILED {path}: {reason}")
             causes.add(cause_of(path, reason))
             note_leftover(self, path)
         self.failures_in_a_row += causes
@@ -929,7 +929,7 @@ class Driver:
         """Say it, unless its gist (the text, as a rule) is what was said last on this topic."""
         if self.told.get(topic) != (gist or text):
             self.told[topic] = gist or text
-            helper.log(timed(text))
+            helper.log(text)
 
     def count_failed(self):
         """How many of the files that were listed failed, or were refused."""
@@ -1108,7 +1108,7 @@ def tell_interrupted(driver):
     text += f" ({' '.join(ids)})" if ids else ""
     text += f", {helper.plural(moving, 'transfer')}." if moving else "."
     text += f"\n{changes}; submitted jobs keep that." if changes else ""
-    helper.log(timed(text))
+    helper.log(text)
 
 
 def open_journal(driver, is_new):
@@ -1180,7 +1180,7 @@ def first_that_fits(driver, files):
 
 def tell_no_room(driver):
     """Nothing is in flight, and still no file fits. Raises UserError if nothing will change it."""
-    coming = sum(map(len, driver.state.incoming.values()))
+    coming = sum(len(job.left()) for job in driver.state.lost.values() if job.is_incoming)
     if not coming:
         raise helper.UserError(
             f"What is in {driver.config.DOWNLOAD_DIR} leaves no room for another file within "
@@ -1194,21 +1194,21 @@ def tell_no_room(driver):
 def measure_leftovers(driver):
     """Count what failures, and earlier runs, left in DOWNLOAD_DIR, if there is a limit; and
     what the tasks of jobs that were killed still bring."""
-    config, incoming = driver.config, driver.state.incoming
+    config = driver.config
     if config.MAX_BYTES is None:
         return
     driver.leftover_bytes.clear()
     for folder, _, names in os.walk(config.DOWNLOAD_DIR):
         for name in names:
             note_leftover(driver, os.path.relpath(os.path.join(folder, name), config.DOWNLOAD_DIR))
+    incoming = [job for job in driver.state.lost.values() if job.is_incoming]
     tasks = helper.unfinished_tasks(driver.client) if incoming else []
     labels = {helper.get_text(task, "label") for task in tasks}
-    for name, files in list(incoming.items()):
-        sources = [helper.join(config.PATH, path) for path, _ in files]
-        if helper.task_label(helper.job_label(sources), config.DESTINATION_PATH) not in labels:
-            del incoming[name]  # its task has ended
-            continue
-        for path, size in files:
+    for job in incoming:
+        sources = [helper.join(config.PATH, path) for path, _ in job.left()]
+        label = helper.task_label(helper.job_label(sources), config.DESTINATION_PATH)
+        job.is_incoming = label in labels  # else its task has ended
+        for path, size in job.left() if job.is_incoming else []:
             note_leftover(driver, path, size)
     for job in driver.state.jobs.values():
         forget_leftovers(driver, job.left())
@@ -1471,7 +1471,7 @@ def show_progress(driver):
         clock = datetime.timedelta(seconds=int(now - driver.begun))
         helper.show_progress(f"{clock} [{bar:.<{BAR}}] {text}")
     else:
-        helper.show_progress(timed(text))
+        helper.show_progress(text)
 
 
 def count_left(driver):
@@ -1675,13 +1675,7 @@ def lines_on(name, lines):
 def tell_event(text):
     """A line an event, where there is no bar."""
     if not helper.is_terminal():
-        helper.log(timed(text))
-
-
-def timed(text):
-    """The text, after the time; in a log with the date."""
-    pattern = "%H:%M:%S" if helper.is_terminal() else "%Y-%m-%d %H:%M:%S"
-    return f"{time.strftime(pattern)}  {text}"
+        helper.log(text)
 
 
 # ---- what is to be done ----
@@ -1751,13 +1745,14 @@ def dry_run(driver, files, limit):
 def tell_begin(driver, files):
     """The first lines of a log: what it is about."""
     config, size = driver.config, sum(file.size for file in files)
-    helper.log(timed(
+    limit = None if config.MAX_BYTES is None else helper.format_bytes(config.MAX_BYTES)
+    helper.log(
         f"{helper.plural(len(files), 'file')} to process ({helper.format_bytes(size)}), "
         f"{driver.not_needed:,} not needed, from\n"
         f"{config.PATH} on collection {config.SOURCE_ENDPOINT_ID}\n"
         f"{config.SCHEDULER}, NUM_JOBS = {config.NUM_JOBS}, FILES_PER_JOB = "
         f"{config.FILES_PER_JOB}, DOWNLOAD_BY = {config.DOWNLOAD_BY!r}\n"
-        f"RESOURCES = {config.RESOURCES!r}, MAX_BYTES = {config.MAX_BYTES}"))
+        f"RESOURCES = {config.RESOURCES!r}, MAX_BYTES = {limit}")
 
 
 def tell_left_out(driver, refused):
@@ -1868,6 +1863,7 @@ def batch(driver, is_new, files, limit):
     """Run the batch, or resume it; the exit status."""
     config, state, halted = driver.config, driver.state, os.path.join(driver.folder, "halted")
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
+    helper.log.is_timed = True
     try:
         open_journal(driver, is_new)
         clean_jobs_folder(driver)

@@ -179,10 +179,16 @@ def raise_interrupt(number, frame):
 
 def log(text):
     """A line on stderr; none where that is closed or its disk full, and the work goes on."""
+    if log.is_timed:
+        pattern = "%H:%M:%S" if is_terminal() else "%Y-%m-%d %H:%M:%S"
+        text = f"{time.strftime(pattern)}  {text}"
     with SCREEN, contextlib.suppress(OSError):
         show_progress("")
         if sys.stderr:
             print(escape_control_chars(text), file=sys.stderr, flush=True)
+
+
+log.is_timed = False  # the batch driver's lines begin with the time; in a log with the date
 
 
 def show_progress(text):
