@@ -277,6 +277,7 @@ def resource_options(config):
 def which_queue(config):
     """Whose queue the scheduler's commands ask: ['slurm'], ['slurm', 'SLURM_CLUSTERS=other']."""
     prefix = {"slurm": "SLURM_", "sge": "SGE_"}.get(config.SCHEDULER, "PBS_")
+    prefix = "PBS_DEFAULT" if config.SCHEDULER == "torque" else prefix
     chosen = [(name, os.environ.get(name)) for name in WHICH_CLUSTER if name.startswith(prefix)]
     chosen += [("SLURM_CLUSTERS", named_clusters(config)), ("server", named_server(config))]
     return [config.SCHEDULER] + [f"{name}={value}" for name, value in chosen if value]
@@ -732,7 +733,10 @@ class Driver:
                            f"{words}\nLooking for it in the queue.")
             return
         self.take_back(name, words)
-        if not (self.state.is_accepted or self.submitted() or LIMIT.search(said)):
+        is_limit = LIMIT.search(said)
+        if is_limit:
+            self.remove_job_files(name)  # for sure not accepted; else the claim keeps it out
+        if not (is_limit or self.state.is_accepted or "limit" in said and self.submitted()):
             raise helper.UserError(
                 f"The scheduler refuses the job: {words}\n"
                 f"The command was: {' '.join(map(shlex.quote, command))}\n"
@@ -1236,7 +1240,7 @@ def keep_downloading(driver):
     """Begin downloads, and take in those that have ended; never waits."""
     for name, job in list(driver.state.jobs.items()):
         if job.step == "transfer" and name not in driver.downloads:  # a stopped driver's
-            driver.downloads[name] = beside(download_pack, driver, job)
+            driver.downloads[name] = beside(download_pack, driver, job, True)
     for name in [name for name, download in driver.downloads.items() if download.done()]:
         take_arrivals(driver, name, driver.downloads.pop(name))
     while may_download(driver):
@@ -1251,7 +1255,7 @@ def keep_downloading(driver):
         driver.append({"event": "download", "job": name, "files": files,
                        "submission_id": submission_id})
         forget_leftovers(driver, files)
-        driver.downloads[name] = beside(download_pack, driver, driver.state.jobs[name])
+        driver.downloads[name] = beside(download_pack, driver, driver.state.jobs[name], False)
         tell_event(f"downloading {helper.plural(len(files), 'file')}")
 
 
@@ -1274,7 +1278,10 @@ def beside(function, *arguments):
         except BaseException as error:  # it is raised where the result is wanted
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError as error:  # a limit of the login node: step() tries again
+        raise OSError(errno.EAGAIN, str(error))
     return future
 
 
@@ -1288,11 +1295,14 @@ def result_of(future):
         raise
 
 
-def download_pack(driver, job):
+def download_pack(driver, job, is_resumed):
     """Download the files of a job: {path: why} of those that have not arrived, and the paths of
-    those that its task has not come to. With its submission id it may be begun again."""
+    those that its task has not come to. With its submission id it may be begun again; then its
+    task tells what became of each file, not what is on the source collection by now."""
     client, config = driver.client, driver.config
-    files, failed = helper.find_files(client, config, config.PATH, dict(map(tuple, job.files)))
+    files, failed = [helper.File(path, size, None, None) for path, size in job.files], {}
+    if not is_resumed:
+        files, failed = helper.find_files(client, config, config.PATH, dict(map(tuple, job.files)))
     if files:
         missing, rest = helper.transfer_files(client, config, config.PATH, files,
                                               job.submission_id)
@@ -1387,9 +1397,9 @@ def check_login(driver):
     driver.login_suspect, driver.next_check = False, time.monotonic() + config.POLL_SECONDS
     for is_sure in (False, True):  # a first error may be the old access token's
         try:
-            driver.client.operation_stat(config.SOURCE_ENDPOINT_ID, path=config.PATH)
-            driver.client.operation_stat(config.DESTINATION_ENDPOINT_ID,
-                                       path=config.DESTINATION_PATH)
+            for collection, path in ((config.SOURCE_ENDPOINT_ID, config.PATH),
+                                     (config.DESTINATION_ENDPOINT_ID, config.DESTINATION_PATH)):
+                driver.client.operation_stat(collection, path=helper.globus_path(path))
             return
         except helper.GlobusAPIError as error:
             if not helper.reauth_reason(error):
@@ -1795,7 +1805,7 @@ def lock(folder):
             yield
         finally:
             if owner:
-                os.remove(owner)
+                helper.remove_if_there(owner)
 
 
 def take_owner_file(path):
@@ -1808,7 +1818,11 @@ def take_owner_file(path):
     try:
         with open(path, "x") as file:
             file.write(me + str(os.getpid()))
+        time.sleep(1)  # of two that removed a file at once, the later one's is there
+        is_mine = read(path) == me + str(os.getpid())
     except FileExistsError:
+        is_mine = False
+    if not is_mine:
         raise helper.UserError(f"Another globus-batch-download.py is running here, on {read(path)}."
                                f"\nIf it no longer runs, remove {path}")
 

@@ -126,7 +126,7 @@ File = namedtuple("File", "path size last_modified refused")
 
 # ---- telling ----
 
-SCREEN = threading.RLock()  # the batch driver's downloads write there, too
+SCREEN, RENEWAL = threading.RLock(), threading.Lock()  # the batch driver downloads in threads
 
 
 class UserError(Exception):
@@ -162,7 +162,8 @@ def run_main(main):
         log("Interrupted.")
         return 130
     except OSError as error:  # disk full, no permission, ...
-        with contextlib.suppress(OSError):  # what is left for stdout cannot be written there
+        # What is left for stdout, which may be closed, cannot be written there.
+        with contextlib.suppress(OSError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # such as: ... --dry-run | head
             log(f"{error.strerror}: {error.filename}" if error.filename else str(error))
@@ -179,6 +180,11 @@ def raise_interrupt(number, frame):
 
 def log(text):
     """A line on stderr; none where that is closed or its disk full, and the work goes on."""
+    if threading.current_thread() is not threading.main_thread():  # one of several downloads
+        gist = re.sub(r"\(.*\)", "", text)
+        if text == RESUMED or gist == log.gist:
+            return
+        log.gist = gist
     if log.is_timed:
         pattern = "%H:%M:%S" if is_terminal() else "%Y-%m-%d %H:%M:%S"
         text = f"{time.strftime(pattern)}  {text}"
@@ -188,6 +194,7 @@ def log(text):
             print(escape_control_chars(text), file=sys.stderr, flush=True)
 
 
+log.gist = ""  # of what a download has said last: the others say it, too
 log.is_timed = False  # the batch driver's lines begin with the time; in a log with the date
 
 
@@ -473,14 +480,16 @@ def import_config():
 
 
 def environment_command():
-    """The command for the environment beside the scripts, or else the one that makes it; systems
-    forbid pip outside of one."""
+    """The command for the environment beside the scripts, the one that is active, or else a new
+    one; systems forbid pip outside of one."""
     activate = f". {shlex.quote(VENV)}/bin/activate"
+    install = f"pip install -r {shlex.quote(os.path.join(HERE, 'requirements.txt'))}"
     is_active = os.path.realpath(VENV) == os.path.realpath(sys.prefix)
     if os.path.isdir(VENV) and not is_active and not copied_venv():
         return activate
-    return (f"python3 -m venv --clear {shlex.quote(VENV)} && {activate} && pip install -r "
-            + shlex.quote(os.path.join(HERE, "requirements.txt")))
+    if sys.prefix != sys.base_prefix and not copied_venv():
+        return f"{shlex.quote(sys.executable)} -m {install}"
+    return f"python3 -m venv --clear {shlex.quote(VENV)} && {activate} && {install}"
 
 
 def copied_venv():
@@ -757,18 +766,19 @@ class StoredTokenAuthorizer(GlobusAuthorizer):
         """Take the token of another process, or of a later login; if there is none, get a new one,
         and store it unless the user has logged out, or in again, meanwhile."""
         old = self.tokens.get("access_token")
-        with contextlib.suppress(OSError, UserError):  # a home folder out of reach for a moment
-            self.tokens = transfer_tokens()
-        if self.is_valid() and self.tokens["access_token"] != old:
-            return
-        login = self.tokens["refresh_token"]
-        new = auth_client().oauth2_refresh_token(login).by_resource_server[TRANSFER]
-        self.tokens = dict(new, refresh_token=new.get("refresh_token") or login)
-        try:
-            if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
-                store_tokens({TRANSFER: new})
-        except (OSError, UserError) as error:
-            log(f"The renewed tokens cannot be stored in {token_file()}: {error}")
+        with RENEWAL:  # of threads that do so at once, the others take the first one's
+            with contextlib.suppress(OSError, UserError):  # a home folder out of reach for a moment
+                self.tokens = transfer_tokens()
+            if self.is_valid() and self.tokens["access_token"] != old:
+                return
+            login = self.tokens["refresh_token"]
+            new = auth_client().oauth2_refresh_token(login).by_resource_server[TRANSFER]
+            self.tokens = dict(new, refresh_token=new.get("refresh_token") or login)
+            try:
+                if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
+                    store_tokens({TRANSFER: new})
+            except (OSError, UserError) as error:
+                log(f"The renewed tokens cannot be stored in {token_file()}: {error}")
 
 
 # ---- asking Globus ----
@@ -930,7 +940,7 @@ def check_destination(client, config):
     collection does not show it, or shows no directory."""
     try:
         entry = retry(client.operation_stat, config.DESTINATION_ENDPOINT_ID,
-                      path=config.DESTINATION_PATH, required={"type": str})
+                      path=globus_path(config.DESTINATION_PATH), required={"type": str})
     except GlobusAPIError as error:
         if error.http_status == 404:
             return False
@@ -1485,7 +1495,8 @@ def transfer_files(client, config, directory, files, submission=None):
         config, submission or submission_id(client), job_label(sources),
         [(source, join(config.DESTINATION_PATH, file.path))
          for source, file in zip(sources, files)],
-        skip_source_errors=len(files) > 1,  # one unreadable file must not hold up the others
+        # One unreadable file must not hold up the others, nor one of the driver's three tasks.
+        skip_source_errors=len(files) > 1 or submission is not None,
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
     before, task_id = {file.path: file_signature(config, file.path) for file in files}, None
     try:
@@ -1498,14 +1509,17 @@ def transfer_files(client, config, directory, files, submission=None):
             failure or "").startswith(CANCELLED) else []
     except BaseException as error:
         is_refused = task_id is None and isinstance(error, GlobusAPIError)
-        if not submission and (is_refused or stop_task(client, request, task_id)):
+        # An error that trying again cannot fix: then the task is not taken over either.
+        is_final = task_id and isinstance(error, GlobusAPIError) and not reauth_reason(error)
+        if (is_final or not submission) and (is_refused or stop_task(client, request, task_id)):
             remove_partial(config, before, before)
         raise
     remove_partial(config, missing, before)
     missing = {path: why or failure for path, why in missing.items()}
     sent = [file for file in files if file.path not in missing]
     for file in wait_for_files(sent, config.DOWNLOAD_DIR):
-        if len(files) > 1:  # its size may have changed since it was listed
+        # Its size may have changed since it was listed; but a limit is reckoned with that one.
+        if len(files) > 1 and config.MAX_BYTES is None:
             with contextlib.suppress(UserError, GlobusAPIError):
                 file = stat_source(client, config, join(directory, file.path), file.path)
         if missing_files([file], config.DOWNLOAD_DIR):
