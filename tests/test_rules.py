@@ -521,7 +521,7 @@ def test_a_lost_job_does_not_blame_the_last_word_of_a_wait_that_is_over(stand_in
 def test_a_lost_job_that_lives_on_does_nothing_more_when_the_next_run_has_begun(
         stand_in, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2"})
-    put_before(stand_in, tmp_path, "squeue", "echo 'JOBID|NAME|STATE|REASON'")
+    put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | grep -v "^1000|"')  # the first job
     put_before(stand_in, tmp_path, "scancel", "exit 1")
     stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = None",
                     "GRACE_SECONDS = 1", "POLL_SECONDS = 0.3")
