@@ -974,8 +974,8 @@ class Driver:
         except FileNotFoundError:  # jobs/ was removed
             raise
         except OSError as error:
-            self.tell_once("disk", f"Waiting: {error.strerror}: {error.filename or self.folder}. "
-                           "Trying again.")
+            place = error.filename or self.folder
+            self.tell_once("disk", f"Waiting: {error.strerror or error}: {place}. Trying again.")
             return 0
 
 # ---- packs ----
@@ -1560,10 +1560,11 @@ def print_failures(failures):
 def write_failures(driver, failures):
     """Write all failures, path and reason, to a file, whose path is returned; also those of earlier
     runs that have not been tried since. The logs of those that have succeeded go away."""
-    path, processed = driver.file_of("failed", "txt"), driver.state.processed
+    path = driver.file_of("failed", "txt")
+    processed = set(map(helper.escape_control_chars, driver.state.processed))
     lines = {name: line for name, line in driver.earlier.items() if name not in processed}
     for failure in failures:
-        name, reason = map(helper.escape_control_chars, failure)
+        name, reason = (helper.escape_control_chars(text).replace("\n", "\\n") for text in failure)
         lines[name] = f"{name}\t{reason}"
     with open(path + ".new", "w") as file:
         file.writelines(line + "\n" for line in lines.values())
@@ -1596,6 +1597,11 @@ def print_how_to_go_on(driver):
                "Start this script again to continue.")
     if ids:
         helper.log("To cancel them: " + shown_command(driver.scheduler.cancel, ids))
+    tell_transfers(driver)
+
+
+def tell_transfers(driver):
+    """What becomes of the driver's transfer tasks once it has ended."""
     tasks = sum(job.step == "transfer" for job in driver.state.jobs.values())
     if tasks:
         helper.log(f"{helper.plural(tasks, 'transfer task')} of this script continue, too, "
@@ -1611,6 +1617,7 @@ def print_halt(driver):
                f"{reason}\nFix the cause, and start this script again; it continues with the "
                f"{helper.plural(count_left(driver), 'file')} left.\nWhen these are done, one more "
                "start tries again what has failed.")
+    tell_transfers(driver)
 
 
 # ---- commands, logs and clocks ----
@@ -1631,8 +1638,6 @@ def without_values(text, resources):
     for value in re.split("[ =,@]+", resources):
         text = text.replace(value, "") if len(value) > 2 else text
     return text
-
-
 
 
 def read(path):
@@ -1722,7 +1727,7 @@ def plan(driver, files, limit):
             continue
         if not file.refused and not is_needed(config, file):
             driver.not_needed += 1
-            driver.earlier.pop(file.path, None)
+            driver.earlier.pop(helper.escape_control_chars(file.path), None)
         elif file.refused or config.MAX_BYTES is not None and file.size > config.MAX_BYTES:
             refused.append(file)
             driver.refused.append((file.path, file.refused or "is larger than MAX_BYTES"))
@@ -1811,8 +1816,7 @@ def lock(folder):
 def take_owner_file(path):
     """Make the file that names this process. Raises UserError if another one, which may be alive,
     has made it."""
-    me = f"{os.uname().nodename} as process "
-    owner = read(path) or ""
+    me, owner = f"{os.uname().nodename} as process ", read(path) or ""
     if owner.startswith(me) and not os.path.exists("/proc/" + owner[len(me):]):  # it was killed
         helper.remove_if_there(path)
     try:
@@ -1823,8 +1827,9 @@ def take_owner_file(path):
     except FileExistsError:
         is_mine = False
     if not is_mine:
-        raise helper.UserError(f"Another globus-batch-download.py is running here, on {read(path)}."
-                               f"\nIf it no longer runs, remove {path}")
+        raise helper.UserError("Another globus-batch-download.py is running here, on "
+                               f"{read(path) or 'another machine'}.\nIf it no longer runs, remove "
+                               f"{path}")
 
 
 # ---- the whole ----

@@ -181,8 +181,8 @@ def raise_interrupt(number, frame):
 def log(text):
     """A line on stderr; none where that is closed or its disk full, and the work goes on."""
     if threading.current_thread() is not threading.main_thread():  # one of several downloads
-        gist = re.sub(r"\(.*\)", "", text)
-        if text == RESUMED or gist == log.gist:
+        gist = "" if text == RESUMED else re.sub(r"\(.*\)", "", text)
+        if gist == log.gist:
             return
         log.gist = gist
     if log.is_timed:
@@ -194,7 +194,7 @@ def log(text):
             print(escape_control_chars(text), file=sys.stderr, flush=True)
 
 
-log.gist = ""  # of what a download has said last: the others say it, too
+log.gist = ""  # of what a download has said last, and the others need not say
 log.is_timed = False  # the batch driver's lines begin with the time; in a log with the date
 
 
@@ -207,12 +207,12 @@ def show_progress(text):
         return
     width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
     line = escape_control_chars(text)[:width]
-    if line != show_progress.last:
-        with SCREEN, contextlib.suppress(OSError):
+    with SCREEN, contextlib.suppress(OSError):
+        before, show_progress.last = show_progress.last, line
+        if line != before:
             # Spaces over what is left of the last text: a dumb terminal knows no code for that.
-            sys.stderr.write("\r" + line.ljust(len(show_progress.last)) + "\r" + line)
+            sys.stderr.write("\r" + line.ljust(len(before)) + "\r" + line)
             sys.stderr.flush()
-        show_progress.last = line
 
 
 show_progress.last = ""
@@ -878,7 +878,8 @@ def telling_of_silence():
     text = f"Waiting: no answer from Globus in {SILENCE} s. A long listing may take minutes."
     timer = threading.Timer(SILENCE, log, [text])
     timer.daemon = True
-    timer.start()
+    with contextlib.suppress(RuntimeError):  # no thread, at a limit of this machine
+        timer.start()
     try:
         yield
     finally:

@@ -305,3 +305,83 @@ def test_a_stall_of_the_driver_s_own_transfers_names_the_collection(driven, emul
     assert "/a, on the source collection (Globus Tutorial Collection 1)" in said[-1]
     emulator.bend(troubles=[])
     assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
+
+
+def interrupted_while_it_downloads(driven, emulator):
+    """A run whose driver was killed while its transfer tasks went on; they have ended."""
+    driver = driven.start(BATCH)
+    wait_until(lambda: len(emulator.tasks()) == 1)
+    driver.kill()
+    driver.communicate()
+    wait_until(lambda: emulator.tasks()[0]["status"] != "ACTIVE")
+
+
+@pytest.mark.parametrize("meanwhile", ["removed", "grown"])
+def test_what_has_arrived_while_no_driver_ran_counts_whatever_became_of_the_source(
+        meanwhile, driven, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    driven.config("MAX_BYTES = 100", "NUM_JOBS = 1")
+    emulator.bend(task_seconds=1)
+    interrupted_while_it_downloads(driven, emulator)
+    for name in "ab":
+        path = emulator.source / "home/share/godata" / name
+        path.unlink() if meanwhile == "removed" else path.write_text("x" * 1000)
+    emulator.add({"later": b"3"})  # PATH is not to be empty
+    assert last_line(driven.run(BATCH, "--limit", "2")) == "2 processed, 0 failed, 0 not needed"
+    assert contents(driven.folder / "out") == {"a": b"1", "b": b"2"}
+
+
+def test_a_task_that_globus_will_not_tell_of_is_cancelled(driven, emulator):
+    emulator.add({"a": b"x"})
+    emulator.bend(task_seconds=60)
+    emulator.fault("GET /v0.10/task/", times=1, status=403, json={
+        "code": "PermissionDenied", "message": "not yours"})
+    done = driven.run(BATCH)
+    assert last_line(done) == "0 processed, 1 failed, 0 not needed"
+    assert "FAILED a: Globus says: not yours" in done.out
+    assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
+
+
+def test_one_file_that_cannot_be_read_frees_its_task_at_once(driven, emulator):
+    emulator.add({"a": b"x"})
+    emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}])
+    done = driven.run(BATCH)
+    assert last_line(done) == "0 processed, 1 failed, 0 not needed"
+    assert all(task["request"]["skip_source_errors"] for task in emulator.tasks())
+
+
+@pytest.mark.long
+def test_a_reason_that_all_downloads_share_is_told_once_each_time_it_comes(driven, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(6)})
+    driven.config("FILES_PER_JOB = 1", "NUM_JOBS = 3")
+    emulator.bend(task_seconds=2, retry_seconds=0.2)
+    driver, said = driven.start(BATCH), []
+
+    def has_said(text):
+        said.append(driver.stderr.readline().decode())
+        return text in said[-1]
+
+    for tasks in (3, 6):
+        wait_until(lambda tasks=tasks: len(emulator.tasks()) == tasks)
+        emulator.bend_collection(SOURCE, paused_message="an hour off")
+        wait_until(lambda: has_said("Waiting: "))
+        time.sleep(2)  # the others see it as well
+        emulator.bend_collection(SOURCE, paused_message=None)
+        wait_until(lambda: has_said("Resumed."))
+    out, err = driver.communicate()
+    assert out.endswith(b"6 processed, 0 failed, 0 not needed\n")
+    assert "".join([*said, err.decode()]).count("Waiting: ") == 2
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(driven, emulator):
+    emulator.add({"a": b"x", "b": b"x"})
+    driven.config("import threading", "start, refused = threading.Thread.start, []",
+                  "def refuse_some(thread):",
+                  "    is_timer = isinstance(thread, threading.Timer)",
+                  "    refused.extend([1] * (not is_timer))",
+                  "    if is_timer or len(refused) in (1, 3):",
+                  "        raise RuntimeError(\"can't start new thread\")",
+                  "    start(thread)", "threading.Thread.start = refuse_some")
+    done = driven.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed"
+    assert "Waiting: can't start new thread: " in done.err

@@ -4,7 +4,7 @@ import random
 import threading
 
 import pytest
-from conftest import BATCH, DESTINATION, SOURCE, contents, last_line, processed
+from conftest import BATCH, DESTINATION, SOURCE, contents, last_line, processed, wait_until
 
 HTML = "<html>maintenance</html>"
 ANY = "/v0.10/"
@@ -38,14 +38,16 @@ FAIR = {"slots": 3, "pending_limit": 100, "token_life": 172800, "bytes_per_secon
 
 
 class Weather(threading.Thread):
-    """Bad for a moment, fair for a moment, and so on."""
+    """Bad for a moment, fair for a moment, and so on, once a file is there."""
 
-    def __init__(self, emulator, seed):
+    def __init__(self, emulator, seed, sign):
         super().__init__(daemon=True)
+        self.sign = sign
         self.emulator, self.chance, self.is_over = emulator, random.Random(seed), threading.Event()
         self.storms = 0
 
     def run(self):
+        wait_until(lambda: self.sign.exists() or self.is_over.is_set())
         while not self.is_over.wait(self.chance.uniform(0.2, 1)):
             self.storms += 1
             if self.chance.random() < 0.5:
@@ -72,7 +74,7 @@ def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator
     stand_in.process('cp -- "$1" "$GLOBUS_NAME.new"', 'mkdir -p out',
                      'mv -- "$GLOBUS_NAME.new" "out/$GLOBUS_NAME"',
                      'printf "%s\\n" "$GLOBUS_NAME" >>processed')
-    weather = Weather(emulator, seed)
+    weather = Weather(emulator, seed, stand_in.jobs / "journal.jsonl")
     weather.start()
     done = stand_in.run(BATCH, timeout=540)
     weather.is_over.set()
