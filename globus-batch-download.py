@@ -40,6 +40,7 @@ import helper
 HERE = helper.as_named_here(os.path.dirname(os.path.abspath(__file__)))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
+HTTP_TIMEOUT = 20  # seconds; once jobs are there, waiting for Globus holds them up
 BAR = 8  # characters
 VAIN_POLLS = 3  # polls that show none of the submitted jobs, before the first was accepted
 MOST_ASKED_AGAIN = 10000  # files; the filter looks at a disk, which may be slow
@@ -748,12 +749,18 @@ class Driver:
     def give_up(self, name):
         """True if the job had not begun, and now never will: exactly one of job and driver creates
         the claim file."""
+        path = self.file_of(name, "claim")
         try:
-            with open(self.file_of(name, "claim"), "x") as file:
-                file.write(GIVEN_UP)
-            return True
+            file = open(path, "x")
         except FileExistsError:
-            return read(self.file_of(name, "claim")) == GIVEN_UP
+            return read(path) == GIVEN_UP
+        try:
+            with file:
+                file.write(GIVEN_UP)
+        except OSError:  # a full disk: an empty claim would be nobody's
+            os.remove(path)
+            raise
+        return True
 
     def take_back(self, name, why):
         """A job that never began, and never will: its files are the next ones."""
@@ -966,9 +973,9 @@ class Driver:
             if self.is_halted:
                 with open(os.path.join(self.folder, "halted"), "w"):
                     pass  # for wrapper.sh: the jobs end after their file in process.sh
+            self.fill_slots()  # first: trouble with downloads is not to hold up what has arrived
             if not self.is_listing:
                 keep_downloading(self)
-            self.fill_slots()
             self.told.pop("disk", None)
             return ended
         except FileNotFoundError:  # jobs/ was removed
@@ -1244,13 +1251,14 @@ def keep_downloading(driver):
     for name in [name for name, download in driver.downloads.items() if download.done()]:
         take_arrivals(driver, name, driver.downloads.pop(name))
     while may_download(driver):
-        driver.next_id = driver.next_id or beside(helper.submission_id, driver.client)
-        submission_id = driver.next_id.done() and result_of(driver.next_id)
+        driver.next_id, future = None, driver.next_id or beside(
+            helper.submission_id, driver.client)
+        submission_id = future.done() and result_of(future)
         ahead = sum(job.step != "submitted" for job in driver.state.jobs.values())
         pack = submission_id and take_pack(driver, 2 * driver.config.NUM_JOBS - ahead)
         if not pack:
+            driver.next_id = future
             return
-        driver.next_id = None
         name, files = driver.new_name(), [[file.path, file.size] for file in pack]
         driver.append({"event": "download", "job": name, "files": files,
                        "submission_id": submission_id})
@@ -1277,9 +1285,11 @@ def beside(function, *arguments):
             future.set_result(function(*arguments))
         except BaseException as error:  # it is raised where the result is wanted
             future.set_exception(error)
+        finally:
+            helper.log.waiting.pop(threading.get_ident(), None)
 
     try:
-        threading.Thread(target=run, daemon=True).start()
+        threading.Thread(target=run, daemon=True, name=helper.DOWNLOAD).start()
     except RuntimeError as error:  # a limit of the login node: step() tries again
         raise OSError(errno.EAGAIN, str(error))
     return future
@@ -1319,11 +1329,13 @@ def take_arrivals(driver, name, download):
         failed, rest = result_of(download)
     except helper.GlobusAPIError as error:
         failed, rest = {path: helper.describe_error(error) for path, _ in job.files}, set()
+        driver.client.transport.http_timeout = HTTP_TIMEOUT  # cancelling has shortened it
     back = [file for file in job.files if file[0] in rest]
     files = [file for file in job.files if file[0] not in failed and file[0] not in rest]
     driver.append({"event": "arrived", "job": name, "files": files, "failed": failed})
     driver.put_back(back)
-    driver.tell_failures(failed)
+    for path, why in failed.items():  # each counts: the next pack may have as many
+        driver.tell_failures({path: why})
 
 
 # ---- the queue ----
@@ -1493,7 +1505,9 @@ def time_left(driver, ended, total, now):
     """', ~12 min left' at the pace so far; nothing before each place had two files, at the end, or
     when all is at a standstill; then the pace begins anew."""
     topics = set(driver.told)
-    if topics & {"stall", "waiting"} or "submit" in topics and not driver.state.jobs:
+    is_stalled = topics & {"stall", "waiting"} or (  # or if all downloads wait
+        0 < len(driver.downloads) == len(helper.log.waiting) and not driver.submitted())
+    if is_stalled or "submit" in topics and not driver.state.jobs:
         driver.pace_from = now, ended
     if ended - driver.pace_from[1] < 2 * driver.config.NUM_JOBS or ended == total:
         return ""
@@ -1592,8 +1606,9 @@ def tell_disagreement(driver, files):
 
 def print_how_to_go_on(driver):
     """What to do after a stop."""
-    ids = job_ids(driver)
-    helper.log(f"Stopped. {helper.plural(len(ids), 'job')} left in the queue.\n"
+    ids, jobs = job_ids(driver), len(driver.submitted())
+    unknown = f" ({jobs - len(ids)} not yet confirmed)" if jobs > len(ids) else ""
+    helper.log(f"Stopped. {helper.plural(jobs, 'job')} left in the queue{unknown}.\n"
                "Start this script again to continue.")
     if ids:
         helper.log("To cancel them: " + shown_command(driver.scheduler.cancel, ids))
@@ -1604,7 +1619,7 @@ def tell_transfers(driver):
     """What becomes of the driver's transfer tasks once it has ended."""
     tasks = sum(job.step == "transfer" for job in driver.state.jobs.values())
     if tasks:
-        helper.log(f"{helper.plural(tasks, 'transfer task')} of this script continue, too, "
+        helper.log(f"{helper.plural(tasks, 'transfer task')} of this script will go on, "
                    "but jobs for their files are submitted only after the next start.\n"
                    "To cancel them: https://app.globus.org/activity")
 
@@ -1828,7 +1843,7 @@ def take_owner_file(path):
         is_mine = False
     if not is_mine:
         raise helper.UserError("Another globus-batch-download.py is running here, on "
-                               f"{read(path) or 'another machine'}.\nIf it no longer runs, remove "
+                               f"{read(path) or 'some machine'}.\nIf it no longer runs, remove "
                                f"{path}")
 
 
@@ -1895,10 +1910,13 @@ def batch(driver, is_new, files, limit):
         tell_begin(driver, needed)
         tell_left_out(driver, refused)
         install_signal_handlers(driver)
-        driver.client.transport.http_timeout = 20  # from here on waiting would hold up the jobs
+        driver.client.transport.http_timeout = HTTP_TIMEOUT
         driver.main_loop()
     except KeyboardInterrupt:
         driver.stopping = True
+    except (helper.UserError, helper.GlobusError):
+        tell_transfers(driver)
+        raise
     finally:
         if not state.has_left_anything():
             helper.unmark_folder(config)

@@ -104,6 +104,7 @@ ERRORS = {
                     ("", 10)),
 }
 UNKNOWN = ("", None)
+DOWNLOAD = "download"  # the name of a thread of the batch driver's that downloads
 RESUMED = "Resumed."  # said after a line that begins with "Waiting: "
 CANCELLED = "cancelled, because it cannot succeed: "
 NOT_ENDED = "Globus has accepted the cancel request, but the task has not ended"
@@ -180,11 +181,8 @@ def raise_interrupt(number, frame):
 
 def log(text):
     """A line on stderr; none where that is closed or its disk full, and the work goes on."""
-    if threading.current_thread() is not threading.main_thread():  # one of several downloads
-        gist = "" if text == RESUMED else re.sub(r"\(.*\)", "", text)
-        if gist == log.gist:
-            return
-        log.gist = gist
+    if threading.current_thread().name == DOWNLOAD and not is_news(text):
+        return
     if log.is_timed:
         pattern = "%H:%M:%S" if is_terminal() else "%Y-%m-%d %H:%M:%S"
         text = f"{time.strftime(pattern)}  {text}"
@@ -194,8 +192,23 @@ def log(text):
             print(escape_control_chars(text), file=sys.stderr, flush=True)
 
 
-log.gist = ""  # of what a download has said last, and the others need not say
+log.waiting = {}  # thread: for what it waits, of the batch driver's downloads
 log.is_timed = False  # the batch driver's lines begin with the time; in a log with the date
+
+
+def is_news(text):
+    """False if another one of the driver's downloads has said so, or still waits."""
+    me = threading.get_ident()
+    with SCREEN:
+        if text == RESUMED:
+            log.waiting.pop(me, None)
+            return not log.waiting
+        if not text.startswith("Waiting: "):
+            return True
+        gist = re.sub(r"\(.*\)", "", text)
+        is_known = gist in log.waiting.values()
+        log.waiting[me] = gist
+        return not is_known
 
 
 def show_progress(text):
@@ -1129,6 +1142,7 @@ def submit_once(client, request):
     task_id = find_duplicate_task(client, request)
     if not task_id:
         raise Transient("another transfer task of yours has the same paths")
+    log(f"Globus already has this transfer; taking over its task {task_id}.")
     return task_id
 
 
@@ -1138,7 +1152,6 @@ def find_duplicate_task(client, request):
     for task in unfinished_tasks(client):
         found = tuple(map(task.get, ("label", "source_endpoint_id", "destination_endpoint_id")))
         if found == wanted and is_uuid(task.get("task_id")):
-            log(f"Globus already has this transfer; taking over its task {task['task_id']}.")
             return task["task_id"]
     return None
 
@@ -1509,9 +1522,11 @@ def transfer_files(client, config, directory, files, submission=None):
         rest = not_come_to(client, config, directory, files, task, missing) if (
             failure or "").startswith(CANCELLED) else []
     except BaseException as error:
-        is_refused = task_id is None and isinstance(error, GlobusAPIError)
         # An error that trying again cannot fix: then the task is not taken over either.
-        is_final = task_id and isinstance(error, GlobusAPIError) and not reauth_reason(error)
+        is_final = isinstance(error, GlobusAPIError) and not reauth_reason(error)
+        if is_final and task_id is None:  # refused; but an earlier try may have been accepted
+            task_id = find_duplicate_task(client, request)
+        is_refused = task_id is None and isinstance(error, GlobusAPIError)
         if (is_final or not submission) and (is_refused or stop_task(client, request, task_id)):
             remove_partial(config, before, before)
         raise
@@ -1520,7 +1535,7 @@ def transfer_files(client, config, directory, files, submission=None):
     sent = [file for file in files if file.path not in missing]
     for file in wait_for_files(sent, config.DOWNLOAD_DIR):
         # Its size may have changed since it was listed; but a limit is reckoned with that one.
-        if len(files) > 1 and config.MAX_BYTES is None:
+        if (len(files) > 1 or submission) and config.MAX_BYTES is None:
             with contextlib.suppress(UserError, GlobusAPIError):
                 file = stat_source(client, config, join(directory, file.path), file.path)
         if missing_files([file], config.DOWNLOAD_DIR):

@@ -74,6 +74,11 @@ end_if_stopped() {
   [ "$1" = 0 ] || [ -z "$stopped" ] || exit "$stopped"
 }
 
+# The driver has not given this job up, nor is the run over, and the files of its jobs gone.
+is_wanted() {
+  [ ! -e "$GLOBUS_JOB.closed" ] && [ -e "$GLOBUS_JOB.claim" ]
+}
+
 # Report a file's exit status to the driver, a line each. On a full disk, keep trying.
 report() {
   until [ -z "${GLOBUS_JOB:-}" ] || echo "$1" >>"$GLOBUS_JOB.results"; do sleep 5; done
@@ -96,11 +101,9 @@ worst=0
 for name; do
   [ -z "$stopped" ] || exit "$stopped"
   if [ -n "${GLOBUS_JOB:-}" ]; then
-    # The driver has given this job up, or stopped all, because every file fails; or the run is
-    # over, and the files of its jobs are gone.
-    [ ! -e "$GLOBUS_JOB.closed" ] && [ ! -e "${GLOBUS_JOB%/*}/halted" ] &&
-      [ -e "$GLOBUS_JOB.claim" ] || exit 143
+    [ ! -e "${GLOBUS_JOB%/*}/halted" ] && is_wanted || exit 143 # halted: because every file fails
     until echo "$name" >"$GLOBUS_JOB.working"; do sleep 5; done
+    is_wanted || exit 143 # the driver closes a job before it reads what the job works on
   fi
   [ $# = 1 ] || echo "== $name" >&2
   if [ -n "${arrived["/$name"]}" ]; then

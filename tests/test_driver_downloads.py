@@ -162,7 +162,7 @@ def test_ctrl_c_says_what_goes_on_without_the_driver_and_what_does_not(driven, e
     driver.send_signal(signal.SIGINT)
     err = driver.communicate()[1].decode()
     assert driver.returncode == 130
-    assert "of this script continue, too, but jobs for their files are submitted only after" in err
+    assert "of this script will go on, but jobs for their files are submitted only after" in err
 
 
 def test_a_job_that_is_refused_for_now_does_not_cost_a_second_transfer(driven, emulator, tmp_path):
@@ -370,7 +370,8 @@ def test_a_reason_that_all_downloads_share_is_told_once_each_time_it_comes(drive
         wait_until(lambda: has_said("Resumed."))
     out, err = driver.communicate()
     assert out.endswith(b"6 processed, 0 failed, 0 not needed\n")
-    assert "".join([*said, err.decode()]).count("Waiting: ") == 2
+    said = "".join([*said, err.decode()])
+    assert said.count("Waiting: ") == said.count("Resumed.") == 2
 
 
 def test_a_thread_that_cannot_be_started_is_tried_again(driven, emulator):
@@ -385,3 +386,47 @@ def test_a_thread_that_cannot_be_started_is_tried_again(driven, emulator):
     done = driven.run(BATCH)
     assert last_line(done) == "2 processed, 0 failed, 0 not needed"
     assert "Waiting: can't start new thread: " in done.err
+
+
+@pytest.mark.parametrize("where", ["job", "driver"])
+def test_a_task_that_was_accepted_unheard_and_then_refused_is_cancelled(where, driven, emulator):
+    emulator.add({"a": b"x"})
+    driven.config("DOWNLOAD_BY = %r" % where)
+    emulator.bend(task_seconds=60)
+    emulator.fault("POST /v0.10/transfer", times=1, drop="after")
+    emulator.fault("POST /v0.10/transfer", times=9, status=403, json={
+        "code": "PermissionDenied", "message": "not yours"})
+    done = driven.run(BATCH)
+    assert last_line(done) == "0 processed, 1 failed, 0 not needed"
+    assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
+
+
+def test_a_submission_id_that_could_not_be_had_is_asked_for_again(driven, emulator):
+    emulator.add({"a": b"x", "b": b"x"})
+    driven.config("import helper", "ask, asked = helper.submission_id, []",
+                  "def ask_in_vain(client):", "    asked.append(1)", "    if len(asked) == 1:",
+                  "        raise OSError('no CA bundle')", "    return ask(client)",
+                  "helper.submission_id = ask_in_vain")
+    done = driven.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed"
+    assert "Waiting: no CA bundle: " in done.err
+
+
+def test_one_file_that_changed_before_it_was_sent_counts_after_a_kill_as_well(driven, emulator):
+    emulator.add({"a": b"x"})
+    driven.config("FILES_PER_JOB = 1", "import helper; helper.ARRIVAL_SECONDS = 1",
+                  "def is_file_needed(file):", "    open(%r, 'w').write('more')"
+                  % str(emulator.source / "home/share/godata/a"), "    return True")
+    emulator.bend(task_seconds=1)
+    interrupted_while_it_downloads(driven, emulator)
+    assert last_line(driven.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_refusal_of_all_packs_costs_a_few_files(driven, emulator):
+    emulator.add({"f%03d" % n: b"x" for n in range(100)})
+    driven.config("FILES_PER_JOB = 50")
+    emulator.fault("POST /v0.10/transfer", status=403, json={
+        "code": "PermissionDenied", "message": "not yours"})
+    done = driven.run(BATCH)
+    assert done.returncode == 1 and "files failed in a row" in done.err
+    assert 10 <= int(last_line(done).split()[2]) <= 20

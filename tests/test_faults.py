@@ -438,6 +438,25 @@ def test_a_job_that_had_begun_is_not_submitted_again_though_nobody_told_its_id(
     assert (stand_in.folder / "begun").read_text() == "\n"
 
 
+def test_a_full_disk_under_a_claim_fails_no_file(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2"})
+    put_before(stand_in, tmp_path, "sbatch", 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"',
+               'echo "error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1')
+    stand_in.config(
+        "GRACE_SECONDS = 0", "POLL_SECONDS = 0.3", "import builtins, errno, os",
+        "real_open, times = builtins.open, []", "class Full:",
+        "    def __enter__(self): return self", "    def __exit__(self, *_): pass",
+        "    def write(self, _): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))",
+        "def full(path, *more, **named):", "    file = real_open(path, *more, **named)",
+        "    if not str(path).endswith('.claim') or more != ('x',): return file",
+        "    times.append(1)", "    return file if len(times) > 3 else file.close() or Full()",
+        "builtins.open = full")
+    stand_in.process(*KEEP)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed"
+    assert "Waiting: No space left on device" in done.err
+
+
 @pytest.mark.long
 def test_a_full_disk_under_the_journal_loses_nothing(stand_in, emulator):
     files = ["f%02d" % n for n in range(40)]

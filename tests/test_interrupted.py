@@ -1,5 +1,7 @@
 """Jobs that their scheduler stops, and the driver that is stopped or killed and started again."""
+import signal
 import subprocess
+import time
 
 from conftest import BATCH, DIE, KEEP, journal, last_line, load, processed, put_before, wait_until
 
@@ -95,5 +97,21 @@ def test_a_job_that_had_not_begun_when_it_was_cancelled_while_no_driver_ran_is_s
     driver.kill()
     driver.communicate()
     cancel_first_job(stand_in)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"a": 1}
+
+
+def test_ctrl_c_during_a_submission_tells_of_a_job_that_may_be_there(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "sbatch", 'touch "$0.begun"; sleep 4; exec "$real" "$@"')
+    stand_in.process(*KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until((tmp_path / "before" / "sbatch.begun").exists)
+    driver.send_signal(signal.SIGINT)
+    time.sleep(0.5)  # two at once would be one
+    driver.send_signal(signal.SIGINT)
+    err = driver.communicate()[1].decode()
+    assert driver.returncode == 130
+    assert "1 job left in the queue (1 not yet confirmed)" in err
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
     assert processed(stand_in) == {"a": 1}
