@@ -1142,7 +1142,6 @@ def submit_once(client, request):
     task_id = find_duplicate_task(client, request)
     if not task_id:
         raise Transient("another transfer task of yours has the same paths")
-    log(f"Globus already has this transfer; taking over its task {task_id}.")
     return task_id
 
 
@@ -1152,6 +1151,7 @@ def find_duplicate_task(client, request):
     for task in unfinished_tasks(client):
         found = tuple(map(task.get, ("label", "source_endpoint_id", "destination_endpoint_id")))
         if found == wanted and is_uuid(task.get("task_id")):
+            log(f"Globus already has this transfer, as task {task['task_id']}.")
             return task["task_id"]
     return None
 

@@ -283,7 +283,7 @@ def test_a_download_that_is_started_again_takes_up_its_task_unasked(site, emulat
     emulator.bend(slots=0)
     interrupt(site, emulator, 1)
     process = site.start("globus-simple-download.py")
-    wait_until(lambda: b"taking over its task" in process.stderr.readline())
+    wait_until(lambda: b"already has this transfer, as task" in process.stderr.readline())
     emulator.bend(slots=3)
     process.communicate()
     assert process.returncode == 0

@@ -123,7 +123,7 @@ def test_a_task_for_the_same_file_that_is_still_at_work_is_taken_over(site, emul
     first.communicate()
     done = run_single(site, "a")
     assert done.returncode == 0
-    assert "taking over its task" in done.err
+    assert "already has this transfer, as task" in done.err
     assert len(emulator.tasks()) == 1
 
 
