@@ -532,7 +532,7 @@ class State:
     def __init__(self):
         self.run = self.source = self.queue = self.resources = self.folder = None
         self.is_accepted = False  # the scheduler has taken a job for this queue, with these options
-        self.settings = {}  # that the run began with
+        self.settings = {}  # of the last start
         self.number = 0  # of jobs so far
         self.jobs = {}  # name: Job, while it is open
         self.lost = {}  # name: Job, closed with files that failed with it; a result may come yet
@@ -546,6 +546,8 @@ class State:
         if kind == "run":
             self.run, self.source = event["run"], event["source"]
             self.folder, self.settings = event.get("folder"), event.get("settings", {})
+        elif kind == "settings":  # from here on
+            self.settings = event["settings"]
         elif kind == "queue":  # where jobs go from here on
             self.queue, self.resources = event["queue"], event.get("resources")
             self.is_accepted = False
@@ -1079,6 +1081,10 @@ def refuse_another(driver):
     if driver.submitted() and state.queue not in (None, queue):
         text = (f"The interrupted run has jobs in the queue of {' '.join(state.queue)}, but this is"
                 f" {' '.join(queue)}.\nStart it as before")
+    elif changed_settings(driver, "DOWNLOAD_DIR") and any(
+            job.step != "submitted" or job.is_downloaded for job in state.jobs.values()):
+        text = (f"Files of the interrupted run are downloaded already.\n"
+                f"{changed_settings(driver)}.\nFinish it with those settings first")
     elif not is_source(driver.config, state.source):
         text = (f"There is an interrupted run here: {state.source[1]} of collection "
                 f"{state.source[0]}.\n{changed_settings(driver)}.\n"
@@ -1102,16 +1108,17 @@ def job_ids(driver):
     return [job.id for job in driver.state.jobs.values() if job.id]
 
 
-def changed_settings(driver):
-    """'It began with PATH = '/a', not '/b'; ...', or nothing."""
+def changed_settings(driver, wanted=""):
+    """'It had PATH = '/a', not '/b'; ...', or nothing; of one setting, or of all."""
     was = driver.state.settings
     changes = [f"{name} = {was[name]!r}, not {now!r}" for name, now in
-               helper.settings_of(driver.config).items() if was.get(name, now) != now]
-    return "It began with " + "; ".join(changes) if changes else ""
+               helper.settings_of(driver.config).items()
+               if was.get(name, now) != now and wanted in ("", name)]
+    return "It had " + "; ".join(changes) if changes else ""
 
 
 def tell_interrupted(driver):
-    """Say that an interrupted run is resumed, and what has changed since it began."""
+    """Say that an interrupted run is resumed, and what has changed since."""
     state, ids, changes = driver.state, job_ids(driver), changed_settings(driver)
     moving = sum(job.step == "transfer" for job in state.jobs.values())
     text = (f"Resuming the interrupted run: {len(state.processed):,} processed, "
@@ -1139,6 +1146,8 @@ def open_journal(driver, is_new):
     if not is_new:
         tell_interrupted(driver)
         driver.adopted = set(driver.submitted())
+        if changed_settings(driver):
+            driver.append({"event": "settings", "settings": helper.settings_of(config)})
 
 
 def clean_jobs_folder(driver):
@@ -1158,7 +1167,7 @@ def take_folder(driver):
     helper.mark_folder(driver.config)
     if driver.state.number:  # it has been ours
         return
-    task_id = helper.find_simple_download(driver.client, driver.config)
+    task_id = helper.find_download(driver.client, driver.config, "download")
     if task_id:
         raise helper.UserError(
             "A task of globus-simple-download.py still downloads into DOWNLOAD_DIR = "
@@ -1213,12 +1222,9 @@ def measure_leftovers(driver):
         for name in names:
             note_leftover(driver, os.path.relpath(os.path.join(folder, name), config.DOWNLOAD_DIR))
     incoming = [job for job in driver.state.lost.values() if job.is_incoming]
-    tasks = helper.unfinished_tasks(driver.client) if incoming else []
-    labels = {helper.get_text(task, "label") for task in tasks}
+    is_coming = incoming and helper.find_download(driver.client, config, "batch download")
     for job in incoming:
-        sources = [helper.join(config.PATH, path) for path, _ in job.left()]
-        label = helper.task_label(helper.job_label(sources), config.DESTINATION_PATH)
-        job.is_incoming = label in labels  # else its task has ended
+        job.is_incoming = bool(is_coming)  # else its task has ended
         for path, size in job.left() if job.is_incoming else []:
             note_leftover(driver, path, size)
     for job in driver.state.jobs.values():
@@ -1324,10 +1330,11 @@ def download_pack(driver, job, is_resumed):
 
 def take_arrivals(driver, name, download):
     """A download has ended: its job may be submitted."""
-    job = driver.state.jobs[name]
+    job, unsure = driver.state.jobs[name], []
     try:
         failed, rest = result_of(download)
     except helper.GlobusAPIError as error:
+        unsure = job.files  # its task may not have been cancelled
         failed, rest = {path: helper.describe_error(error) for path, _ in job.files}, set()
         driver.client.transport.http_timeout = HTTP_TIMEOUT  # cancelling has shortened it
     back = [file for file in job.files if file[0] in rest]
@@ -1336,6 +1343,8 @@ def take_arrivals(driver, name, download):
     driver.put_back(back)
     for path, why in failed.items():  # each counts: the next pack may have as many
         driver.tell_failures({path: why})
+    for path, size in unsure:
+        note_leftover(driver, path, size)
 
 
 # ---- the queue ----

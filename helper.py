@@ -847,11 +847,15 @@ def keep_trying(function, *arguments, **options):
             if gist != told:
                 log(f"Waiting: {trouble}. Trying again until it works.")
                 told = gist
+                keep_trying.outages += 1
             time.sleep(max(pause, trouble.seconds))
         else:
             if told:
                 log(RESUMED)
             return answer
+
+
+keep_trying.outages = 0  # that have been told
 
 
 def try_once(call, *arguments, **options):
@@ -1145,10 +1149,11 @@ def submit_once(client, request):
     return task_id
 
 
-def find_duplicate_task(client, request):
-    """The id of an unfinished task with this request's label and collections, or None."""
+def find_duplicate_task(client, request, ask=None):
+    """The id of an unfinished task with this request's label and collections, or None. ask: see
+    unfinished_tasks()."""
     wanted = request["label"], request["source_endpoint"], request["destination_endpoint"]
-    for task in unfinished_tasks(client):
+    for task in unfinished_tasks(client, ask):
         found = tuple(map(task.get, ("label", "source_endpoint_id", "destination_endpoint_id")))
         if found == wanted and is_uuid(task.get("task_id")):
             log(f"Globus already has this transfer, as task {task['task_id']}.")
@@ -1156,17 +1161,19 @@ def find_duplicate_task(client, request):
     return None
 
 
-def unfinished_tasks(client):
-    """The documents of the user's unfinished tasks, of which Globus allows a hundred."""
-    return retry(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
-                 required={"DATA": list})["DATA"]
+def unfinished_tasks(client, ask=None):
+    """The documents of the user's unfinished tasks, of which Globus allows a hundred. With
+    ask=try_once none if it does not answer at once."""
+    return (ask or retry)(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
+                          required={"DATA": list}).get("DATA", [])
 
 
-def find_simple_download(client, config):
-    """The id of an unfinished task of globus-simple-download.py into DESTINATION_PATH, or None."""
+def find_download(client, config, kind):
+    """The id of an unfinished task into DESTINATION_PATH whose label begins with that: 'download'
+    (globus-simple-download.py) or 'batch download'; None if there is none."""
     end = task_label("", config.DESTINATION_PATH).split()[-1]
     return next((get_text(task, "task_id") for task in unfinished_tasks(client)
-                 if re.fullmatch(f"download .* {end}", get_text(task, "label"))), None)
+                 if re.fullmatch(f"{kind} .* {end}", get_text(task, "label"))), None)
 
 
 def wait_for_task(client, task_id, progress, growth=1.3):
@@ -1177,7 +1184,9 @@ def wait_for_task(client, task_id, progress, growth=1.3):
     is_fatal, pauses = stall_detector(), backoff(0.125, SLOWEST_POLL, growth)
     while True:
         time.sleep(next(pauses))  # at most so much too late
+        outages = keep_trying.outages
         task = retry(client.get_task, task_id, required=TASK)
+        told = told if outages == keep_trying.outages else None  # its end was the last word
         if task["status"] in ENDED:
             failure = failure_reason(client, task)
             if told and not failure:
@@ -1518,6 +1527,9 @@ def transfer_files(client, config, directory, files, submission=None):
         # The batch driver has but three tasks at a time: one is to follow another at once.
         task, failure = wait_for_task(client, task_id, lambda task, reason: None,
                                       1.1 if submission else 1.3)
+        if submission and get_text(task, "label") != request["label"]:
+            # Of a driver that was killed; not all files were on the source collection any more.
+            return dict.fromkeys(before, ""), files
         missing = outcomes(client, config, directory, files, task)
         rest = not_come_to(client, config, directory, files, task, missing) if (
             failure or "").startswith(CANCELLED) else []
@@ -1525,7 +1537,7 @@ def transfer_files(client, config, directory, files, submission=None):
         # An error that trying again cannot fix: then the task is not taken over either.
         is_final = isinstance(error, GlobusAPIError) and not reauth_reason(error)
         if is_final and task_id is None:  # refused; but an earlier try may have been accepted
-            task_id = find_duplicate_task(client, request)
+            task_id = find_duplicate_task(client, request, try_once)
         is_refused = task_id is None and isinstance(error, GlobusAPIError)
         if (is_final or not submission) and (is_refused or stop_task(client, request, task_id)):
             remove_partial(config, before, before)

@@ -430,3 +430,39 @@ def test_a_refusal_of_all_packs_costs_a_few_files(driven, emulator):
     done = driven.run(BATCH)
     assert done.returncode == 1 and "files failed in a row" in done.err
     assert 10 <= int(last_line(done).split()[2]) <= 20
+
+
+def test_a_file_that_the_task_of_a_killed_driver_did_not_carry_is_not_taken_for_arrived(
+        driven, emulator):
+    emulator.add({"a": b"x", "b": b"x"})
+    driven.downloads.mkdir()
+    (driven.downloads / "a").write_bytes(b"?")  # as long as a was when it was listed
+    driven.config("MAX_BYTES = 20", "NUM_JOBS = 1", "def is_file_needed(file):",
+                  "    open(%r, 'w').write('x' * 10)"
+                  % str(emulator.source / "home/share/godata/a"), "    return True")
+    emulator.bend(task_seconds=1)
+    interrupted_while_it_downloads(driven, emulator)
+    done = driven.run(BATCH)
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+    assert "a has grown from 1 to 10 bytes" in done.out and processed(driven) == {"b": 1}
+
+
+def test_another_download_dir_has_to_wait_while_files_are_in_the_one_before(driven, emulator):
+    emulator.add({"a": b"x"})
+    emulator.bend(task_seconds=1)
+    interrupted_while_it_downloads(driven, emulator)
+    driven.config("DOWNLOAD_DIR = DESTINATION_PATH = %r" % str(driven.folder / "other"))
+    done = driven.run(BATCH)
+    assert done.returncode == 2
+    assert "It had DOWNLOAD_DIR = %r, not " % str(driven.downloads) in done.err
+    driven.config("DOWNLOAD_DIR = DESTINATION_PATH = %r" % str(driven.downloads))
+    assert last_line(driven.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_a_refusal_is_told_though_globus_does_not_list_the_tasks_either(driven, emulator):
+    emulator.add({"a": b"x"})
+    emulator.fault("POST /v0.10/transfer", status=403, json={
+        "code": "PermissionDenied", "message": "not yours"})
+    emulator.fault("GET /v0.10/task_list.*ACTIVE", status=500, text="<html>down</html>")
+    done = driven.run(BATCH)
+    assert "FAILED a: Globus says: not yours" in done.out

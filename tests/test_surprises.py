@@ -168,7 +168,7 @@ def test_a_run_that_is_resumed_with_another_setting_says_which(options, stand_in
     (stand_in.folder / "go").touch()
     driver.communicate()
     assert "0 processed, 0 failed, 1 job (%s)." % job_id in first
-    assert "It began with RESOURCES = '', not '--time=5'" in first
+    assert "It had RESOURCES = '', not '--time=5'" in first
 
 
 def test_an_interrupted_run_of_a_journal_without_its_settings_is_resumed(stand_in, emulator):

@@ -486,3 +486,19 @@ def test_a_login_that_lapses_in_the_middle_stops_the_driver_not_every_file(stand
     wanted = 30 - len([e for e in journal(stand_in) if e.get("reason")])
     assert last_line(done).startswith("%d processed, " % wanted)
     assert set(processed(stand_in).values()) == {1} and sum(processed(stand_in).values()) == wanted
+
+
+def test_why_a_task_does_not_move_is_told_again_after_an_outage(site, emulator):
+    emulator.add({"a": b"x"})
+    emulator.bend_collection(SOURCE, paused_message="an hour off")
+    process = site.start(SINGLE, "--globus-path", "/home/share/godata/", "--file", "a")
+
+    def has_said(text):
+        return text in process.stderr.readline().decode()
+
+    wait_until(lambda: has_said("an hour off"))
+    emulator.fault("GET /v0.10/task/", times=2, status=503, text="<html>down</html>")
+    wait_until(lambda: has_said("Resumed."))
+    wait_until(lambda: has_said("an hour off"))
+    emulator.bend_collection(SOURCE, paused_message=None)
+    assert process.wait() == 0
