@@ -67,6 +67,11 @@ LONGEST_COMMAND = 1000000  # bytes
 #   cancel          the command, to which ids are added
 #   release         the same, for jobs that are held
 #   linger_seconds  seconds that a job stays in the queue after it wrote its exit status
+#
+# Another kind of scheduler needs: an entry in SCHEDULERS, with a function that parses its queue;
+# guess_scheduler(); its variables for a job's id and restarts in JOB_SCRIPT; its words in LIMIT and
+# UNSURE; its environment in WHICH_CLUSTER and SET_FOR_A_JOB; options that are not for the user in
+# FOREIGN_OPTIONS; its name in helper.SETTINGS.
 Scheduler = collections.namedtuple(
     "Scheduler", "submit log id queue parse_queue job_info cancel release linger_seconds")
 
@@ -406,7 +411,7 @@ export GLOBUS_JOB=$job GLOBUS_SIZES="${sizes[*]:done}" PYTHONUTF8=1
 cd "$working_dir" && bash "$wrapper" "$dir" "${names[@]:done}" </dev/null
 status=$?
 case $status in
-  129 | 130 | 137 | 140 | 143 | 152) # a signal: the queue tells whether the job begins again
+  129 | 130 | 137 | 140 | 143 | 152) # wrapper.sh's, and SIGKILL: does the job begin again?
     for _ in {1..60}; do # the disk may be full for a while
       echo $status >"$job.new" && mv "$job.new" "$job.status" && break
       sleep 5
@@ -493,7 +498,8 @@ class Journal:
         self.length = os.fstat(self.file.fileno()).st_size
 
     def append(self, events):
-        """Write events down to the disk. Raises UserError if somebody else writes there, too."""
+        """Write events down to the disk. Raises UserError if somebody else writes there, too.
+        Their keys stay in order: JOB_SCRIPT looks for 'event', 'job' and 'i' at the beginning."""
         lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
         try:
             if os.fstat(self.file.fileno()).st_size != self.length:  # a lock of this host only
@@ -617,7 +623,8 @@ class State:
 
 class Driver:
     """Keeps the jobs coming. The journal has what must survive; here are timers, what is pending,
-    and what the person knows already."""
+    and what the person knows already. Its methods are the loop, and all that changes the journal;
+    the functions below prepare, ask and tell."""
 
     def __init__(self, config, scheduler, client):
         self.config, self.scheduler, self.client = config, scheduler, client
@@ -707,8 +714,11 @@ class Driver:
                 script.write(os.fsencode(job_script(self, name, job)))
                 script.seek(0)
                 status, output, errors = run_command(command, script, SUBMIT_SECONDS, submit_env())
-        except OSError as error:
-            status, output, errors = 127, "", f"{error.strerror}: {self.folder}"
+        except OSError:  # a full disk: nothing was submitted
+            self.submit_limit = len(self.submitted()) - 1  # until the next poll
+            if self.revoke(name):
+                self.take_back(name, "its script could not be written")
+            raise
         job_id = read_job_id(self.scheduler.id, output) if status == 0 else None
         if job_id:
             self.append({"event": "queued", "job": name, "id": job_id})
@@ -730,7 +740,7 @@ class Driver:
         is_outage = UNSURE.search(said) and not (
             NO_SERVER.search(said) and named_server(self.config))
         # No exit status: it was not over in time; 0: without an id; below 0: it was killed.
-        if status is None or status <= 0 or is_outage or not self.give_up(name):
+        if status is None or status <= 0 or is_outage or not self.revoke(name):
             # It may have been accepted all the same: the next answer of the queue tells.
             self.tell_once("submit", "It is not clear whether the scheduler accepted a job: "
                            f"{words}\nLooking for it in the queue.")
@@ -748,8 +758,8 @@ class Driver:
         self.tell_once("submit", f"The scheduler accepts no more jobs for now: {words}\nTrying "
                        f"again every {self.config.POLL_SECONDS:g} s, and when a job has ended.")
 
-    def give_up(self, name):
-        """True if the job had not begun, and now never will: exactly one of job and driver creates
+    def revoke(self, name):
+        """Keep a job from beginning; False if it has begun. Exactly one of job and driver creates
         the claim file."""
         path = self.file_of(name, "claim")
         try:
@@ -864,7 +874,7 @@ class Driver:
             if entry and entry.state != "ended":
                 self.missing_since.pop(name, None)
                 self.adopted.discard(name)
-            elif job.id is None and self.give_up(name):
+            elif job.id is None and self.revoke(name):
                 self.take_back(name, "it never came to the queue")
                 is_vain = not self.state.is_accepted
             else:
@@ -893,7 +903,7 @@ class Driver:
         if status:  # a signal has ended it, and the scheduler does not begin it again
             return f"exit status {status.strip()}"
         since = self.missing_since.setdefault(name, now)
-        if entry and since < now and self.give_up(name):
+        if entry and since < now and self.revoke(name):
             return words  # and it never began
         if now - since >= self.config.GRACE_SECONDS:
             return "the job was lost: no exit status, and " + words
@@ -913,7 +923,7 @@ class Driver:
         with open(self.file_of(name, "closed"), "w"):
             pass
         # An empty claim: its writer was killed, or had a full disk, and does nothing.
-        has_begun = not self.give_up(name) and read(self.file_of(name, "claim")) != ""
+        has_begun = not self.revoke(name) and read(self.file_of(name, "claim")) != ""
         self.read_results(name)
         if name not in self.state.jobs:
             return
@@ -972,8 +982,9 @@ class Driver:
             if time.monotonic() >= self.next_poll:
                 self.poll()
                 report_stall(self)
-            if self.is_halted:
-                with open(os.path.join(self.folder, "halted"), "w"):
+            halted = os.path.join(self.folder, "halted")
+            if self.is_halted and not os.path.exists(halted):
+                with open(halted, "w"):
                     pass  # for wrapper.sh: the jobs end after their file in process.sh
             self.fill_slots()  # first: trouble with downloads is not to hold up what has arrived
             if not self.is_listing:
@@ -986,6 +997,7 @@ class Driver:
             place = error.filename or self.folder
             self.tell_once("disk", f"Waiting: {error.strerror or error}: {place}. Trying again.")
             return 0
+
 
 # ---- packs ----
 
@@ -1404,7 +1416,7 @@ def confirm_empty(driver, output):
     if not driver.scheduler.job_info:
         return True
     if not ids:  # there is text, perhaps nonsense: what has not begun never will
-        return not output.strip() or all(map(driver.give_up, driver.submitted()))
+        return not output.strip() or all(map(driver.revoke, driver.submitted()))
     return GONE.search(output_of(driver.scheduler.job_info + ids[:1])) is not None
 
 

@@ -33,6 +33,7 @@ download() {
   for name; do options+=(--file "$name"); done
   said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$dir" "${options[@]}")
   failure=$?
+  problem="expected the path of the download, but got: $said"
   local IFS=$'\n' LC_ALL=C # names need not be UTF-8
   set -f
   for line in $said; do # a module or a start-up file may have said something, too
@@ -85,7 +86,7 @@ report() {
 }
 
 if [ "${GLOBUS_DOWNLOAD_BY:-job}" = driver ]; then
-  said="no file in $folder. Does this node see it?"
+  problem="no such file in $folder. Does this node see it?"
   for name; do # a shared file system may show a file late
     until [ -f "$folder/$name" ] || [ $SECONDS -gt 60 ]; do sleep 1; done
     [ ! -f "$folder/$name" ] || arrived["/$name"]=$folder/$name
@@ -110,7 +111,7 @@ for name; do
     process "$name"
     status=$?
   elif [ $failure = 0 ]; then
-    echo "wrapper.sh: expected the path of the download, but got: $said" >&2
+    echo "wrapper.sh: $problem" >&2
     status=1
   else
     status=$failure
