@@ -1333,7 +1333,7 @@ def download_pack(driver, job, is_resumed):
         files, failed = helper.find_files(client, config, config.PATH, dict(map(tuple, job.files)))
     if files:
         missing, rest = helper.transfer_files(client, config, config.PATH, files,
-                                              job.submission_id)
+                                              job.submission_id, is_resumed)
         rest = {file.path for file in rest}
         failed.update((path, why) for path, why in missing.items() if path not in rest)
         return failed, rest

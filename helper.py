@@ -1508,7 +1508,7 @@ def find_files(client, config, directory, sizes):
     return files, failed
 
 
-def transfer_files(client, config, directory, files, submission=None):
+def transfer_files(client, config, directory, files, submission=None, is_resumed=False):
     """Submit one task for all Files and wait; {path: why} of those that it did not bring, and the
     Files among them that it has not come to. Whatever ends it, no task is left behind, and no part
     of a file, unless a task may still write to it; but one with a submission id of the caller's
@@ -1527,8 +1527,8 @@ def transfer_files(client, config, directory, files, submission=None):
         # The batch driver has but three tasks at a time: one is to follow another at once.
         task, failure = wait_for_task(client, task_id, lambda task, reason: None,
                                       1.1 if submission else 1.3)
-        if submission and get_text(task, "label") != request["label"]:
-            # Of a driver that was killed; not all files were on the source collection any more.
+        if is_resumed and get_text(task, "label") != request["label"]:
+            # It carries fewer files: find_files() of the killed driver left some out.
             return dict.fromkeys(before, ""), files
         missing = outcomes(client, config, directory, files, task)
         rest = not_come_to(client, config, directory, files, task, missing) if (
