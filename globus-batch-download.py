@@ -374,6 +374,16 @@ def run_command(command, stdin=subprocess.DEVNULL, seconds=QUEUE_SECONDS, env=No
 
 # ---- the job ----
 
+# A job's files in WORKING_DIR/jobs/, each NAME and a dot before it:
+#   claim       whoever makes it decides whether the job runs: its id (JOB_SCRIPT), or GIVEN_UP
+#   results     an exit status for each file that has ended, in order (wrapper.sh)
+#   downloaded  its files are there: from here on each fails by itself (wrapper.sh)
+#   working     the name of the file that process.sh works on (wrapper.sh)
+#   status      the exit status of a job that a signal has ended (JOB_SCRIPT)
+#   closed      the driver has given up on it: wrapper.sh begins no other file
+#   log         what it said
+# and one for all of them, `halted`: too many files fail, wrapper.sh begins no other one.
+
 # What a job does, after a head of assignments (see job_script()). Its results are a file with a
 # line for each file of the job, in order: the exit status. A job that a signal has ended leaves
 # fewer lines, and its exit status in the status file.
@@ -397,7 +407,7 @@ done
   [ -z "$first" ] || rm -f "$job.claim" "$log"
   exit
 }
-done=$(count_results) # before the look at the journal: the driver removes them when it is there
+done=$(count_results) # before the journal, where they are before the driver removes the file
 if [[ $(tail -n 1 "$journal") == '{"event": "finished"'* ]]; then # accepted long after, say
   [ "$restarts" = 1 ] || rm -f "$job.claim" "$log"
   exit 0
@@ -715,7 +725,7 @@ class Driver:
                 script.seek(0)
                 status, output, errors = run_command(command, script, SUBMIT_SECONDS, submit_env())
         except OSError:  # a full disk: nothing was submitted
-            self.submit_limit = len(self.submitted()) - 1  # until the next poll
+            self.submit_limit = len(self.submitted()) - 1  # without it; until the next poll
             if self.revoke(name):
                 self.take_back(name, "its script could not be written")
             raise
@@ -759,8 +769,8 @@ class Driver:
                        f"again every {self.config.POLL_SECONDS:g} s, and when a job has ended.")
 
     def revoke(self, name):
-        """Keep a job from beginning; False if it has begun. Exactly one of job and driver creates
-        the claim file."""
+        """Keep a job from beginning, if that is not done; False if it has begun. Exactly one of job
+        and driver creates the claim file."""
         path = self.file_of(name, "claim")
         try:
             file = open(path, "x")
@@ -963,7 +973,7 @@ class Driver:
         state = self.state
         self.begun = time.monotonic()
         self.pace_from = self.begun, len(state.processed) + self.count_failed()
-        pauses = helper.backoff(0.05, 0.5, 1.05)  # an end is seen at most a twentieth too late
+        pauses = helper.backoff(0.05, 0.5, 1.05)  # seconds; short again when something has ended
         while not self.stopping and (self.submitted() if self.is_halted else
                                      self.pending or state.jobs):
             if self.login_suspect and time.monotonic() >= self.next_check:

@@ -855,7 +855,7 @@ def keep_trying(function, *arguments, **options):
             return answer
 
 
-keep_trying.outages = 0  # that have been told
+keep_trying.outages = 0  # that have been told; wait_for_task() then tells its own reason again
 
 
 def try_once(call, *arguments, **options):
