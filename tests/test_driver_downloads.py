@@ -316,7 +316,7 @@ def interrupted_while_it_downloads(driven, emulator):
     wait_until(lambda: emulator.tasks()[0]["status"] != "ACTIVE")
 
 
-@pytest.mark.parametrize("meanwhile", ["removed", "grown"])
+@pytest.mark.parametrize("meanwhile", ["removed", pytest.param("grown", marks=pytest.mark.long)])
 def test_what_has_arrived_while_no_driver_ran_counts_whatever_became_of_the_source(
         meanwhile, driven, emulator):
     emulator.add({"a": b"1", "b": b"2"})
@@ -388,7 +388,7 @@ def test_a_thread_that_cannot_be_started_is_tried_again(driven, emulator):
     assert "Waiting: can't start new thread: " in done.err
 
 
-@pytest.mark.parametrize("where", ["job", "driver"])
+@pytest.mark.parametrize("where", ["driver", pytest.param("job", marks=pytest.mark.long)])
 def test_a_task_that_was_accepted_unheard_and_then_refused_is_cancelled(where, driven, emulator):
     emulator.add({"a": b"x"})
     driven.config("DOWNLOAD_BY = %r" % where)
@@ -412,6 +412,7 @@ def test_a_submission_id_that_could_not_be_had_is_asked_for_again(driven, emulat
     assert "Waiting: no CA bundle: " in done.err
 
 
+@pytest.mark.long
 def test_one_file_that_changed_before_it_was_sent_counts_after_a_kill_as_well(driven, emulator):
     emulator.add({"a": b"x"})
     driven.config("FILES_PER_JOB = 1", "import helper; helper.ARRIVAL_SECONDS = 1",
@@ -447,6 +448,7 @@ def test_a_file_that_the_task_of_a_killed_driver_did_not_carry_is_not_taken_for_
     assert "a has grown from 1 to 10 bytes" in done.out and processed(driven) == {"b": 1}
 
 
+@pytest.mark.long
 def test_another_download_dir_has_to_wait_while_files_are_in_the_one_before(driven, emulator):
     emulator.add({"a": b"x"})
     emulator.bend(task_seconds=1)
@@ -459,6 +461,7 @@ def test_another_download_dir_has_to_wait_while_files_are_in_the_one_before(driv
     assert last_line(driven.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
+@pytest.mark.long
 def test_a_refusal_is_told_though_globus_does_not_list_the_tasks_either(driven, emulator):
     emulator.add({"a": b"x"})
     emulator.fault("POST /v0.10/transfer", status=403, json={

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import time
 
+import pytest
 from conftest import BATCH, DIE, KEEP, journal, last_line, load, processed, put_before, wait_until
 
 DRIVER = load("globus-batch-download")
@@ -101,6 +102,7 @@ def test_a_job_that_had_not_begun_when_it_was_cancelled_while_no_driver_ran_is_s
     assert processed(stand_in) == {"a": 1}
 
 
+@pytest.mark.long
 def test_ctrl_c_during_a_submission_tells_of_a_job_that_may_be_there(stand_in, emulator, tmp_path):
     emulator.add({"a": b"1"})
     put_before(stand_in, tmp_path, "sbatch", 'touch "$0.begun"; sleep 4; exec "$real" "$@"')
