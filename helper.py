@@ -1149,7 +1149,7 @@ def submit_once(client, request):
     return task_id
 
 
-def find_duplicate_task(client, request, ask=None):
+def find_duplicate_task(client, request, ask=retry):
     """The id of an unfinished task with this request's label and collections, or None. ask: see
     unfinished_tasks()."""
     wanted = request["label"], request["source_endpoint"], request["destination_endpoint"]
@@ -1161,11 +1161,11 @@ def find_duplicate_task(client, request, ask=None):
     return None
 
 
-def unfinished_tasks(client, ask=None):
+def unfinished_tasks(client, ask=retry):
     """The documents of the user's unfinished tasks, of which Globus allows a hundred. With
     ask=try_once none if it does not answer at once."""
-    return (ask or retry)(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
-                          required={"DATA": list}).get("DATA", [])
+    return ask(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
+               required={"DATA": list}).get("DATA", [])
 
 
 def find_download(client, config, kind):
