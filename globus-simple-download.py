@@ -27,13 +27,17 @@ def find_files(client, config):
     return files, refused
 
 
+def place_of(config):
+    """From where to where the files go."""
+    return helper.Place(config.PATH, config.DOWNLOAD_DIR, config.DESTINATION_PATH)
+
+
 def build(client, config, files):
     """One transfer request for all files."""
-    source, target = helper.join(config.PATH, ""), helper.join(config.DESTINATION_PATH, "")
     names = helper.checksum("\n".join(file.path for file in files))
     return helper.build_transfer(
         config, helper.submission_id(client), f"download {config.PATH} {names}",
-        ((source + file.path, target + file.path) for file in files),
+        place_of(config), (file.path for file in files),
         skip_source_errors=True)  # one unreadable file must not hold up the others
 
 
@@ -61,12 +65,6 @@ def transfer(client, config, files):
     try:
         task_id = task_id or helper.submit(client, request)
         print(f"Transfer task {task_id}\nhttps://app.globus.org/activity/{task_id}", flush=True)
-        try:
-            helper.refuse_batches(config)
-        except helper.UserError:  # a batch has begun meanwhile
-            helper.retry(client.cancel_task, task_id)
-            task_id = None
-            raise
         return helper.wait_for_task(client, task_id, make_progress(files))
     except BaseException as error:  # Ctrl-C, or whatever else ends the wait
         if task_id or not isinstance(error, (helper.GlobusAPIError, helper.UserError)):
@@ -93,16 +91,17 @@ def summary(config, files, missing, refused, task):
 def check_result(client, config, files, task):
     """{path: why} of the Files that are not there. Where Globus says that none is missing, but
     none is there, says so."""
-    missing = helper.outcomes(client, config, config.PATH, files, task)
+    place = place_of(config)
+    missing = helper.outcomes(client, place, files, task)
     if task["status"] != "SUCCEEDED":
         absent = {file.path for file in helper.missing_files(files, config.DOWNLOAD_DIR)}
         here = [path for path, why in missing.items() if not why and path not in absent]
-        blamed = helper.blamed_file(client, config, config.PATH, task)
-        compared = [path for path in here if path != blamed]
+        stuck = helper.stuck_file(client, place, task)
+        compared = [path for path in here if path != stuck]
         # Globus counts what it compared and found in place, but does not name it.
         is_clear = len(compared) == helper.get_number(task, "files_skipped")
         for path in here:
-            if is_clear and path != blamed:
+            if is_clear and path != stuck:
                 del missing[path]
             else:
                 missing[path] = "it is there, but not verified"
@@ -112,9 +111,9 @@ def check_result(client, config, files, task):
     helper.show_progress("")
     if len(late) == len(files) and helper.size_of(
             os.path.join(config.DOWNLOAD_DIR, files[0].path)) is None:
-        helper.log(helper.missing_reason(config, late[0]))
+        helper.log(helper.missing_reason(place, late[0]))
         return dict.fromkeys((file.path for file in late), "")
-    missing.update((file.path, helper.missing_reason(config, file)) for file in late)
+    missing.update((file.path, helper.missing_reason(place, file)) for file in late)
     return missing
 
 
@@ -138,8 +137,6 @@ def main(argv=None):
     client = helper.transfer_client()
     helper.check_collections(client, config)
     helper.check_destination(client, config)
-    if not options.dry_run:
-        helper.refuse_batches(config)
     files, refused = find_files(client, config)
     for file in refused:
         helper.log(f"Refused: {file.path!r} {file.refused}.")

@@ -22,39 +22,36 @@ def parse(argv):
     """The options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--globus-path", metavar="DIR", required=True,
-                        help="directory on the source collection")
-    parser.add_argument("--file", metavar="NAME", required=True, action="append",
+    parser.add_argument("--globus-path", metavar="DIR", help="directory on the source collection")
+    parser.add_argument("--file", metavar="NAME", action="append",
                         help="file in that directory; may be given several times")
+    parser.add_argument("--pack", help=argparse.SUPPRESS)  # for wrapper.sh: the pack's folder
     words = []
     for word in sys.argv[1:] if argv is None else argv:
         if words and words[-1] in ("--globus-path", "--file"):
             words[-1] += "=" + word  # the only way in which argparse takes -rf for a name
         else:
             words.append(word)
-    return parser.parse_args(words)
-
-
-def listed_sizes(names):
-    """{name: bytes} as the batch driver has listed them for this job; None where it has not."""
-    sizes = os.environ.get("GLOBUS_SIZES", "").split()
-    is_whole = len(sizes) == len(names) and all(
-        size.isdecimal() and len(size) < 20 for size in sizes)
-    return dict(zip(names, map(int, sizes))) if is_whole else dict.fromkeys(names)
+    options = parser.parse_args(words)
+    if not options.pack and not (options.globus_path and options.file):
+        parser.error("the following arguments are required: --globus-path, --file")
+    return options
 
 
 def main(argv=None):
     """Download the files; the exit status."""
     options = parse(argv)
     config = helper.load_config()
-    directory = helper.plain_path(options.globus_path)
+    if options.pack:
+        return helper.pack_status(config, options.pack)
+    place = helper.Place(helper.plain_path(options.globus_path), config.DOWNLOAD_DIR,
+                         config.DESTINATION_PATH)
     names = [helper.local_path(name) for name in options.file]
     if len(names) == 1 and helper.name_problem(names[0]):
         raise helper.UserError(f"The name {names[0]!r} {helper.name_problem(names[0])}.", 2)
-    failed = helper.download_files(helper.transfer_client(), config, directory,
-                                   listed_sizes(names))
+    failed = helper.download_files(helper.transfer_client(), config, place, names)
     for name in names:
-        path, why = helper.join(directory, name), failed.get(name)
+        path, why = helper.join(place.source, name), failed.get(name)
         if why is not None and len(names) == 1:
             helper.log(why if why.startswith(path) else f"The transfer of {path} failed: {why}")
             continue

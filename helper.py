@@ -1,25 +1,30 @@
 """What the four scripts share: errors, settings, tokens, listing, transfer tasks."""
+import array
 import contextlib
 import fcntl
+import functools
 import gc
 import glob
+import itertools
 import json
+import marshal
 import math
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
+import tokenize
 import traceback
+import types
 import unicodedata
 import warnings
 import zlib
-from collections import Counter, deque, namedtuple
+from collections import deque, namedtuple
 from difflib import get_close_matches
-from pathlib import PurePath
 
 # Imports and listings make many objects and no garbage, and looking for it takes time.
 gc.set_threshold(100000)
@@ -41,6 +46,7 @@ TRANSFER_SCOPE = "urn:globus:auth:scope:transfer.api.globus.org:all"
 # Globus Auth does not know the application that asks, whatever its user does.
 CLIENT_REFUSED = ("invalid_client", "unauthorized_client")
 
+FROZEN = "GLOBUS_SETTINGS"  # in the environment of a job: the driver's settings, as JSON
 HERE = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(HERE, "venv")  # as README.md has it
 
@@ -49,7 +55,6 @@ FIELDS = "DATA,total,name,type,size,last_modified,link_target"
 
 # Control characters, and what is no text at all; but not the bytes of a name that is not UTF-8.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
-MARK = ".globus-batch"  # in DOWNLOAD_DIR, while it is a batch's: a link to its WORKING_DIR/jobs
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # such bytes, as Python writes them
 LONGEST_NAME = 255  # bytes, of a file system
 UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -57,14 +62,15 @@ UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # Ctrl-C, and what schedulers send before they end a job.
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
 
+LONGEST_WRITE = 1000  # characters; a pipe with room takes 4,096 bytes at once
 QUIET_SECONDS = 60  # between two lines of progress in a log
-SLOWEST_POLL = 30  # seconds
+SOONEST_POLL, SLOWEST_POLL = 0.25, 30  # seconds
 STOP_SECONDS = 60  # upper limit for a cancel; Slurm kills a job 30 s (KillWait) after SIGTERM
 CANCEL_SECONDS = 5  # a cancelled task that has not ended by then is reported
 ENDED = ("SUCCEEDED", "FAILED")  # task statuses
 MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
-MOST_EMPTY_ROUNDS = 3  # cancelled tasks in a row that transferred nothing
+MOST_EMPTY_ROUNDS = 3  # tasks in a row that ended and told nothing of any of their files
 MOST_REFUSALS = 3  # of access tokens, one after the other
 SILENCE = 60  # seconds without an answer before this is reported
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
@@ -104,8 +110,6 @@ ERRORS = {
                     ("", 10)),
 }
 UNKNOWN = ("", None)
-DOWNLOAD = "download"  # the name of a thread of the batch driver's that downloads
-RESUMED = "Resumed."  # said after a line that begins with "Waiting: "
 CANCELLED = "cancelled, because it cannot succeed: "
 NOT_ENDED = "Globus has accepted the cancel request, but the task has not ended"
 STALE_STATUS_SECONDS = 900  # Globus may show an old error this long without a new attempt
@@ -124,10 +128,12 @@ MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 # One entry of a listing. path: below PATH; size: bytes; refused: why not to download it, or None.
 File = namedtuple("File", "path size last_modified refused")
 
+# Where files come from and go to: a directory of the source collection, a folder as this machine
+# names it, and the same folder as the destination collection names it.
+Place = namedtuple("Place", "source folder destination")
+
 
 # ---- telling ----
-
-SCREEN, RENEWAL = threading.RLock(), threading.Lock()  # the batch driver downloads in threads
 
 
 class UserError(Exception):
@@ -138,8 +144,20 @@ class UserError(Exception):
         self.status = status
 
 
+class LoginNeeded(UserError):
+    """The same, where a login is what helps."""
+
+
 def run_main(main):
     """Run a script's main(); every way it can end is made an exit status here."""
+    try:
+        return run_to_the_end(main)
+    finally:
+        write_to_stderr("", is_last=True)
+
+
+def run_to_the_end(main):
+    """What main() returns, or the exit status for the exception that ended it."""
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, raise_interrupt)
@@ -181,38 +199,52 @@ def raise_interrupt(number, frame):
 
 def log(text):
     """A line on stderr; none where that is closed or its disk full, and the work goes on."""
-    if threading.current_thread().name == DOWNLOAD and not is_news(text):
-        return
     if log.is_timed:
         pattern = "%H:%M:%S" if is_terminal() else "%Y-%m-%d %H:%M:%S"
         text = f"{time.strftime(pattern)}  {text}"
-    with SCREEN, contextlib.suppress(OSError):
-        show_progress("")
-        if sys.stderr:
-            print(escape_control_chars(text), file=sys.stderr, flush=True)
+    show_progress("")
+    write_to_stderr(escape_control_chars(text) + "\n")
 
 
-log.waiting = {}  # thread: for what it waits, of the batch driver's downloads
 log.is_timed = False  # the batch driver's lines begin with the time; in a log with the date
 
 
-def is_news(text):
-    """False if another one of the driver's downloads has said so, or still waits."""
-    me = threading.get_ident()
-    with SCREEN:
-        if text == RESUMED:
-            log.waiting.pop(me, None)
-            return not log.waiting
-        if not text.startswith("Waiting: "):
-            return True
-        gist = re.sub(r"\(.*\)", "", text)
-        is_known = gist in log.waiting.values()
-        log.waiting[me] = gist
-        return not is_known
+def write_to_stderr(text, is_last=False):
+    """Write, unless that would block: a terminal stopped by Ctrl-S, or a pipe that nobody reads,
+    gets the text later, and holds nothing up. is_last: wait until all is written."""
+    unwritten = write_to_stderr.unwritten
+    unwritten.extend(text[start:start + LONGEST_WRITE]
+                     for start in range(0, len(text), LONGEST_WRITE))
+    with contextlib.suppress(OSError, ValueError):  # it is closed, or its disk is full
+        while unwritten and sys.stderr and (
+                is_last or select.select([], [sys.stderr], [], 0)[1]):
+            sys.stderr.write(unwritten.popleft())
+            sys.stderr.flush()
+
+
+write_to_stderr.unwritten = deque(maxlen=10000)
+
+
+def report_waiting(reason):
+    """Say for what a script waits; in a pack's download, to the batch driver, too."""
+    log("Waiting: " + reason)
+    if report_waiting.path:
+        write_whole(report_waiting.path, reason)
+
+
+report_waiting.path = None  # of the file for the batch driver
+
+
+def report_resumed():
+    """Say that what the script has waited for has come."""
+    log("Resumed.")
+    if report_waiting.path:
+        remove_if_there(report_waiting.path)
 
 
 def show_progress(text):
     """Say how far it is: on the last line of a terminal; in a log as a line, once a minute."""
+    write_to_stderr("")  # what could not be written before
     if not is_terminal():
         if text and time.monotonic() - show_progress.when >= QUIET_SECONDS:
             show_progress.when = time.monotonic()
@@ -220,12 +252,11 @@ def show_progress(text):
         return
     width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
     line = escape_control_chars(text)[:width]
-    with SCREEN, contextlib.suppress(OSError):
-        before, show_progress.last = show_progress.last, line
-        if line != before:
-            # Spaces over what is left of the last text: a dumb terminal knows no code for that.
-            sys.stderr.write("\r" + line.ljust(len(before)) + "\r" + line)
-            sys.stderr.flush()
+    before = show_progress.last
+    if line != before and (not line or not write_to_stderr.unwritten):
+        # Spaces over what is left of the last text: a dumb terminal knows no code for that.
+        show_progress.last = line
+        write_to_stderr("\r" + line.ljust(len(before)) + "\r" + line)
 
 
 show_progress.last = ""
@@ -257,6 +288,14 @@ def format_bytes(size):
         size /= 1000
         units.pop(0)
     return f"{size} B" if units[0] == "B" else f"{size:.3g} {units[0]}"
+
+
+def parse_bytes(text):
+    """The bytes that a text such as '500 GB' or '1.5TB' stands for; or the text itself."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([kMGTP]?)B", text.strip(), re.I)
+    if not match:
+        return text
+    return int(float(match.group(1)) * 1000 ** " KMGTP".index(match.group(2).upper() or " "))
 
 
 def format_duration(seconds):
@@ -442,27 +481,26 @@ SETTINGS = {
     "DOWNLOAD_BY": one_of("job", "driver"),
     "MAX_FAILURES_IN_A_ROW": a_number("must be an integer of at least 1, or None", 1, types=int,
                                       or_none=True),
-    "MAX_BYTES": a_number("must be a number of bytes, or None", 1, or_none=True),
+    "MAX_BYTES": a_number('must be a number of bytes, a text such as "500 GB", or None', 1,
+                          or_none=True),
     "SCHEDULER": one_of("auto", "slurm", "pbs", "torque", "sge"),
     "RESOURCES": (is_command_line, "must be one line of text that can be split as a shell would"),
     "POLL_SECONDS": a_number("must be a number of seconds", 0.1),
     "GRACE_SECONDS": a_number("must be a number of seconds", 0),
     "is_file_needed": (callable, "must be a function"),
 }
-# Those that came later; an older config.py does without them.
-LATER_SETTINGS = {"FILES_PER_JOB": 1, "DOWNLOAD_BY": "job", "MAX_FAILURES_IN_A_ROW": 10,
-                  "TOKEN_FILE": "~/.wehi-globus-tokens.json"}
-
-
 def load_config():
-    """The module config, checked, with None replaced by what it stands for.
+    """The settings, checked, with None replaced by what it stands for; in a job those that the
+    batch driver had when it submitted the job, whatever config.py says by now.
 
     Raises UserError (exit status 2), which names the setting that is not valid."""
-    config = import_config()
+    config = read_config()
+    if FROZEN in os.environ:
+        return config
     for name in [name for name in vars(config) if name.isupper() and name not in SETTINGS]:
         close = get_close_matches(name, SETTINGS, 1, 0.84)
         require(config, name, not close or name.rstrip("_0123456789") in SETTINGS,  # such as PATH2
-                f"is no setting; did you mean {''.join(close)}?")
+                f"is not a setting; did you mean {''.join(close)}?")
     for name in SETTINGS:
         require(config, name, hasattr(config, name), "is missing; see the original config.py")
     fill_in(config)
@@ -478,17 +516,22 @@ def load_config():
     return config
 
 
-def import_config():
-    """The module config, with what an older one does not have yet. Raises UserError."""
+@functools.lru_cache(maxsize=None)
+def read_config():
+    """What config.py defines, unchecked, read once: its source, because Python takes the bytecode
+    of another file of the same second and size for its own. Raises UserError."""
     if missing_sdk:
         raise UserError(f"{missing_sdk}. Activate the environment that has what the scripts need:\n"
                         + environment_command())
+    if FROZEN in os.environ:
+        return types.SimpleNamespace(**json.loads(os.environ[FROZEN]))
+    config = types.ModuleType("config")
+    config.__file__ = os.path.join(HERE, "config.py")
     try:
-        import config
+        with tokenize.open(config.__file__) as file:
+            exec(compile(file.read(), config.__file__, "exec"), vars(config))
     except Exception as error:  # the user's own code: anything can happen
         raise config_error(error)
-    for name, value in LATER_SETTINGS.items():
-        vars(config).setdefault(name, value)
     return config
 
 
@@ -522,11 +565,6 @@ def require(config, name, is_fit, what):
 
 def fill_in(config):
     """Replace None by what it stands for, and names of folders by those to go by."""
-    if "GLOBUS_JOB" in os.environ:  # the driver's names and id, which this node may not know
-        for name in ("DOWNLOAD_DIR", "DESTINATION_PATH"):
-            setattr(config, name, os.environ.get("GLOBUS_" + name) or getattr(config, name))
-        config.DESTINATION_ENDPOINT_ID = (config.DESTINATION_ENDPOINT_ID
-                                          or os.environ.get("GLOBUS_DESTINATION"))
     real = config.WORKING_DIR
     if real == os.path.dirname(os.path.abspath(config.__file__)):
         config.WORKING_DIR = as_named_here(real)
@@ -540,6 +578,8 @@ def fill_in(config):
                 "means the Globus Connect Personal of this machine, but none is set up here.\n"
                 "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
     config.RESOURCES = config.RESOURCES or ""
+    if isinstance(config.MAX_BYTES, str):
+        config.MAX_BYTES = parse_bytes(config.MAX_BYTES)
     for name in ("PATH", "DESTINATION_PATH"):
         if isinstance(getattr(config, name), str):
             setattr(config, name, plain_path(getattr(config, name)))
@@ -577,9 +617,14 @@ def settings_of(config):
     return {name: getattr(config, name) for name in SETTINGS if name.isupper()}
 
 
+def freeze(config):
+    """The settings as the text that FROZEN holds."""
+    return json.dumps(settings_of(config))
+
+
 def token_file():
     """The path of the token file."""
-    config = import_config()
+    config = read_config()
     is_fit, what = SETTINGS["TOKEN_FILE"]
     require(config, "TOKEN_FILE", is_fit(config.TOKEN_FILE), what)
     return os.path.expanduser(config.TOKEN_FILE)
@@ -608,8 +653,6 @@ def name_problem(path):
     parts = path.split("/")
     if not {"", ".", ".."}.isdisjoint(parts):
         return "would be written outside DOWNLOAD_DIR"
-    if MARK in parts:
-        return "is the name of the mark that a batch leaves in DOWNLOAD_DIR"
     if max(map(len, map(os.fsencode, parts))) > LONGEST_NAME:
         return f"is longer than the {LONGEST_NAME} bytes that a file's name may have"
     return None
@@ -747,9 +790,10 @@ def transfer_tokens():
             pass  # which removes them, unless their writer is still at work
     tokens = read_tokens().get(TRANSFER, {})
     if not tokens.get("refresh_token"):
-        raise UserError(f"You are not logged in to Globus: there is no login in {token_file()}. "
-                        "Run globus-login.py first; or, if you have, set TOKEN_FILE in config.py "
-                        f"to a path on a disk that {os.uname().nodename} can see.")
+        raise LoginNeeded(
+            f"You are not logged in to Globus: there is no login in {token_file()}. Run "
+            "globus-login.py first; or, if you have, set TOKEN_FILE in config.py to a path on a "
+            f"disk that {os.uname().nodename} can see.")
     return tokens
 
 
@@ -779,19 +823,18 @@ class StoredTokenAuthorizer(GlobusAuthorizer):
         """Take the token of another process, or of a later login; if there is none, get a new one,
         and store it unless the user has logged out, or in again, meanwhile."""
         old = self.tokens.get("access_token")
-        with RENEWAL:  # of threads that do so at once, the others take the first one's
-            with contextlib.suppress(OSError, UserError):  # a home folder out of reach for a moment
-                self.tokens = transfer_tokens()
-            if self.is_valid() and self.tokens["access_token"] != old:
-                return
-            login = self.tokens["refresh_token"]
-            new = auth_client().oauth2_refresh_token(login).by_resource_server[TRANSFER]
-            self.tokens = dict(new, refresh_token=new.get("refresh_token") or login)
-            try:
-                if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
-                    store_tokens({TRANSFER: new})
-            except (OSError, UserError) as error:
-                log(f"The renewed tokens cannot be stored in {token_file()}: {error}")
+        with contextlib.suppress(OSError, UserError):  # a home folder out of reach for a moment
+            self.tokens = transfer_tokens()
+        if self.is_valid() and self.tokens["access_token"] != old:
+            return
+        login = self.tokens["refresh_token"]
+        new = auth_client().oauth2_refresh_token(login).by_resource_server[TRANSFER]
+        self.tokens = dict(new, refresh_token=new.get("refresh_token") or login)
+        try:
+            if read_tokens().get(TRANSFER, {}).get("refresh_token") == login:
+                store_tokens({TRANSFER: new})
+        except (OSError, UserError) as error:
+            log(f"The renewed tokens cannot be stored in {token_file()}: {error}")
 
 
 # ---- asking Globus ----
@@ -810,7 +853,7 @@ def attempt(call, *arguments, required=None, **options):
     where asking again later may help, and otherwise the error."""
     for refusals in range(MOST_REFUSALS + 1):
         try:
-            with telling_of_silence():
+            with report_silence():
                 answer = call(*arguments, **options)
             validate(answer, required or {})
             return answer
@@ -845,13 +888,13 @@ def keep_trying(function, *arguments, **options):
         except Transient as trouble:
             gist = re.sub(r"\(.*\)", "", str(trouble))  # the request id is always another
             if gist != told:
-                log(f"Waiting: {trouble}. Trying again until it works.")
+                report_waiting(f"{trouble}. Trying again until it works.")
                 told = gist
                 keep_trying.outages += 1
             time.sleep(max(pause, trouble.seconds))
         else:
             if told:
-                log(RESUMED)
+                report_resumed()
             return answer
 
 
@@ -890,17 +933,17 @@ def get_text(document, name):
 
 
 @contextlib.contextmanager
-def telling_of_silence():
+def report_silence():
     """Say so when an answer takes long."""
-    text = f"Waiting: no answer from Globus in {SILENCE} s. A long listing may take minutes."
-    timer = threading.Timer(SILENCE, log, [text])
-    timer.daemon = True
-    with contextlib.suppress(RuntimeError):  # no thread, at a limit of this machine
-        timer.start()
+    def report(number, frame):
+        log(f"Waiting: no answer from Globus in {SILENCE} s. A long listing may take minutes.")
+
+    signal.signal(signal.SIGALRM, report)
+    signal.setitimer(signal.ITIMER_REAL, SILENCE)
     try:
         yield
     finally:
-        timer.cancel()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def is_transient(error):
@@ -991,6 +1034,44 @@ def refuse_access(client, collection, error, text):
     raise UserError(f"{text} {advice}\n{describe_error(error)}")
 
 
+class Files:
+    """A queue of Files, open at both ends, for a million of them in little memory: those in the
+    middle are compressed by the thousand."""
+
+    def __init__(self):
+        self.first, self.middle, self.last, self.count = deque(), deque(), deque(), 0
+
+    def __len__(self):
+        return self.count
+
+    def append(self, file):
+        self.last.append(tuple(file))
+        self.count += 1
+        if len(self.last) >= 2000:
+            block = [self.last.popleft() for _ in range(1000)]
+            self.middle.append(zlib.compress(marshal.dumps(block), 1))
+
+    def appendleft(self, file):
+        self.first.appendleft(tuple(file))
+        self.count += 1
+
+    def popleft(self):
+        return self.take(self.first, self.last, deque.popleft)
+
+    def pop(self):
+        return self.take(self.last, self.first, deque.pop)
+
+    def take(self, near, far, pop):
+        """The File at one end: from that end's part, the next block, or what the other end has."""
+        if not near and self.middle:
+            near.extend(marshal.loads(zlib.decompress(pop(self.middle))))
+        elif not near:
+            near.extend(far)
+            far.clear()
+        self.count -= 1
+        return File(*pop(near))
+
+
 def list_files(client, config):
     """Yield a File for each file in PATH, and below it if RECURSIVE; a name or a subdirectory that
     cannot be used is one with a reason in `refused`. Raises UserError if PATH is no directory."""
@@ -998,31 +1079,55 @@ def list_files(client, config):
     while folders:
         folder = folders.pop()
         try:
-            entries = [(parse_entry(folder, entry), entry.get("type"), entry.get("link_target"))
-                       for entry in list_directory(client, config, folder)
-                       if config.RECURSIVE or entry.get("type") != "dir"]
+            entries, repeated = read_folder(client, config, folder)
         except GlobusAPIError as error:
             if not folder or reauth_reason(error):
                 raise
             yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
             continue
-        found, names = [], Counter(file.path for file, _, _ in entries)
-        for file, kind, link in entries:
+        found = []
+        while entries:
+            (path, size, modified, (refused, kind, is_link)) = entries.popleft()
+            file = File(path, size, modified, refused)
             if kind == "file" or not isinstance(kind, str):
-                yield file if names[file.path] < 2 else file._replace(
+                yield file if path not in repeated else file._replace(
                     refused="is listed more than once, or is a folder's name, too")
             elif kind != "dir":
-                left_out.append(f"{first_line(file.path)} ({first_line(kind)})")
-            elif file.refused:
+                left_out.append(f"{first_line(path)} ({first_line(kind)})")
+            elif refused:
                 yield file
-            elif link is not None:  # as in Globus's own recursion: it could go round for ever
-                left_out.append(f"{first_line(file.path)} (a link to a directory)")
+            elif is_link:  # as in Globus's own recursion: it could go round for ever
+                left_out.append(f"{first_line(path)} (a link to a directory)")
             else:
-                found.append(file.path + "/")
+                found.append(path + "/")
         folders.extend(reversed(list(dict.fromkeys(found))))
     if left_out:
         log("Skipped, neither file nor directory: " + ", ".join(left_out[:5])
             + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
+
+
+def read_folder(client, config, folder):
+    """The entries of one folder, as Files whose `refused` holds reason, type, and whether it is a
+    link; and the paths that are there more than once."""
+    entries, hashes = Files(), array.array("q")
+    for entry in list_directory(client, config, folder):
+        kind = entry.get("type")
+        if config.RECURSIVE or kind != "dir":
+            file = parse_entry(folder, entry)
+            hashes.append(hash(file.path))
+            kind = kind if isinstance(kind, str) else None
+            entries.append(file._replace(
+                refused=(file.refused, kind, entry.get("link_target") is not None)))
+    hashes = sorted(hashes)
+    twice = {one for one, other in zip(hashes, hashes[1:]) if one == other}
+    repeated, seen = set(), set()
+    for _ in range(len(entries) if twice else 0):
+        file = entries.popleft()
+        entries.append(file)
+        if hash(file.path) in twice:
+            repeated.update({file.path} & seen)
+            seen.add(file.path)
+    return entries, repeated
 
 
 def parse_entry(folder, entry):
@@ -1094,16 +1199,18 @@ def stat_source(client, config, path, name):
 # ---- transfer tasks ----
 
 
-def build_transfer(config, submission_id, label, pairs, **options):
-    """A request to transfer files, given as pairs of a source and a destination path. With its
-    submission id it is safe to send again: Globus makes one task of it."""
+def build_transfer(config, submission_id, label, place, paths, **options):
+    """A request to transfer files, given as paths in a Place. With its submission id it is safe to
+    send again: Globus makes one task of it."""
     request = globus_sdk.TransferData(
         source_endpoint=config.SOURCE_ENDPOINT_ID,
         destination_endpoint=config.DESTINATION_ENDPOINT_ID, submission_id=submission_id,
-        label=task_label(label, config.DESTINATION_PATH), verify_checksum=True,
+        label=task_label(label, place.destination), verify_checksum=True,
         sync_level="checksum", **options)
-    for source, destination in pairs:
-        request.add_item(globus_path(source), globus_path(destination), recursive=False)
+    source, destination = join(place.source, ""), join(place.destination, "")
+    for path in paths:
+        request.add_item(globus_path(source + path), globus_path(destination + path),
+                         recursive=False)
     return request
 
 
@@ -1117,14 +1224,6 @@ def task_label(text, destination):
     # Globus has refused labels for other characters than these.
     words = re.sub("[^A-Za-z0-9 ,_-]", "_", text)[:109].strip()
     return f"{words} {checksum(text)} {checksum(destination.rstrip('/'))}"
-
-
-def job_label(sources):
-    """What the label of the task of a job is made of, which downloads these files."""
-    if len(sources) == 1:
-        return "batch download " + sources[0]
-    return (f"batch download {checksum(chr(10).join(sources))} {len(sources)} files from "
-            + sources[0])
 
 
 def checksum(text):
@@ -1168,46 +1267,50 @@ def unfinished_tasks(client, ask=retry):
                required={"DATA": list}).get("DATA", [])
 
 
-def find_download(client, config, kind):
-    """The id of an unfinished task into DESTINATION_PATH whose label begins with that: 'download'
-    (globus-simple-download.py) or 'batch download'; None if there is none."""
-    end = task_label("", config.DESTINATION_PATH).split()[-1]
-    return next((get_text(task, "task_id") for task in unfinished_tasks(client)
-                 if re.fullmatch(f"{kind} .* {end}", get_text(task, "label"))), None)
-
-
-def wait_for_task(client, task_id, progress, growth=1.3):
+def wait_for_task(client, task_id, progress):
     """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
     progress(task, reason) is called at each look. Why a task does not move is told when it
     changes; one that cannot succeed is cancelled."""
-    told, before, cause, cancelled = None, None, None, None
-    is_fatal, pauses = stall_detector(), backoff(0.125, SLOWEST_POLL, growth)
+    reported, before, cause, cancelled, stuck = None, None, None, None, None
+    is_fatal, since, pause = stall_detector(), (None, time.monotonic()), SOONEST_POLL / 2
     while True:
-        time.sleep(next(pauses))  # at most so much too late
+        time.sleep(pause)
         outages = keep_trying.outages
         task = retry(client.get_task, task_id, required=TASK)
-        told = told if outages == keep_trying.outages else None  # its end was the last word
+        reported = reported if outages == keep_trying.outages else None  # its end was the last word
         if task["status"] in ENDED:
-            failure = failure_reason(client, task)
-            if told and not failure:
-                log(RESUMED)
+            failure = failure_reason(client, task, stuck)
+            if reported and not failure:
+                report_resumed()
             return task, CANCELLED + cause if cause and failure else failure
         reason = waiting_reason(task)
         if cause:
-            reason = NOT_ENDED if time.monotonic() > cancelled + CANCEL_SECONDS else told
-        if reason and reason != told:
+            reason = NOT_ENDED if time.monotonic() > cancelled + CANCEL_SECONDS else reported
+        if reason and reason != reported:
             detail = "" if cause else status_detail(client, task_id, task)
-            log(f"Waiting: {reason}{detail}  (task {task_id})")
-            told, trouble = reason, get_text(task, "nice_status")
+            report_waiting(f"{reason}{detail}  (task {task_id})")
+            reported, trouble = reason, get_text(task, "nice_status")
             before = work_done(task, trouble)
-        elif told and not reason and work_done(task, trouble) != before:
-            log(RESUMED)
-            told = None
+        elif reported and not reason and work_done(task, trouble) != before:
+            report_resumed()
+            reported = None
         progress(task, reason)
         if not cause and is_fatal(task):
-            cause = failure_reason(client, task)
+            stuck = last_error_event(client, task)
+            cause = failure_reason(client, task, stuck)
             retry(client.cancel_task, task_id)
-            cancelled, pauses = time.monotonic(), backoff(0.125, SLOWEST_POLL, 1.3)
+            cancelled, since = time.monotonic(), (None, time.monotonic())
+        is_queued = get_text(task, "nice_status") == "Queued"
+        if since[0] != is_queued:
+            since = is_queued, time.monotonic()
+        pause = next_pause(is_queued, time.monotonic() - since[1])
+
+
+def next_pause(is_queued, seconds):
+    """Seconds to the next look at a task that has been like this for so long. Only three are not
+    queued; a hundred that are have to share the 20 requests a second that Globus allows."""
+    least, share, most = (1, 0.25, 10) if is_queued else (SOONEST_POLL, 0.05, SLOWEST_POLL)
+    return min(max(least, share * seconds), most)
 
 
 def files_done(task):
@@ -1286,14 +1389,15 @@ def last_error_event(client, task):
             join_texts(": ", *sides[:1], server["words"]))
 
 
-def failure_reason(client, task):
-    """Why a task failed, or what it failed on, in one line; None if it SUCCEEDED."""
+def failure_reason(client, task, stuck=None):
+    """Why a task failed, or what it failed on, in one line; None if it SUCCEEDED. stuck: its newest
+    error event, as it was before the task was cancelled."""
     if task["status"] == "SUCCEEDED":
         return None
     error = task.get("fatal_error")
     error = error if isinstance(error, dict) else {}
     code = get_text(error, "code") or get_text(task, "nice_status")
-    description, file, server = last_error_event(client, task)
+    description, file, server = stuck or last_error_event(client, task)
     said = join_texts(
         ", ", ERRORS.get(code, UNKNOWN)[0] or get_text(error, "description")
         or get_text(task, "nice_status_short_description"),
@@ -1303,114 +1407,33 @@ def failure_reason(client, task):
                   said or "no reason given")
 
 
-# ---- whose the download folder is ----
-
-
-def jobs_folder(config):
-    """Where the state of this WORKING_DIR's batch is, under the name that its mark has."""
-    return os.path.join(os.path.realpath(config.WORKING_DIR), "jobs")
-
-
-def refuse_batches(config, ours=None):
-    """Raise UserError (exit status 2) if DOWNLOAD_DIR, or a folder around or in it, is another
-    batch's than that of our jobs folder: a batch deletes the files there."""
-    folder = PurePath(os.path.realpath(config.DOWNLOAD_DIR))
-    inside = [place for place, folders, names in os.walk(folder) if MARK in folders + names]
-    for place in [folder, *folder.parents, *inside]:
-        mark = os.path.join(place, MARK)
-        jobs = marked_by(mark)
-        if jobs in (None, ours):
-            continue
-        home, advice = os.path.dirname(jobs), f"remove {jobs}"
-        if not os.path.isdir(home):
-            home, advice = home + ", which is not there", f"if it no longer exists, remove {mark}"
-        raise UserError(f"{place} belongs to the batch of {home}.\nLet that one end; or cancel its "
-                        f"jobs, and {advice}; or set another DOWNLOAD_DIR in config.py.", 2)
-
-
-def marked_by(mark):
-    """The WORKING_DIR/jobs of the batch that a mark stands for; None if there is none. A mark of a
-    run that is over, or forgotten, is removed."""
-    try:
-        jobs = os.readlink(mark)
-    except OSError:  # there is none, or no link
-        return None
-    try:
-        with open(os.path.join(jobs, "journal.jsonl"), "rb") as journal:
-            is_over = any(b'"event": "finished"' in line for line in deque(journal, 1))
-    except FileNotFoundError:  # jobs/ was removed; but is the disk there at all?
-        is_over = os.path.isdir(os.path.dirname(jobs))
-    except OSError:
-        is_over = False
-    if not is_over:
-        return jobs
-    with contextlib.suppress(OSError):
-        os.remove(mark)
-    return None
-
-
-def mark_folder(config):
-    """Mark DOWNLOAD_DIR as this WORKING_DIR's. Raises UserError if it is another one's."""
-    mark, ours = os.path.join(config.DOWNLOAD_DIR, MARK), jobs_folder(config)
-    refuse_batches(config, ours)  # and clear away a mark that has outlived its run
-    try:
-        os.symlink(ours, mark)
-    except FileExistsError:  # from before; or another batch was faster, see below
-        if not os.path.islink(mark):
-            raise UserError(f"{mark} is in the way: a batch needs this name for its mark.", 2)
-    except OSError as error:
-        log(f"{config.DOWNLOAD_DIR} cannot be marked as this batch's ({error.strerror}): let "
-            "nothing else download into it.")
-    try:
-        refuse_batches(config, ours)  # of two that begin at once, no mark is overlooked
-    except UserError:
-        unmark_folder(config)
-        raise
-
-
-def unmark_folder(config):
-    """Remove the mark of this WORKING_DIR."""
-    mark = os.path.join(config.DOWNLOAD_DIR, MARK)
-    with contextlib.suppress(OSError):
-        if os.readlink(mark) == jobs_folder(config):
-            os.remove(mark)
-
-
 # ---- what has arrived ----
 
 
-def outcomes(client, config, directory, files, task):
-    """{path: why} of those Files, below a directory of the source, that a task which has ended did
-    not bring, or did not prove to be whole; why is empty where only the task as a whole failed.
-    Whether those of which Globus says nothing are there is for the caller to see."""
+def outcomes(client, place, files, task):
+    """{path: why} of those Files that a task which has ended did not bring, or did not prove to be
+    whole; why is empty where only the task as a whole failed. Whether those of which Globus says
+    nothing are there is for the caller to see."""
     missing, whole = {}, {file.path for file in files}
     if task.get("subtasks_skipped_errors") or task["status"] != "SUCCEEDED":
-        for path, error in task_files(client.task_skipped_errors, directory, task):
+        for path, error in task_files(client.task_skipped_errors, place.source, task):
             code = get_text(error, "error_code")
             missing[path] = (ERRORS.get(code, UNKNOWN)[0]
                              or parse_server_error(str(error.get("error_details")))["words"]
                              or code.lower().replace("_", " ") or "no reason given")
     if task["status"] != "SUCCEEDED":
         whole = {path for path, _ in
-                 task_files(client.task_successful_transfers, directory, task)}
-        whole.difference_update(file.path for file in missing_files(files, config.DOWNLOAD_DIR))
+                 task_files(client.task_successful_transfers, place.source, task)}
+        whole.difference_update(file.path for file in missing_files(files, place.folder))
     return {file.path: missing.get(file.path, "") for file in files
             if file.path in missing or file.path not in whole}
 
 
-def not_come_to(client, config, directory, files, task, missing):
-    """Those Files that a cancelled task may not have come to, because it kept trying another one of
-    them; none if it does not say which. missing: what outcomes() says of it."""
-    blamed = blamed_file(client, config, directory, task)
-    return [file for file in files if blamed in missing and blamed != file.path
-            and missing.get(file.path) == ""]
-
-
-def blamed_file(client, config, directory, task):
-    """The path below the directory of the file that a task failed on; None if it does not say."""
-    file = last_error_event(client, task)[1]
-    folders = [join(directory, ""), join(config.DESTINATION_PATH, "")]
-    return next((local_path(file[len(folder):]) for folder in folders if file.startswith(folder)),
+def stuck_file(client, place, task, stuck=None):
+    """The path of the file that a task failed on; None if it does not say."""
+    file = (stuck or last_error_event(client, task))[1]
+    return next((local_path(file[len(folder):]) for folder in
+                 (join(place.source, ""), join(place.destination, "")) if file.startswith(folder)),
                 None)
 
 
@@ -1455,46 +1478,45 @@ def wait_for_files(files, folder):
         time.sleep(pause)
 
 
-def missing_reason(config, file):
+def missing_reason(place, file):
     """Words on a File that Globus says has arrived, but has not."""
-    here = size_of(os.path.join(config.DOWNLOAD_DIR, file.path))
+    here = size_of(os.path.join(place.folder, file.path))
     if here is not None:
         return (f"{file.path} came with {plural(here, 'byte')}, but was listed with {file.size:,}: "
                 "did it change on the source collection? Start again.")
-    return (f"Globus says that {file.path} arrived, but it is not in DOWNLOAD_DIR = "
-            f"{config.DOWNLOAD_DIR}. Is DESTINATION_PATH = {config.DESTINATION_PATH} the same "
-            "folder, as the destination collection names it?")
+    return (f"Globus says that {file.path} arrived, but it is not in {place.folder}. Is "
+            f"{place.destination} the same folder, as the destination collection names it? "
+            "(DOWNLOAD_DIR, DESTINATION_PATH)")
 
 
 # ---- downloading files ----
 
 
-def download_files(client, config, directory, sizes):
-    """{name: why} of files, below a directory of the source, that have not arrived whole in
-    DOWNLOAD_DIR. sizes: {name: bytes as it was listed, or None}."""
-    files, failed = find_files(client, config, directory, sizes)
+def download_files(client, config, place, names):
+    """By hand: {name: why} of files that have not arrived whole. Whatever ends it, no task is left
+    behind."""
+    files, failed = find_files(client, config, place, dict.fromkeys(names))
     empty_rounds = 0
     while files:
-        missing, rest = transfer_files(client, config, directory, files)
-        # One that cannot arrive does not hold up the others; but all may have the same trouble.
+        request = build_request(config, submission_id(client), place, files)
+        missing = transfer_files(client, config, place, request, files, False)
         empty_rounds = empty_rounds + 1 if len(missing) == len(files) else 0
-        files = rest if empty_rounds < MOST_EMPTY_ROUNDS else []
-        left = {file.path for file in files}
-        failed.update((name, why) for name, why in missing.items() if name not in left)
+        failed.update(settle(missing, empty_rounds))
+        files = [file for file in files if file.path in missing and file.path not in failed]
     return failed
 
 
-def find_files(client, config, directory, sizes):
-    """The Files, and {name: why} of those that cannot be downloaded. A size that was listed will
-    do, unless there is a limit, or only one file to ask for."""
+def find_files(client, config, place, sizes):
+    """The Files, and {name: why} of those that cannot be downloaded. sizes: {name: bytes as it was
+    listed, or None}; such a size will do, unless there is a limit."""
     files, failed = [], {}
     for name, size in sizes.items():
-        path, problem = join(directory, name), name_problem(name)
+        path, problem = join(place.source, name), name_problem(name)
         try:
             if problem:
                 raise UserError(f"The name {name!r} {problem}.")
             file = File(name, size, None, None)
-            if size is None or len(sizes) == 1 or config.MAX_BYTES is not None:
+            if size is None or config.MAX_BYTES is not None:
                 file = stat_source(client, config, path, name)
             if config.MAX_BYTES is not None and size is not None and file.size > size:
                 raise UserError(f"{path} has grown from {size:,} to {file.size:,} bytes since it "
@@ -1508,57 +1530,69 @@ def find_files(client, config, directory, sizes):
     return files, failed
 
 
-def transfer_files(client, config, directory, files, submission=None, is_resumed=False):
-    """Submit one task for all Files and wait; {path: why} of those that it did not bring, and the
-    Files among them that it has not come to. Whatever ends it, no task is left behind, and no part
-    of a file, unless a task may still write to it; but one with a submission id of the caller's
-    goes on, because it can be taken over."""
-    sources = [join(directory, file.path) for file in files]
-    request = build_transfer(
-        config, submission or submission_id(client), job_label(sources),
-        [(source, join(config.DESTINATION_PATH, file.path))
-         for source, file in zip(sources, files)],
-        # One unreadable file must not hold up the others, nor one of the driver's three tasks.
-        skip_source_errors=len(files) > 1 or submission is not None,
+def build_request(config, submission, place, files):
+    """The request that brings these Files."""
+    label = f"batch download {plural(len(files), 'file')} from {place.source}"
+    return build_transfer(
+        config, submission, label if len(files) > 1 else "batch download " + files[0].path,
+        place, [file.path for file in files],
+        skip_source_errors=True,  # one unreadable file must not hold up the others
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
-    before, task_id = {file.path: file_signature(config, file.path) for file in files}, None
+
+
+def transfer_files(client, config, place, request, files, is_kept, is_new=True):
+    """Submit the request for these Files, and wait: {path: why} of those that have not arrived
+    whole; why is None for those to be asked for again: the task did not come to them, or EXPIRED;
+    or it is not new, and what it brought is not there any more. is_kept: a task that this script
+    does not see the end of goes on, to be taken over."""
+    task, failure = run_task(client, request, is_kept)
+    missing = outcomes(client, place, files, task)
+    stuck = stuck_file(client, place, task, run_task.stuck) if failure else None
+    is_expired = get_text(task.get("fatal_error") or {}, "code") == "EXPIRED"
+    for path, why in missing.items():
+        is_unknown = is_expired or stuck in missing and path != stuck and (
+            failure.startswith(CANCELLED))
+        missing[path] = why or (None if is_unknown else failure)
+    sent = [file for file in files if file.path not in missing]
+    for file in wait_for_files(sent, place.folder):
+        if config.MAX_BYTES is None:  # a limit is reckoned with the size that was listed
+            with contextlib.suppress(UserError, GlobusAPIError):
+                file = stat_source(client, config, join(place.source, file.path), file.path)
+        if missing_files([file], place.folder):
+            missing[file.path] = missing_reason(place, file) if is_new else None
+    return missing
+
+
+def settle(missing, empty_rounds):
+    """Of {path: why} those files that are not asked for again: after several tasks that brought
+    nothing at all, all of them, with the reason of one."""
+    known = {path: why for path, why in missing.items() if why is not None}
+    if empty_rounds < MOST_EMPTY_ROUNDS or not known:  # none is known of one that EXPIRED
+        return known
+    return {path: why or next(iter(known.values())) for path, why in missing.items()}
+
+
+def run_task(client, request, is_kept):
+    """The document of the request's task, at its end, and why it failed or None. An error that
+    trying again cannot fix leaves no task behind; nor does anything else, unless it is_kept."""
+    task_id, run_task.stuck = None, None
     try:
         task_id = submit(client, request)
-        # The batch driver has but three tasks at a time: one is to follow another at once.
-        task, failure = wait_for_task(client, task_id, lambda task, reason: None,
-                                      1.1 if submission else 1.3)
-        if is_resumed and get_text(task, "label") != request["label"]:
-            # It carries fewer files: find_files() of the killed driver left some out.
-            return dict.fromkeys(before, ""), files
-        missing = outcomes(client, config, directory, files, task)
-        rest = not_come_to(client, config, directory, files, task, missing) if (
-            failure or "").startswith(CANCELLED) else []
+        return wait_for_task(client, task_id, lambda task, reason: None)
     except BaseException as error:
-        # An error that trying again cannot fix: then the task is not taken over either.
         is_final = isinstance(error, GlobusAPIError) and not reauth_reason(error)
         if is_final and task_id is None:  # refused; but an earlier try may have been accepted
             task_id = find_duplicate_task(client, request, try_once)
         is_refused = task_id is None and isinstance(error, GlobusAPIError)
-        if (is_final or not submission) and (is_refused or stop_task(client, request, task_id)):
-            remove_partial(config, before, before)
+        if (is_final or not is_kept) and not is_refused:
+            stop_task(client, request, task_id)
         raise
-    remove_partial(config, missing, before)
-    missing = {path: why or failure for path, why in missing.items()}
-    sent = [file for file in files if file.path not in missing]
-    for file in wait_for_files(sent, config.DOWNLOAD_DIR):
-        # Its size may have changed since it was listed; but a limit is reckoned with that one.
-        if (len(files) > 1 or submission) and config.MAX_BYTES is None:
-            with contextlib.suppress(UserError, GlobusAPIError):
-                file = stat_source(client, config, join(directory, file.path), file.path)
-        if missing_files([file], config.DOWNLOAD_DIR):
-            missing[file.path] = missing_reason(config, file)
-    return missing, rest
 
 
 def stop_task(client, request, task_id):
-    """Cancel the task; True once it is over. Outages are waited out, but not for longer than
-    STOP_SECONDS: the scheduler soon kills this script."""
-    deadline, is_accepted, told = time.monotonic() + STOP_SECONDS, False, None
+    """Cancel the task. Outages are waited out, but not for longer than STOP_SECONDS: the scheduler
+    soon kills this script."""
+    deadline, is_accepted, reported = time.monotonic() + STOP_SECONDS, False, None
     client.transport.http_timeout = 10
     for pause in backoff(0.25, 5):
         try:
@@ -1576,28 +1610,195 @@ def stop_task(client, request, task_id):
             task = f"the transfer task {task_id}" if task_id else "a task, if there is one,"
             log(f"Stopped, but {task} could not be cancelled: {reason}\n"
                 "See https://app.globus.org/activity")
-            return False
-        if reason != told and time.monotonic() > deadline - STOP_SECONDS + CANCEL_SECONDS:
+            return
+        if reason != reported and time.monotonic() > deadline - STOP_SECONDS + CANCEL_SECONDS:
             log(f"Cancelling the transfer task {task_id}: {reason}.")
-            told = reason
+            reported = reason
         time.sleep(pause)
     log(f"Stopped; the transfer task {task_id} "
         + ("had succeeded." if status == "SUCCEEDED" else "is cancelled."))
-    return True
 
 
-def file_signature(config, path):
-    """What changes when a file is written to; None if there is none."""
+# ---- packs ----
+
+# A pack's files, in its folder in WORKING_DIR/jobs/:
+#   files          a line each: size, date and path, with tabs between; its number is its index
+#   settings.json  of the driver, at the submission
+#   moved          indices of files that came from the folder of an earlier pack
+#   submission.N   the Nth transfer: submission id, and what it carries; written before its use
+#   arrived        indices of the files that have arrived; appears when all that can arrive has
+#   results.*      lines `INDEX STATUS [WORDS]`, a file for each writer; 0 = processed
+#   waiting        for what the download waits
+#   wrapper.sh     the job; process.sh: as it was when the job began
+#   log            what the job said; INDEX.log: what process.sh said of one file
+# and the token of each attempt, see globus-batch-download.py.
+
+NEEDS_LOGIN = 3  # exit status of a pack's download
+
+
+def write_whole(path, text):
+    """Write a file so that it appears whole."""
+    new = f"{path}.new-{os.uname().nodename}-{os.getpid()}"
+    with open(new, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+    os.replace(new, path)
+
+
+def read_lines(path):
+    """The whole lines of a file; [] if there is none."""
     try:
-        status = os.stat(os.path.join(config.DOWNLOAD_DIR, path))
-    except OSError:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            return file.read().split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+
+
+def write_pack(folder, files, moved):
+    """Write down what a pack consists of."""
+    os.makedirs(folder, exist_ok=True)
+    write_whole(os.path.join(folder, "moved"), "".join(f"{index}\n" for index in moved))
+    write_whole(os.path.join(folder, "files"), "".join(
+        f"{file.size}\t{file.last_modified or ''}\t{file.path}\n" for file in files))
+
+
+def read_pack(folder):
+    """The Files of a pack."""
+    fields = (line.split("\t", 2) for line in read_lines(os.path.join(folder, "files")))
+    return [File(path, int(size), modified, None) for size, modified, path in fields]
+
+
+def read_indices(folder, name):
+    """The indices that one of a pack's files lists, a set."""
+    return {int(line) for line in read_lines(os.path.join(folder, name)) if line.isdecimal()}
+
+
+def read_results(folder, names=None):
+    """{index: (exit status, words, name of the writer)} of a pack's files. Of several results a
+    success counts, then the first one."""
+    results = {}
+    for name in sorted(names if names is not None else os.listdir(folder)):
+        if not name.startswith("results."):
+            continue
+        for line in read_lines(os.path.join(folder, name)):
+            match = re.fullmatch(r"(\d{1,9}) (\d{1,9})(?: (.*))?", line, re.ASCII)
+            if match:
+                index, status, words = int(match[1]), int(match[2]), match[3] or ""
+                if status == 0 or index not in results:
+                    results[index] = (status, words, name[len("results."):])
+    return results
+
+
+def add_result(folder, writer, index, status, words=""):
+    """Write the result of one file."""
+    line = " ".join([str(index), str(status), *words.split()]) + "\n"
+    with open(os.path.join(folder, "results." + writer), "ab", buffering=0) as file:
+        file.write(os.fsencode(line))
+
+
+def pack_place(config, folder):
+    """The Place of a pack: in DOWNLOAD_DIR it has a folder of its own."""
+    name = os.path.basename(folder)
+    return Place(config.PATH, os.path.join(config.DOWNLOAD_DIR, name),
+                 join(config.DESTINATION_PATH, name))
+
+
+def read_submission(folder, number):
+    """The Nth transfer of a pack: its submission id, the indices of the files that it carries, and
+    where it brings them; None if there is none."""
+    try:
+        with open(os.path.join(folder, f"submission.{number}"), encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
         return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def remove_partial(config, paths, before):
-    """Remove what a transfer that did not succeed has written; what was there before stays."""
-    for path in paths:
-        if file_signature(config, path) != before[path]:
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(config.DOWNLOAD_DIR, path))
+def claim_submission(folder, number, submission):
+    """Write down the Nth transfer of a pack before it is used. Of two that do so at once the first
+    one's counts: what is written down by now."""
+    path = os.path.join(folder, f"submission.{number}")
+    new = f"{path}.new-{os.uname().nodename}-{os.getpid()}"
+    write_whole(new, json.dumps(submission))
+    with contextlib.suppress(FileExistsError):
+        os.link(new, path)
+    os.remove(new)
+    return read_submission(folder, number)
+
+
+def download_pack(config, folder):
+    """Bring what a pack has left, and write down what has arrived, and why the rest has not. A
+    transfer that an earlier attempt began is taken over: the same request brings the same task."""
+    client, place, files = transfer_client(), pack_place(config, folder), read_pack(folder)
+    report_waiting.path = os.path.join(folder, "waiting")
+    remove_if_there(report_waiting.path)
+    writer, results = f"download-{os.uname().nodename}-{os.getpid()}", read_results(folder)
+    left = {index: file for index, file in enumerate(files) if index not in results}
+    moved, arrived, empty_rounds = read_indices(folder, "moved"), set(), 0
+    to = [config.DESTINATION_ENDPOINT_ID, place.destination]
+    for number in itertools.count(1):
+        submission, failed = read_submission(folder, number), {}
+        is_new = submission is None
+        if is_new:
+            arrived.update(index for index in moved.intersection(left)
+                           if not missing_files([files[index]], place.folder))
+            wanted = {index: file for index, file in left.items() if index not in arrived}
+            found, failed = find_files(client, config, place, {
+                file.path: file.size for file in wanted.values()})
+            carried = [index for index, file in wanted.items() if file.path not in failed]
+            submission = found and claim_submission(folder, number, {
+                "id": submission_id(client), "files": carried, "to": to})
+        if submission:
+            carried = [files[index] for index in submission["files"]]
+            moved.difference_update(submission["files"])  # what lies there may be a part
+            request = build_request(config, submission["id"], place, carried)
+            missing = dict.fromkeys((file.path for file in carried), None)
+            if submission["to"] != to:  # the destination has changed: not this one, then
+                stop_task(client, request, None)
+            else:
+                missing = bring(client, config, place, request, carried, is_new)
+                empty_rounds = empty_rounds + 1 if len(missing) == len(carried) else 0
+            failed.update(settle(missing, empty_rounds))
+            arrived.update(index for index in submission["files"]
+                           if files[index].path not in missing)
+        for index in [index for index, file in left.items() if file.path in failed]:
+            add_result(folder, writer, index, 1, failed[left.pop(index).path])
+        if not submission:
+            break
+    write_whole(os.path.join(folder, "arrived"), "".join(f"{i}\n" for i in sorted(arrived)))
+    remove_if_there(report_waiting.path)
+
+
+def bring(client, config, place, request, files, is_new):
+    """The same as transfer_files(); an error of Globus that trying again cannot fix is the reason
+    of all of them."""
+    try:
+        return transfer_files(client, config, place, request, files, True, is_new)
+    except GlobusAPIError as error:
+        if reauth_reason(error):
+            raise
+        return dict.fromkeys((file.path for file in files), describe_error(error))
+
+
+def pack_status(config, folder):
+    """Run download_pack(); the exit status, NEEDS_LOGIN if a login is what helps."""
+    try:
+        download_pack(config, folder)
+    except LoginNeeded as problem:
+        log(str(problem))
+        return NEEDS_LOGIN
+    except GlobusAPIError as error:
+        if not reauth_reason(error):
+            raise
+        log(describe_error(error))
+        return NEEDS_LOGIN
+    return 0
+
+
+def cancel_pack(config, folder):
+    """Cancel the transfers of a pack that is given up, so that they write nothing any more."""
+    client, place, files = transfer_client(), pack_place(config, folder), read_pack(folder)
+    for number in itertools.count(1):
+        submission = read_submission(folder, number)
+        if not submission:
+            return
+        stop_task(client, build_request(config, submission["id"], place, [
+            files[index] for index in submission["files"]]), None)

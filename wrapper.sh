@@ -1,127 +1,103 @@
 #!/bin/bash
 # The job: download its files, then process and delete each.   usage: wrapper.sh DIR NAME...
 # A file that fails is kept, and the others go on; the exit status is that of the last failure.
+# Lines #SBATCH, #PBS or #$ may stand here; RESOURCES in config.py wins.
 
+if [ "${1:-}" != --clean ]; then
+wrapper_command=("${BASH_SOURCE[0]}" --clean "$@")
+[ "${1:-}" != --pack ] || wrapper_command[0]=$2/wrapper.sh # a job: the driver's copy
 # ---- the environment of your jobs: edit here ----
 # module load samtools
 # source /path/to/another/venv/bin/activate; PYTHON=python3
 PYTHON=${PYTHON:-python3} # the batch driver sets PYTHON to the Python that runs it
 # -------------------------------------------------
+export PYTHON
+# What follows runs in a clean shell, without the options, traps and functions of this one.
+POSIXLY_CORRECT=1 # for this shell, exec is exec, whatever functions there are
+\trap - HUP INT TERM USR1 USR2 XCPU
+\exec /bin/bash -p "${wrapper_command[@]}"
+fi
 
-# A signal to the job ends the current step; this script survives to report it.
+set +o posix
+# A signal to the job ends the current step; this script survives to say so.
 stopped=
-trap 'stopped=129' HUP
-trap 'stopped=130' INT
-trap 'stopped=140' USR2
-trap 'stopped=143' TERM
-trap 'stopped=152' XCPU
-trap : USR1
-here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit
-dir=$1 && shift
-printf 'wrapper.sh on %s, %(%F %T)T: %s\n' "$HOSTNAME" -1 "$1${2:+ and $(($# - 1)) more}" >&2
-folder=${GLOBUS_DOWNLOAD_DIR:-} # set by the driver, with GLOBUS_JOB and GLOBUS_DOWNLOAD_BY
-if [ -z "$folder" ] && [ $# -gt 1 ]; then # by hand
-  said=$(cd -- "$here" && "$PYTHON" -c 'import sys; sys.path.insert(0, ""); import helper
-print(helper.load_config().DOWNLOAD_DIR)')
-  folder=${said##*$'\n'}
-fi
-declare -A arrived # /NAME: local path; the slash, because @ and * would mean all
-failure=0
+trap 'stopped=129' HUP; trap 'stopped=130' INT; trap 'stopped=143' TERM
+trap 'stopped=140' USR2; trap 'stopped=152' XCPU; trap : USR1
+names=() files=() todo=() over=() pack='' step=get row=0 worst=0
 
-download() {
-  local name line options=()
-  for name; do options+=(--file "$name"); done
-  said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$dir" "${options[@]}")
-  failure=$?
-  problem="expected the path of the download, but got: $said"
-  local IFS=$'\n' LC_ALL=C # names need not be UTF-8
-  set -f
-  for line in $said; do # a module or a start-up file may have said something, too
-    name=${line#"$folder"/}
-    [ -n "$folder" ] || [ $# != 1 ] || [[ $line != /*/"$1" ]] || name=$1
-    [[ $line != /* || ! -f $line ]] || arrived["/$name"]=$line
+# In a job, exactly one of job and driver moves the token. (NFS may deny a rename that it has made.)
+move() { mv -T -- "$pack/$1" "$pack/$2" 2>/dev/null || [ -e "$pack/$2" ]; }
+enter() { [ -z "$pack" ] || move "at.$me.$step" "at.$me.$1" || exit 0; step=$1; }
+finish() {
+  delete
+  [ -z "$pack" ] || move "at.$me.$step" "end.$me.$step.$1" || move "stop.$me.$step" "end.$me.$step.$1"
+  exit $((${#pack} ? $1 != 0 : $1)) # to some schedulers 99 and 100 have a meaning
+}
+delete() { [ ${#over[@]} = 0 ] || rm -f -- "${over[@]}"; over=(); }
+report() { # a line of results; on a full disk again and again, unless jobs/ was removed
+  until [ -z "$pack" ] || echo "$*" >>"$pack/results.$me"; do
+    [ -d "$pack" ] || [ ! -d "$here" ] || exit 1
+    sleep 5
+    echo >>"$pack/results.$me"
   done
-  set +f
 }
 
-process() {
-  local run=("$here/process.sh") status
-  export GLOBUS_NAME=$1
-  [ -x "$here/process.sh" ] || run=(bash "$here/process.sh")
-  "${run[@]}" "${arrived["/$1"]}"
-  status=$?
-  [ $status = 0 ] || explain $status
-  return $status
-}
-
-# After bash's own error message, say what is wrong with process.sh itself.
-explain() {
-  local first words
-  [ -f "$here/process.sh" ] || echo "wrapper.sh: there is no $here/process.sh" >&2
-  IFS= read -r first 2>/dev/null <"$here/process.sh" || return
-  read -ra words <<<"${first#"#!"}"
-  [[ ${words[0]} != */env ]] || words=("${words[@]:1}")
-  if [[ $first == *$'\r' ]]; then
-    echo "wrapper.sh: process.sh has Windows line endings; README.md says how to convert it" >&2
-  elif [[ $1 == 12[67] && $first == "#!"* ]] && ! command -v "${words[0]}" >/dev/null; then
-    echo "wrapper.sh: process.sh needs ${words[0]}, which is not on $HOSTNAME" >&2
-  fi
-}
-
-# End here if a signal has ended the step with this exit status: it is no result of a file. (SIGKILL
-# is: it comes to process.sh alone when memory runs out.)
-end_if_stopped() {
-  case $1 in 129 | 130 | 140 | 143 | 152) exit "$1" ;; esac
-  [ "$1" = 0 ] || [ -z "$stopped" ] || exit "$stopped"
-}
-
-# The driver has not given this job up, nor is the run over, and the files of its jobs gone.
-is_wanted() {
-  [ ! -e "$GLOBUS_JOB.closed" ] && [ -e "$GLOBUS_JOB.claim" ]
-}
-
-# Report a file's exit status to the driver, a line each. On a full disk, keep trying.
-report() {
-  until [ -z "${GLOBUS_JOB:-}" ] || echo "$1" >>"$GLOBUS_JOB.results"; do sleep 5; done
-}
-
-if [ "${GLOBUS_DOWNLOAD_BY:-job}" = driver ]; then
-  problem="no such file in $folder. Does this node see it?"
-  for name; do # a shared file system may show a file late
-    until [ -f "$folder/$name" ] || [ $SECONDS -gt 60 ]; do sleep 1; done
-    [ ! -f "$folder/$name" ] || arrived["/$name"]=$folder/$name
+shift
+if [ "$1" = --pack ]; then
+  pack=$2 attempt=$3 fuse=$4 here=$5 folder=$7 id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
+  me=$attempt.${id%%[!0-9]*}
+  cd -- "$6" && exec </dev/null || exit
+  for token in "$pack/ticket.$attempt" "$pack/at.$me".*; do # the second one after a requeue
+    new=$me.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM
+    if move "${token##*/}" "at.$new.get"; then me=$new && break; fi
   done
+  [ -e "$pack/at.$me.get" ] || exit 0 # given up, or somebody else's
+  GLOBUS_SETTINGS=$(<"$pack/settings.json") # not config.py, which may be another one by now
+  export GLOBUS_SETTINGS
+  while IFS=$'\t' read -r _ _ name; do names+=("$name") files+=("$folder/$name"); done <"$pack/files"
+  printf 'wrapper.sh on %s, %(%F %T)T: %s\n' "$HOSTNAME" -1 "${names[0]} (${#names[@]} in this pack)"
+  process=("$pack/process.sh")
+  cp -- "$here/process.sh" "$pack/process.$$" && chmod 755 "$pack/process.$$" &&
+    mv -T -- "$pack/process.$$" "${process[0]}" || finish 1
+  [ -e "$pack/arrived" ] || "$PYTHON" "$here/globus-single-file-download.py" --pack "$pack" ||
+    finish "${stopped:-$?}"
+  while read -r i _; do [[ $i != +([0-9]) ]] || has_result[i]=yes; done < <(cat "$pack"/results.* 2>&1)
+  while read -r i; do [ -n "${has_result[i]}" ] || todo+=("$i"); done <"$pack/arrived"
 else
-  download "$@"
-  end_if_stopped $failure
+  here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit
+  dir=$1 fuse=0 && shift
+  printf 'wrapper.sh on %s, %(%F %T)T: %s\n' "$HOSTNAME" -1 "$1${2:+ and $(($# - 1)) more}" >&2
+  names=("$@") todo=("${!names[@]}") process=("$here/process.sh") options=()
+  for name; do options+=(--file "$name"); done
+  said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$dir" "${options[@]}"
+    echo "/$?")
+  mapfile -t files <<<"$said" # its last lines, whatever else was said
+  status=${files[-1]#/} files=("${files[@]:${#files[@]} - 1 < $# ? 0 : ${#files[@]} - 1 - $#}")
+  [ "$status" = 0 ] || [ $# -gt 1 ] || exit "$status"
+  IFS='#! ' read -ra words <"$here/process.sh"
+  [ -x "${process[0]}" ] || process=("${words[@]:-bash}" "${process[0]}")
 fi
-unset GLOBUS_SIZES # process.sh may download, too
-[ -z "${GLOBUS_JOB:-}" ] || : >"$GLOBUS_JOB.downloaded" # from here on a file fails alone
 
-worst=0
-for name; do
-  [ -z "$stopped" ] || exit "$stopped"
-  if [ -n "${GLOBUS_JOB:-}" ]; then
-    [ ! -e "${GLOBUS_JOB%/*}/halted" ] && is_wanted || exit 143 # halted: because every file fails
-    until echo "$name" >"$GLOBUS_JOB.working"; do sleep 5; done
-    is_wanted || exit 143 # the driver closes a job before it reads what the job works on
-  fi
-  [ $# = 1 ] || echo "== $name" >&2
-  if [ -n "${arrived["/$name"]}" ]; then
-    process "$name"
-    status=$?
-  elif [ $failure = 0 ]; then
-    echo "wrapper.sh: $problem" >&2
-    status=1
+for i in "${todo[@]}"; do
+  [ -z "$stopped" ] || finish "$stopped"
+  enter "$i"
+  until [ -e "${files[i]}" ] || [ -z "$pack" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # it may come late
+  log=${pack:+$pack/$i.log}
+  if [ ! -e "${files[i]}" ]; then
+    status=1 && report "$i" 1 "not on $HOSTNAME: ${files[i]}. Does this node see that folder?"
   else
-    status=$failure
+    GLOBUS_NAME=${names[i]} "${process[@]}" "${files[i]}" >>"${log:-/dev/stdout}" 2>&1
+    status=$?
+    [ $status -le 128 ] || sleep 1 # a signal that was for the whole job is no result of the file
+    [ $status = 0 ] || [ -z "$stopped" ] || finish "$stopped"
+    report "$i" $status
   fi
-  end_if_stopped "$status"
-  if [ "$status" = 0 ]; then
-    rm -f -- "${arrived["/$name"]}" # process.sh may have moved it away
+  if [ $status = 0 ]; then
+    row=no over+=("${files[i]}" ${log:+"$log"})
+    [ $SECONDS = "${last:-}" ] || delete && last=$SECONDS # once a second
   else
     worst=$status
+    [ "$row" = no ] || [ $((++row)) != "$fuse" ] || finish "$status" # perhaps all fail: do not go on
   fi
-  report "$status"
 done
-exit "$worst"
+finish "$worst"

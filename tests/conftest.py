@@ -132,7 +132,12 @@ class Site:
         self.config("POLL_SECONDS = 1")
 
     def config(self, *lines):
-        """Append lines to config.py, as a user may."""
+        """Append lines to config.py, as a user may; "helper.X = Y" changes a constant of the
+        scripts, in jobs too."""
+        with open(str(self.folder / "helper.py"), "a", encoding="utf-8") as file:
+            file.writelines(line.replace("helper.", "") + "\n" for line in lines
+                            if line.startswith("helper."))
+        lines = [line for line in lines if not line.startswith(("helper.", "import helper"))]
         with open(str(self.folder / "config.py"), "a", encoding="utf-8") as file:
             file.write("\n" + "\n".join(lines) + "\n")
 
@@ -209,7 +214,9 @@ class Site:
         return process
 
     def downloaded(self):
-        return contents(self.downloads)
+        """{path: bytes} of the files that are there, without the folders of packs."""
+        return {re.sub(r"^g\d+-\w{5}/", "", path): content
+                for path, content in contents(self.downloads).items()}
 
 
 def read_code(url):
@@ -327,7 +334,7 @@ def bare_path(tmp_path):
     folder.mkdir()
     for tool in ("bash", "sh", "cat", "mv", "rm", "mkdir", "dirname", "sha256sum", "sleep", "env",
                  "cp", "touch", "rmdir", "setsid", "date", "kill", "sed", "grep", "seq", "head",
-                 "tail"):
+                 "tail", "chmod", "ln"):
         found = shutil.which(tool)
         if found:
             (folder / tool).symlink_to(found)

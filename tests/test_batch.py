@@ -79,7 +79,7 @@ def test_a_failed_file_is_tried_again_by_the_next_run(stand_in, emulator):
 def test_a_file_that_did_not_arrive_is_not_processed(cluster, emulator):
     emulator.add({"a": b"1", "b": b"22"})
     emulator.fault(r"/stat.path=.*b$", patch={"size": 7})
-    cluster.config("import helper; helper.ARRIVAL_SECONDS = 1")
+    cluster.config("helper.ARRIVAL_SECONDS = 1")
     cluster.process(*KEEP)
     done = cluster.run(BATCH)
     assert done.returncode == 1

@@ -123,7 +123,7 @@ def test_a_lost_answer_makes_no_second_task(driven, emulator):
 def test_what_cannot_succeed_is_cancelled_and_fails_alone(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(6)})
     (driven.downloads / "f2").mkdir(parents=True)
-    driven.config("import helper; helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
+    driven.config("helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
     done = driven.run(BATCH)
     assert last_line(done) == "5 processed, 1 failed, 0 not needed"
     assert "FAILED f2: cancelled, because it cannot succeed: " in done.out
@@ -238,14 +238,14 @@ def test_a_pack_that_globus_does_not_take_for_now_does_not_hold_up_the_others(dr
 def test_a_cancel_that_fails_is_tried_again(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(2)})
     (driven.downloads / "f1").mkdir(parents=True)
-    driven.config("import helper; helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
+    driven.config("helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
     emulator.fault("/cancel", times=3, status=503, text="<html>busy</html>")
     assert last_line(driven.run(BATCH)) == "1 processed, 1 failed, 0 not needed"
 
 
 def test_a_size_that_globus_will_not_tell_does_not_end_the_driver(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
-    driven.config("import helper; helper.ARRIVAL_SECONDS = 1", "def is_file_needed(file):",
+    driven.config("helper.ARRIVAL_SECONDS = 1", "def is_file_needed(file):",
                   "    if file.path == 'f3': open(%r, 'w').write('more')"
                   % str(emulator.source / "home/share/godata/f2"), "    return True")
     emulator.fault("/stat.*path=.*f2$", status=403, json={
@@ -415,7 +415,7 @@ def test_a_submission_id_that_could_not_be_had_is_asked_for_again(driven, emulat
 @pytest.mark.long
 def test_one_file_that_changed_before_it_was_sent_counts_after_a_kill_as_well(driven, emulator):
     emulator.add({"a": b"x"})
-    driven.config("FILES_PER_JOB = 1", "import helper; helper.ARRIVAL_SECONDS = 1",
+    driven.config("FILES_PER_JOB = 1", "helper.ARRIVAL_SECONDS = 1",
                   "def is_file_needed(file):", "    open(%r, 'w').write('more')"
                   % str(emulator.source / "home/share/godata/a"), "    return True")
     emulator.bend(task_seconds=1)

@@ -18,7 +18,7 @@ def tree(emulator):
 
 
 def test_names_that_are_not_utf8_arrive_under_their_own_bytes(site, tree):
-    site.config("RECURSIVE = True", "import helper; helper.ARRIVAL_SECONDS = 1")
+    site.config("RECURSIVE = True", "helper.ARRIVAL_SECONDS = 1")
     done = site.run(SIMPLE)
     assert done.returncode == 0, done.err
     assert site.downloaded() == tree
@@ -27,7 +27,7 @@ def test_names_that_are_not_utf8_arrive_under_their_own_bytes(site, tree):
 @pytest.mark.parametrize("download_by,pack", [("job", 1), ("job", 6), ("driver", 6)])
 def test_names_that_are_not_utf8_go_through_a_batch(download_by, pack, stand_in, tree):
     stand_in.config("RECURSIVE = True", "DOWNLOAD_BY = %r" % download_by,
-                    "FILES_PER_JOB = %d" % pack, "import helper; helper.ARRIVAL_SECONDS = 1")
+                    "FILES_PER_JOB = %d" % pack, "helper.ARRIVAL_SECONDS = 1")
     stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
     assert done.returncode == 0, done.out
@@ -54,7 +54,7 @@ def test_a_name_that_is_not_utf8_may_be_given_as_globus_shows_it(site, tree):
     "/home//share/godata", "/home/share/./godata/", "/home/share/godata/."])
 def test_a_path_with_empty_parts_is_the_plain_one(path, site, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    site.config("PATH = %r" % path, "import helper; helper.ARRIVAL_SECONDS = 1")
+    site.config("PATH = %r" % path, "helper.ARRIVAL_SECONDS = 1")
     emulator.bend(troubles=[{"path": "a$", "code": "FILE_NOT_FOUND"}])
     done = site.run(SIMPLE)
     assert "Did not arrive: a (file not found)\n" in done.out, done.out

@@ -104,7 +104,7 @@ def test_a_file_that_is_gone_since_it_was_listed_fails_alone(packs, emulator):
 
 def test_a_file_that_changed_its_size_since_it_was_listed_is_taken_as_it_is(packs, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(10)})
-    packs.config("import helper; helper.ARRIVAL_SECONDS = 1", "def is_file_needed(file):",
+    packs.config("helper.ARRIVAL_SECONDS = 1", "def is_file_needed(file):",
                  "    if file.path == 'f9': open(%r, 'w').write('more')"
                  % str(emulator.source / "home/share/godata/f2"), "    return True")
     assert last_line(packs.run(BATCH)) == "10 processed, 0 failed, 0 not needed"
@@ -317,7 +317,7 @@ def test_a_file_that_is_not_there_does_not_hold_up_the_others(site, emulator):
 def test_a_file_that_cannot_be_written_does_not_hold_up_the_others(site, emulator):
     emulator.add({"a": b"1", "b": b"2", "c": b"3"})
     (site.downloads / "b").mkdir(parents=True)
-    site.config("import helper; helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
+    site.config("helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
     done = run_single(site, "a", "b", "c")
     assert done.returncode == 1
     assert done.out == "%s/a\n\n%s/c\n" % (site.downloads, site.downloads)

@@ -139,7 +139,7 @@ def test_a_trouble_that_comes_and_goes_is_told_once_until_something_moves(site, 
     emulator.add({"a": b"1", "b": b"2"})
     emulator.bend(retry_seconds=0.4, task_seconds=0.4, troubles=[
         {"path": "b$", "code": "CONNECT_FAILED", "times": 4}])
-    site.config("import helper; helper.SLOWEST_POLL = 0.1")
+    site.config("helper.SLOWEST_POLL = 0.1")
     done = site.run(SIMPLE)
     assert done.returncode == 0
     assert done.err.count("Waiting: ") == done.err.count("Resumed.") == 1

@@ -98,7 +98,7 @@ def test_dry_run_lists_and_sends_nothing(site, emulator):
 def test_a_file_that_vanished_is_named_and_the_others_arrive(site, emulator):
     emulator.add({"a": b"1", "b": b"22"})
     emulator.bend(troubles=[{"path": "a$", "code": "FILE_NOT_FOUND"}])
-    site.config("import helper; helper.ARRIVAL_SECONDS = 1")
+    site.config("helper.ARRIVAL_SECONDS = 1")
     done = site.run("globus-simple-download.py")
     assert done.returncode == 1
     assert "Did not arrive: a (file not found)\n" in done.out
@@ -109,7 +109,7 @@ def test_a_file_that_changes_between_listing_and_arrival_is_named(site, emulator
     emulator.add({"a": b"1", "b": b"22"})
     emulator.fault("/ls", skip=0, patch={"DATA": [
         {"name": "a", "type": "file", "size": 7}, {"name": "b", "type": "file", "size": 2}]})
-    site.config("import helper; helper.ARRIVAL_SECONDS = 1")
+    site.config("helper.ARRIVAL_SECONDS = 1")
     done = site.run("globus-simple-download.py")
     assert done.returncode == 1
     assert "Did not arrive: a (a came with 1 byte, but was listed with 7" in done.out
@@ -164,7 +164,7 @@ def test_an_empty_directory_is_said_and_well(site):
 
 def test_a_wrong_destination_path_is_told_in_words_that_lead_to_the_mend(site, emulator, tmp_path):
     emulator.add({"a": b"1"})
-    site.config("import helper; helper.ARRIVAL_SECONDS = 1",
+    site.config("helper.ARRIVAL_SECONDS = 1",
                 "DESTINATION_PATH = %r" % str(tmp_path / "elsewhere"))
     done = site.run("globus-simple-download.py")
     assert done.returncode == 1
@@ -184,7 +184,7 @@ def test_a_listing_in_several_pages_is_complete(site, emulator):
 def test_a_listing_without_its_total_goes_on_after_a_full_page(site, emulator):
     emulator.add(dict.fromkeys("abcde", b"1"))
     emulator.fault("/ls", patch={"total": None})
-    site.config("import helper; helper.MOST_ENTRIES = 5")
+    site.config("helper.MOST_ENTRIES = 5")
     done = site.run("globus-simple-download.py", "--dry-run")
     assert done.returncode == 0
     assert len([r for r in emulator.requests() if "/ls" in r]) == 2

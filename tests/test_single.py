@@ -48,7 +48,7 @@ def test_a_name_that_would_leave_the_folder_is_refused_unasked(site, emulator, n
 def test_permission_denied_ends_the_task_and_says_which_file(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}], retry_seconds=0.2)
-    site.config("import helper; helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
+    site.config("helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
     done = run_single(site, "a")
     assert done.returncode == 1
     assert "permission denied" in done.err and PATH + "a" in done.err
@@ -90,7 +90,7 @@ def test_a_transfer_that_fails_does_not_remove_what_was_there_whole(site, emulat
     emulator.add({"a": b"1"})
     assert run_single(site, "a").returncode == 0
     emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}])
-    site.config("import helper; helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
+    site.config("helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
     assert run_single(site, "a").returncode == 1
     assert site.downloaded() == {"a": b"1"}
 
@@ -139,7 +139,7 @@ def test_an_outage_is_waited_for_and_told(site, emulator):
 def test_a_file_that_did_not_arrive_whole_is_a_failure(site, emulator):
     emulator.add({"a": b"12345"})
     emulator.fault("/stat", patch={"size": 7})
-    site.config("import helper; helper.ARRIVAL_SECONDS = 1")
+    site.config("helper.ARRIVAL_SECONDS = 1")
     done = run_single(site, "a")
     assert done.returncode == 1
     assert "a came with 5 bytes, but was listed with 7" in done.err and done.out == ""

@@ -366,7 +366,7 @@ def test_a_submission_that_is_refused_for_now_is_repeated(bent, healed, words, s
 def test_a_listing_that_hangs_is_told(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend_collection(SOURCE, list_seconds=3)
-    site.config("import helper; helper.SILENCE = 1")
+    site.config("helper.SILENCE = 1")
     done = site.run(SIMPLE)
     assert done.returncode == 0
     assert done.err.startswith("Waiting: no answer from Globus in 1 s.")
