@@ -386,10 +386,20 @@ def find_token(names, attempt):
     return next((token for token in tokens if token.attempt == attempt), None)
 
 
+def revoke(folder, attempt):
+    """Keep a job from beginning; False if it has begun."""
+    try:
+        os.rename(os.path.join(folder, f"ticket.{attempt}"),
+                  os.path.join(folder, f"gone.{attempt}"))
+        return True
+    except FileNotFoundError:
+        return False
+
+
 def take_token(folder, attempt, state):
     """Take the token away from a job, which begins no other file then; the Token as it was, or
-    None. state: `gone`, or `lost` for a job that may live on, or `stop`, which lets a running one report
-    how its file ended."""
+    None. state: `gone`, or `lost` for a job that may live on, or `stop`, which lets a running one
+    report how its file ended."""
     while True:
         token = find_token(os.listdir(folder), attempt)
         if token is None or token.state in ("gone", "lost"):
@@ -615,6 +625,7 @@ def start_download(config, folder):
         return child
     status = 1
     try:
+        os.closerange(3, 1024)  # the lock and the journal are the driver's
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         os.setsid()
@@ -865,7 +876,7 @@ class Driver:
                 helper.plural(len(left), "file"))
             self.report_event(f"submitted {what} (job {job_id})")
             self.reported.pop("submit", None)
-        elif take_token(folder, attempt, "gone").state == "ticket":  # it will never begin
+        elif revoke(folder, attempt):  # whatever was said, it will never begin
             self.append("closed", pack=name, attempt=attempt, why="refused", at=None,
                         is_vain=False)
             self.may_submit, self.refusal = False, both_ends(output + "\n" + errors)
@@ -1191,11 +1202,10 @@ class Driver:
         """Too many files fail: jobs that have not begun a file are cancelled, the others end their
         file and begin no other."""
         self.stop_downloads()
-        entries, ids = None, []
+        entries, ids = self.ask_queue() or [], []
         for name, pack in self.submitted().items():
             token = take_token(self.path(name), pack.attempt, "stop")
             if token and token.step in (None, "get") and token.state in ("ticket", "at", "stop"):
-                entries = entries or self.ask_queue() or []
                 ids += [entry.id for entry in entries if entry.id and entry.state != "ended"
                         and entry.name == job_name(name, pack.attempt)]
                 self.close(name, "given up", "gone")
@@ -1539,16 +1549,15 @@ def find_kept(driver):
         if not re.fullmatch(r"g\d+-\w{5}", name) or name in others:
             continue
         names.append(name)
-        try:
-            files = helper.read_pack(folder)
-        except ValueError:
-            continue
-        arrived = helper.read_indices(folder, "arrived")
-        results = helper.read_results(folder)
-        for index, file in enumerate(files):
-            if index in arrived and results.get(index, (0,))[0] and not helper.missing_files(
-                    [file], driver.place(name).folder):
-                driver.kept[file.path] = (name, file.size, file.last_modified)
+        settings = json.loads(read_text(os.path.join(folder, "settings.json")) or "{}")
+        is_ours = all(settings.get(key) == getattr(driver.config, key)
+                      for key in ("SOURCE_ENDPOINT_ID", "PATH", "DOWNLOAD_DIR"))
+        files, arrived = helper.read_pack(folder), helper.read_indices(folder, "arrived")
+        for index, (status, _, _) in helper.read_results(folder).items():
+            if status and index in arrived and not helper.missing_files(
+                    [files[index]], os.path.join(settings["DOWNLOAD_DIR"], name)):
+                path, size, modified, _ = files[index]
+                driver.kept[path if is_ours else f"{name}/{path}"] = name, size, modified
     driver.tidy(names)
 
 

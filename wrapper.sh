@@ -47,7 +47,7 @@ if [ "$1" = --pack ]; then
   pack=$2 attempt=$3 fuse=$4 here=$5 folder=$7 id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
   me=$attempt.${id%%[!0-9]*}
   cd -- "$6" && exec </dev/null || exit
-  for token in "$pack/ticket.$attempt" "$pack/at.$me".*; do # the second one after a requeue
+  for token in "$pack/ticket.$attempt" "$pack/at.$me".* "$pack/end.$me".*; do # after a requeue
     new=$me.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM
     if move "${token##*/}" "at.$new.get"; then me=$new && break; fi
   done
