@@ -4,8 +4,8 @@
 # Lines #SBATCH, #PBS or #$ may stand here; RESOURCES in config.py wins.
 
 if [ "${1:-}" != --clean ]; then
-wrapper_command=("${BASH_SOURCE[0]}" --clean "$@")
-[ "${1:-}" != --pack ] || wrapper_command[0]=$2/wrapper.sh # a job: the driver's copy
+wrapper_command=("$(realpath -- "${BASH_SOURCE[0]}")" --clean "$@")
+[ "${1:-}" != --pack ] || wrapper_command[0]=$2/wrapper.sh # in a job: the driver's copy
 # ---- the environment of your jobs: edit here ----
 # module load samtools
 # source /path/to/another/venv/bin/activate; PYTHON=python3
@@ -18,86 +18,75 @@ POSIXLY_CORRECT=1 # for this shell, exec is exec, whatever functions there are
 \exec /bin/bash -p "${wrapper_command[@]}"
 fi
 
-set +o posix
-# A signal to the job ends the current step; this script survives to say so.
-stopped=
+shift && set +o posix
+stopped='' # by a signal to the job, which ends the current step; this script survives to say so
 trap 'stopped=129' HUP; trap 'stopped=130' INT; trap 'stopped=143' TERM
 trap 'stopped=140' USR2; trap 'stopped=152' XCPU; trap : USR1
-names=() files=() todo=() over=() pack='' step=get row=0 worst=0
+names=() todo=() over=() pack='' step=get row=0 worst=0
 
 # In a job, exactly one of job and driver moves the token. (NFS may deny a rename that it has made.)
 move() { mv -T -- "$pack/$1" "$pack/$2" 2>/dev/null || [ -e "$pack/$2" ]; }
-enter() { [ -z "$pack" ] || move "at.$me.$step" "at.$me.$1" || exit 0; step=$1; }
+delete() { [ ${#over[@]} = 0 ] || rm -f -- "${over[@]}"; over=(); }
 finish() {
-  delete
-  [ -z "$pack" ] || move "at.$me.$step" "end.$me.$step.$1" || move "stop.$me.$step" "end.$me.$step.$1"
+  local end=end.$me.$step.$1 && delete
+  [ -z "$pack" ] || move "at.$me.$step" "$end" || move "stop.$me.$step" "$end"
   exit $((${#pack} ? $1 != 0 : $1)) # to some schedulers 99 and 100 have a meaning
 }
-delete() { [ ${#over[@]} = 0 ] || rm -f -- "${over[@]}"; over=(); }
-report() { # a line of results; on a full disk again and again, unless jobs/ was removed
-  until [ -z "$pack" ] || echo "$*" >>"$pack/results.$me"; do
-    [ -d "$pack" ] || [ ! -d "$here" ] || exit 1
-    sleep 5
-    echo >>"$pack/results.$me"
-  done
-}
 
-shift
 if [ "$1" = --pack ]; then
-  pack=$2 attempt=$3 fuse=$4 here=$5 folder=$7 id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
-  me=$attempt.${id%%[!0-9]*}
+  pack=$2 fuse=$4 here=$5 folder=$7 id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
+  me=$3.${id%%[!0-9]*}
   cd -- "$6" && exec </dev/null || exit
-  for token in "$pack/ticket.$attempt" "$pack/at.$me".* "$pack/end.$me".*; do # after a requeue
+  for token in "$pack/ticket.$3" "$pack/at.$me".* "$pack/end.$me".*; do # after a requeue
     new=$me.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM
     if move "${token##*/}" "at.$new.get"; then me=$new && break; fi
   done
   [ -e "$pack/at.$me.get" ] || exit 0 # given up, or somebody else's
-  GLOBUS_SETTINGS=$(<"$pack/settings.json") # not config.py, which may be another one by now
-  export GLOBUS_SETTINGS
-  while IFS=$'\t' read -r _ _ name; do names+=("$name") files+=("$folder/$name"); done <"$pack/files"
-  printf 'wrapper.sh on %s, %(%F %T)T: %s\n' "$HOSTNAME" -1 "${names[0]} (${#names[@]} in this pack)"
-  process=("$pack/process.sh")
-  cp -- "$here/process.sh" "$pack/process.$$" && chmod 755 "$pack/process.$$" &&
-    mv -T -- "$pack/process.$$" "${process[0]}" || finish 1
+  while IFS=$'\t' read -r _ _ name; do names+=("$name"); done <"$pack/files"
+  printf 'wrapper.sh on %s, %(%F %T)T: pack of %s, %s\n' "$HOSTNAME" -1 ${#names[@]} "${names[0]}"
+  GLOBUS_SETTINGS=$(<"$pack/settings.json") process=$pack/process.sh
+  export GLOBUS_SETTINGS # instead of config.py, which may be another one by now
+  cp -- "$here/process.sh" "$process.$$" && chmod 755 "$process.$$" || finish 1
+  [ -s "$process.$$" ] && mv -T -- "$process.$$" "$process" || finish 1 # empty while it is saved
   [ -e "$pack/arrived" ] || "$PYTHON" "$here/globus-single-file-download.py" --pack "$pack" ||
     finish "${stopped:-$?}"
-  while read -r i _; do [[ $i != +([0-9]) ]] || has_result[i]=yes; done < <(cat "$pack"/results.* 2>&1)
-  while read -r i; do [ -n "${has_result[i]}" ] || todo+=("$i"); done <"$pack/arrived"
+  while read -r i _; do [[ $i != +([0-9]) ]] || over[i]=yes; done < <(cat "$pack"/results.* 2>&1)
+  while read -r i; do [ -n "${over[i]}" ] || todo+=("$i"); done <"$pack/arrived"
+  over=()
 else
-  here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit
-  dir=$1 fuse=0 && shift
-  printf 'wrapper.sh on %s, %(%F %T)T: %s\n' "$HOSTNAME" -1 "$1${2:+ and $(($# - 1)) more}" >&2
-  names=("$@") todo=("${!names[@]}") process=("$here/process.sh") options=()
-  for name; do options+=(--file "$name"); done
-  said=$("$PYTHON" "$here/globus-single-file-download.py" --globus-path "$dir" "${options[@]}"
-    echo "/$?")
-  mapfile -t files <<<"$said" # its last lines, whatever else was said
-  status=${files[-1]#/} files=("${files[@]:${#files[@]} - 1 < $# ? 0 : ${#files[@]} - 1 - $#}")
-  [ "$status" = 0 ] || [ $# -gt 1 ] || exit "$status"
-  IFS='#! ' read -ra words <"$here/process.sh"
-  [ -x "${process[0]}" ] || process=("${words[@]:-bash}" "${process[0]}")
+  here=${0%/*} dir=$1 fuse=0 process=${0%/*}/process.sh && shift
+  names=("$@") todo=("${!names[@]}")
+  [ -x "$process" ] || chmod u+x "$process"
 fi
 
 for i in "${todo[@]}"; do
   [ -z "$stopped" ] || finish "$stopped"
-  enter "$i"
-  until [ -e "${files[i]}" ] || [ -z "$pack" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # it may come late
-  log=${pack:+$pack/$i.log}
-  if [ ! -e "${files[i]}" ]; then
-    status=1 && report "$i" 1 "not on $HOSTNAME: ${files[i]}. Does this node see that folder?"
+  if [ -n "$pack" ]; then
+    move "at.$me.$step" "at.$me.$i" || exit 0 # from here on, the job is at work on this file
+    step=$i file=$folder/${names[i]}
+    exec >"$pack/$i.log" 2>&1
+    until [ -e "$file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # a shared disk may be late
+    [ -e "$file" ] || echo "not on $HOSTNAME: $file. Does this node see that folder?"
   else
-    GLOBUS_NAME=${names[i]} "${process[@]}" "${files[i]}" >>"${log:-/dev/stdout}" 2>&1
-    status=$?
-    [ $status -le 128 ] || sleep 1 # a signal that was for the whole job is no result of the file
-    [ $status = 0 ] || [ -z "$stopped" ] || finish "$stopped"
-    report "$i" $status
+    download=("$here/globus-single-file-download.py" --globus-path "$dir" --file "${names[i]}")
+    file=$("$PYTHON" "${download[@]}")
+    status=$? file=${file##*$'\n'}
+    [ $status = 0 ] || { worst=$status && continue; }
   fi
+  [ -e "$file" ] && GLOBUS_NAME=${names[i]} "$process" "$file"
+  status=$?
+  [ $status -le 128 ] || sleep 1 # a signal that was for the whole job is no result of the file
+  [ $status = 0 ] || [ -z "$stopped" ] || finish "$stopped"
+  until [ -z "$pack" ] || echo "$i $status" >>"$pack/results.$me"; do # a full disk? or
+    [ -d "$pack" ] || [ ! -d "$here" ] || exit 1 # jobs/ was removed
+    sleep 5 && echo >>"$pack/results.$me"
+  done
   if [ $status = 0 ]; then
-    row=no over+=("${files[i]}" ${log:+"$log"})
+    row=-1000000 over+=("$file" ${pack:+"$pack/$i.log"})
     [ $SECONDS = "${last:-}" ] || delete && last=$SECONDS # once a second
   else
     worst=$status
-    [ "$row" = no ] || [ $((++row)) != "$fuse" ] || finish "$status" # perhaps all fail: do not go on
+    [ $((++row)) != "$fuse" ] || finish "$status" # all may fail alike: do not go on
   fi
 done
 finish "$worst"

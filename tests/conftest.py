@@ -334,7 +334,7 @@ def bare_path(tmp_path):
     folder.mkdir()
     for tool in ("bash", "sh", "cat", "mv", "rm", "mkdir", "dirname", "sha256sum", "sleep", "env",
                  "cp", "touch", "rmdir", "setsid", "date", "kill", "sed", "grep", "seq", "head",
-                 "tail", "chmod", "ln"):
+                 "tail", "chmod", "ln", "realpath"):
         found = shutil.which(tool)
         if found:
             (folder / tool).symlink_to(found)

@@ -1,4 +1,5 @@
-"""Jobs of Slurm in another cluster than this one, and of PBS and Torque at another server.
+"""Jobs of Slurm in another cluster than this one, and of PBS and Torque at another server, which
+variables choose.
 
 The stand-ins know one cluster; two lines on PATH before them make it a far one."""
 import subprocess
@@ -9,13 +10,10 @@ from conftest import BATCH, KEEP, last_line, load, processed, put_before, wait_u
 DRIVER = load("globus-batch-download")
 HEADING = "JOBID|NAME|STATE|REASON"
 
-# sbatch goes where SBATCH_CLUSTERS or -M says; squeue and scancel where SLURM_CLUSTERS or
-# --clusters does.
-SBATCH = ['options=() far=${SBATCH_CLUSTERS:-$SLURM_CLUSTERS}',
-          'while [ $# -gt 0 ]; do case $1 in -M) far=$2; shift ;; -M*) far=${1#-M} ;;',
-          '--clusters=*) far=${1#*=} ;;',
-          '*) options+=("$1") ;; esac; shift; done',
-          'id=$("$real" "${options[@]}") && echo "$id${far:+;far}"']
+# sbatch goes where SBATCH_CLUSTERS or SLURM_CLUSTERS says; squeue and scancel where SLURM_CLUSTERS
+# or --clusters does.
+SBATCH = ['far=${SBATCH_CLUSTERS:-$SLURM_CLUSTERS}',
+          'id=$("$real" "$@") && echo "$id${far:+;far}"']
 SQUEUE = ['for name in ${SLURM_CLUSTERS//,/ }; do [ $name = dead ] || echo "CLUSTER: $name"',
           'case $name in far) "$real" "$@" ;; near) echo "%s"; echo ;; esac; done' % HEADING,
           '[ -n "$SLURM_CLUSTERS" ] || echo "%s"' % HEADING]
@@ -34,24 +32,40 @@ def far(stand_in, tmp_path):
 
 
 NAMED = {
-    "SBATCH_CLUSTERS": ({"SBATCH_CLUSTERS": "far"}, ""),
-    "-M": ({}, "-M far"),
-    "-Mfar": ({}, "-Mfar"),
-    "--clusters": ({"SLURM_CLUSTERS": "near"}, "--clusters=far"),
-    "two clusters": ({"SLURM_CLUSTERS": "near,far"}, ""),
+    "SBATCH_CLUSTERS": {"SBATCH_CLUSTERS": "far"},
+    "SLURM_CLUSTERS": {"SLURM_CLUSTERS": "far"},
+    "both": {"SLURM_CLUSTERS": "near", "SBATCH_CLUSTERS": "far"},
+    "two clusters": {"SLURM_CLUSTERS": "near,far"},
 }
 
 
 @pytest.mark.parametrize("how", NAMED)
 def test_jobs_in_another_cluster_are_not_lost(how, far, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    env, resources = NAMED[how]
-    far.env.update(env)
-    far.config("RESOURCES = %r" % resources)
+    far.env.update(NAMED[how])
     far.process("sleep 2", *KEEP)
     done = far.run(BATCH)
     assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
     assert processed(far) == {"a": 1, "b": 1}
+    assert "ended early" not in done.err
+
+
+@pytest.mark.parametrize("option", ["-M far", "-Mfar", "--clusters=far", "--clusters far",
+                                    "--cluster=far"])
+def test_a_cluster_in_resources_is_refused_with_the_variable_that_chooses_it(option, far):
+    far.config("RESOURCES = %r" % option)
+    done = far.run(BATCH)
+    assert done.returncode == 2 and not done.out
+    assert "config.py: RESOURCES holds %r. " % option.split()[0] in done.err
+    assert "A cluster of Slurm is chosen by the variable SLURM_CLUSTERS" in done.err
+    assert not far.jobs.exists()
+
+
+def test_a_cluster_at_the_top_of_wrapper_sh_is_refused_too(far):
+    far.edit("wrapper.sh", "#!/bin/bash\n", "#!/bin/bash\n#SBATCH --clusters=far\n")
+    done = far.run(BATCH)
+    assert done.returncode == 2 and not far.jobs.exists()
+    assert "wrapper.sh holds '--clusters=far'. " in done.err and "SLURM_CLUSTERS" in done.err
 
 
 def test_they_are_taken_up_by_a_driver_that_knows_the_cluster_from_their_ids(far, emulator):
@@ -70,19 +84,30 @@ def test_they_are_taken_up_by_a_driver_that_knows_the_cluster_from_their_ids(far
     assert processed(far) == {"a": 1}
 
 
-def test_a_lost_one_is_cancelled_in_its_cluster(far, emulator, tmp_path):
+def test_one_that_was_given_up_is_cancelled_in_its_cluster(far, emulator, tmp_path):
     emulator.add({"a": b"1"})
-    far.config("RESOURCES = '-M far'")
-    put_before(far, tmp_path, "squeue", 'echo "CLUSTER: far"; echo "%s"' % HEADING)
-    far.process("sleep 100")
+    far.env["SLURM_CLUSTERS"] = "far"
+    give_up_a_waiting_job(far, tmp_path)
+    far.process("sleep 2", *KEEP)
     done = far.run(BATCH)
-    assert last_line(done) == "0 processed, 1 failed, 0 not needed"
-    assert "CANCELLED" in next((tmp_path / "stand-in").glob("*/state")).read_text()
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
+    assert (tmp_path / "stand-in" / "1000" / "state").read_text() == "CANCELLED\n"
+    assert processed(far) == {"a": 1}
+
+
+def give_up_a_waiting_job(site, tmp_path):
+    """The first submission hangs, and is given up; yet its job, 1000, waits in the queue."""
+    put_before(site, tmp_path, "sbatch", 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"',
+               'cat >/dev/null; echo "exec sleep 100" | "$real" "$@" >/dev/null; exec sleep 100')
+    put_before(site, tmp_path, "squeue",
+               '"$real" "$@" | sed "/^1000|/s/RUNNING|None/PENDING|Priority/"')
+    site.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 1")
+    site.config("POLL_SECONDS = 0.3")
 
 
 def test_the_command_to_cancel_names_the_cluster(far, emulator):
     emulator.add({"a": b"1"})
-    far.config("RESOURCES = '-M far'")
+    far.env["SBATCH_CLUSTERS"] = "far"
     far.process("touch begun; sleep 3")
     driver = far.start(BATCH)
     wait_until((far.folder / "begun").exists)
@@ -102,12 +127,12 @@ def test_the_silence_of_one_of_two_clusters_is_no_answer(far, emulator):
 def test_a_variable_that_filters_what_scancel_cancels_is_not_obeyed(stand_in, emulator, tmp_path):
     emulator.add({"a": b"1"})
     stand_in.env["SCANCEL_NAME"] = "of_theirs"
-    put_before(stand_in, tmp_path, "squeue", 'echo "%s"' % HEADING)
+    give_up_a_waiting_job(stand_in, tmp_path)
     put_before(stand_in, tmp_path, "scancel", '[ -n "$SCANCEL_NAME" ] || exec "$real" "$@"')
-    stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
-    stand_in.process("sleep 100")
-    assert last_line(stand_in.run(BATCH)) == "0 processed, 1 failed, 0 not needed"
-    assert "CANCELLED" in next((tmp_path / "stand-in").glob("*/state")).read_text()
+    stand_in.process("sleep 2", *KEEP)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
+    assert (tmp_path / "stand-in" / "1000" / "state").read_text() == "CANCELLED\n"
 
 
 def test_a_job_that_is_revoked_here_is_at_work_in_its_federation(stand_in, emulator, tmp_path):
@@ -119,20 +144,16 @@ def test_a_job_that_is_revoked_here_is_at_work_in_its_federation(stand_in, emula
 
 
 @pytest.mark.parametrize("kind", ["pbs", "torque"])
-@pytest.mark.parametrize("option", ["-q workq@far", "-qworkq@far", "-q @far"])
-def test_the_queue_of_another_server_is_asked_there(option, kind, site, emulator, tmp_path):
+@pytest.mark.parametrize("option", ["-q workq@far", "-q @far", "-qworkq@far"])
+def test_a_queue_at_another_server_is_refused_with_the_variable_that_chooses_it(
+        option, kind, site, tmp_path):
     with_stand_in(site, tmp_path, kind)
-    emulator.add({"a": b"1"})
-    put_before(site, tmp_path, "qsub", 'options=(); while [ $# -gt 0 ]; do case $1 in',
-               '-q) shift ;; -q*) ;; *) options+=("$1") ;; esac; shift; done',
-               'exec "$real" "${options[@]}"')
-    put_before(site, tmp_path, "qstat", '[[ "$*" == *"-u"* ]] || exec "$real" "$@"',
-               '[[ "${*: -1}" == @far ]] && exec "$real" "${@:1:$#-1}"')
-    site.config("RESOURCES = %r" % option, "GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
-    site.process("sleep 2", *KEEP)
+    site.config("RESOURCES = %r" % option)
     done = site.run(BATCH)
-    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
-    assert "does not answer" not in done.err
+    assert done.returncode == 2 and not done.out
+    assert done.err.startswith("config.py: RESOURCES holds ")
+    assert "the server is chosen by the variable PBS_DEFAULT or PBS_SERVER" in done.err
+    assert not site.jobs.exists()
 
 
 def test_jobs_at_another_pbs_server_are_not_looked_for_at_this_one(site, emulator, tmp_path):
@@ -147,7 +168,8 @@ def test_jobs_at_another_pbs_server_are_not_looked_for_at_this_one(site, emulato
     site.env["PBS_SERVER"] = "near"
     done = site.run(BATCH)
     assert done.returncode == 2
-    assert "in the queue of pbs PBS_SERVER=far, but this is pbs PBS_SERVER=near" in done.err
+    assert "cluster = 'pbshost PBS_SERVER=far', not 'pbshost PBS_SERVER=near'" in done.err
+    assert "qdel 1000.pbshost\n" in done.err
 
 
 TWO = ("CLUSTER: near\n%s\n1|g1-1|RUNNING|None\n\nCLUSTER: far\n%s\n7|g1-2|PENDING|Priority\n"
@@ -155,8 +177,8 @@ TWO = ("CLUSTER: near\n%s\n1|g1-1|RUNNING|None\n\nCLUSTER: far\n%s\n7|g1-2|PENDI
 
 
 def test_the_answers_of_two_clusters_are_read():
-    assert {name: (entry.id, entry.state) for name, entry in DRIVER.parse_slurm_queue(TWO).items()
-            } == {"g1-1": ("1;near", "running"), "g1-2": ("7;far", "waiting")}
+    assert [entry[:3] for entry in DRIVER.parse_slurm_queue(TWO)] == [
+        ("1;near", "g1-1", "running"), ("7;far", "g1-2", "waiting")]
 
 
 @pytest.mark.parametrize("text", [TWO[:-1], TWO.replace(HEADING, "", 1), "CLUSTER: near\n", ""])
