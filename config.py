@@ -43,10 +43,12 @@ FILES_PER_JOB = 1
 # nodes without internet, and submits a job when its files have arrived.
 DOWNLOAD_BY = "job"
 
-# Files that may fail one after the other before no more jobs are submitted; None = no limit.
+# Files that may fail one after the other before no more jobs are submitted; None = no limit. After
+# half of them the next files are taken from the other end of the list.
 MAX_FAILURES_IN_A_ROW = 10
 
-# Bytes on disk at a time: downloads in flight and files that failures left; None = no limit.
+# Bytes on disk at a time: downloads in flight and files that failures left, a number or a text such
+# as "500 GB"; None = no limit.
 MAX_BYTES = None
 
 # 'auto', 'slurm', 'pbs', 'torque' or 'sge'.
