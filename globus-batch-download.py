@@ -38,7 +38,6 @@ import helper
 HERE = helper.as_named_here(os.path.dirname(os.path.abspath(__file__)))
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
-HTTP_TIMEOUT = 20  # seconds
 BAR = 8  # characters
 VAIN_POLLS = 3  # refusals, a poll apart, before the first acceptance
 MOST_VAIN = 10  # attempts of one pack that bring no result
@@ -694,6 +693,7 @@ class Driver:
         self.pending = helper.Files()
         self.kept = {}  # path: pack that is over, bytes, date: what failures left in DOWNLOAD_DIR
         self.failures = {}  # path: Failure, since this start
+        self.fresh = []  # Files that were processed since this start, the first ones
         self.refused = []  # Failures, of what is listed but cannot be downloaded
         self.not_needed = self.beyond_limit = self.processed_here = 0
         self.in_a_row = []  # causes of failures since the last success
@@ -939,6 +939,7 @@ class Driver:
                 self.failures.pop(path, None)
                 self.in_a_row.clear()
                 self.processed_here += 1
+                self.fresh += [pack.files[index]] if len(self.fresh) < MOST_ASKED_AGAIN else []
                 self.report_event("processed " + path)
             else:
                 self.add_failure(failure_of(folder, index, pack.files[index], result))
@@ -1007,11 +1008,12 @@ class Driver:
             return True
 
     def give_up(self, name, why):
-        """A pack whose jobs bring no result, again and again: its files have failed."""
+        """A pack whose attempts bring no result, again and again: its files have failed."""
         helper.cancel_pack(self.config, self.path(name))
         for index in self.state.packs[name].left():
             helper.add_result(self.path(name), "driver", index, 1,
-                              f"{MOST_VAIN} jobs ended without a result: {why}")
+                              f"{MOST_VAIN} attempts ended without a result: {why}")
+        self.take_results(name, os.listdir(self.path(name)))
 
     def finish(self, name):
         """All files of a pack have a result: what was processed goes, with the pack's folders; what
@@ -1069,10 +1071,12 @@ class Driver:
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == helper.NEEDS_LOGIN:
                 raise self.login_needed(name)
             pack.next_download = time.monotonic() + self.config.POLL_SECONDS
-            pack.is_doubtful = True
+            pack.is_doubtful, pack.vain = True, pack.vain + 1
             said = last_line(os.path.join(self.path(name), "log"))
             helper.log(f"The download of {name} ended early: {said}.\nIt will be tried again.")
             self.count_failure(cause_of(said))
+            if pack.vain >= MOST_VAIN:
+                self.give_up(name, said)
 
     def stop_downloads(self):
         """End the driver's downloads; their transfer tasks go on, and are taken over."""
@@ -1775,6 +1779,7 @@ def batch(driver, is_new, files, limit):
         return 130
     if not driver.pending and not driver.state.packs:
         driver.append("finished")
+    report_disagreement(config, driver.fresh)
     print_summary(driver)
     return 1 if driver.count(False) or driver.is_halted else 0
 

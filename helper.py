@@ -70,7 +70,7 @@ CANCEL_SECONDS = 5  # a cancelled task that has not ended by then is reported
 ENDED = ("SUCCEEDED", "FAILED")  # task statuses
 MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
-MOST_EMPTY_ROUNDS = 3  # tasks in a row that ended and told nothing of any of their files
+MOST_EMPTY_ROUNDS = 3  # tasks in a row that failed and brought none of their files
 MOST_REFUSALS = 3  # of access tokens, one after the other
 SILENCE = 60  # seconds without an answer before this is reported
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
@@ -1499,10 +1499,12 @@ def download_files(client, config, place, names):
     empty_rounds = 0
     while files:
         request = build_request(config, submission_id(client), place, files)
-        missing = transfer_files(client, config, place, request, files, False)
-        empty_rounds = empty_rounds + 1 if len(missing) == len(files) else 0
-        failed.update(settle(missing, empty_rounds))
-        files = [file for file in files if file.path in missing and file.path not in failed]
+        missing, failure = transfer_files(client, config, place, request, files, False)
+        empty_rounds = empty_rounds + 1 if failure and len(missing) == len(files) else 0
+        if empty_rounds == MOST_EMPTY_ROUNDS:  # all have the same trouble
+            missing = {path: why or failure for path, why in missing.items()}
+        failed.update((path, why) for path, why in missing.items() if why is not None)
+        files = [file for file in files if missing.get(file.path, "") is None]
     return failed
 
 
@@ -1542,17 +1544,18 @@ def build_request(config, submission, place, files):
 
 def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     """Submit the request for these Files, and wait: {path: why} of those that have not arrived
-    whole; why is None for those to be asked for again: the task did not come to them, or EXPIRED;
-    or it is not new, and what it brought is not there any more. is_kept: a task that this script
-    does not see the end of goes on, to be taken over."""
+    whole, and why the task failed, None if it did not, or EXPIRED. why is None for those to be
+    asked for again: the task was stuck at another file, or EXPIRED; or it is not new, and what it
+    brought is not there any more. is_kept: a task that this script does not see the end of goes on,
+    to be taken over."""
     task, failure = run_task(client, request, is_kept)
     missing = outcomes(client, place, files, task)
     stuck = stuck_file(client, place, task, run_task.stuck) if failure else None
     is_expired = get_text(task.get("fatal_error") or {}, "code") == "EXPIRED"
+    is_stuck = (failure or "").startswith(CANCELLED) and len(files) > 1
     for path, why in missing.items():
-        is_unknown = is_expired or stuck in missing and path != stuck and (
-            failure.startswith(CANCELLED))
-        missing[path] = why or (None if is_unknown else failure)
+        missing[path] = why or (
+            None if is_expired or is_stuck and path != stuck else failure)
     sent = [file for file in files if file.path not in missing]
     for file in wait_for_files(sent, place.folder):
         if config.MAX_BYTES is None:  # a limit is reckoned with the size that was listed
@@ -1560,16 +1563,7 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
                 file = stat_source(client, config, join(place.source, file.path), file.path)
         if missing_files([file], place.folder):
             missing[file.path] = missing_reason(place, file) if is_new else None
-    return missing
-
-
-def settle(missing, empty_rounds):
-    """Of {path: why} those files that are not asked for again: after several tasks that brought
-    nothing at all, all of them, with the reason of one."""
-    known = {path: why for path, why in missing.items() if why is not None}
-    if empty_rounds < MOST_EMPTY_ROUNDS or not known:  # none is known of one that EXPIRED
-        return known
-    return {path: why or next(iter(known.values())) for path, why in missing.items()}
+    return missing, None if is_expired else failure
 
 
 def run_task(client, request, is_kept):
@@ -1726,7 +1720,8 @@ def claim_submission(folder, number, submission):
 
 def download_pack(config, folder):
     """Bring what a pack has left, and write down what has arrived, and why the rest has not. A
-    transfer that an earlier attempt began is taken over: the same request brings the same task."""
+    transfer that an earlier attempt began is taken over: the same request brings the same task.
+    Raises GlobusAPIError or UserError where something is wrong that is no single file's fault."""
     client, place, files = transfer_client(), pack_place(config, folder), read_pack(folder)
     report_waiting.path = os.path.join(folder, "waiting")
     remove_if_there(report_waiting.path)
@@ -1754,28 +1749,21 @@ def download_pack(config, folder):
             if submission["to"] != to:  # the destination has changed: not this one, then
                 stop_task(client, request, None)
             else:
-                missing = bring(client, config, place, request, carried, is_new)
-                empty_rounds = empty_rounds + 1 if len(missing) == len(carried) else 0
-            failed.update(settle(missing, empty_rounds))
+                missing, failure = transfer_files(
+                    client, config, place, request, carried, True, is_new)
+                is_empty = is_new and failure and len(missing) == len(carried)
+                empty_rounds = empty_rounds + 1 if is_empty else 0
+            failed.update((path, why) for path, why in missing.items() if why is not None)
             arrived.update(index for index in submission["files"]
                            if files[index].path not in missing)
         for index in [index for index, file in left.items() if file.path in failed]:
             add_result(folder, writer, index, 1, failed[left.pop(index).path])
         if not submission:
             break
+        if empty_rounds == MOST_EMPTY_ROUNDS and left:  # no verdict on the others
+            raise UserError(failure)
     write_whole(os.path.join(folder, "arrived"), "".join(f"{i}\n" for i in sorted(arrived)))
     remove_if_there(report_waiting.path)
-
-
-def bring(client, config, place, request, files, is_new):
-    """The same as transfer_files(); an error of Globus that trying again cannot fix is the reason
-    of all of them."""
-    try:
-        return transfer_files(client, config, place, request, files, True, is_new)
-    except GlobusAPIError as error:
-        if reauth_reason(error):
-            raise
-        return dict.fromkeys((file.path for file in files), describe_error(error))
 
 
 def pack_status(config, folder):

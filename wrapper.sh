@@ -72,6 +72,7 @@ for i in "${todo[@]}"; do
     file=$("$PYTHON" "${download[@]}")
     status=$? file=${file##*$'\n'}
     [ $status = 0 ] || { worst=$status && continue; }
+    [ -e "$file" ] || echo "wrapper.sh: expected the path of the download, but got: $file" >&2
   fi
   [ -e "$file" ] && GLOBUS_NAME=${names[i]} "$process" "$file"
   status=$?

@@ -39,8 +39,8 @@ KEEP = ('mkdir -p -- "out/$(dirname -- "$GLOBUS_NAME")"',
         'cp -- "$1" "out/$GLOBUS_NAME"',
         'printf "%s\\n" "$GLOBUS_NAME" >>processed')
 
-# process.sh, killing the job's script two processes above it
-DIE = 'read -r _ _ _ parent _ </proc/$PPID/stat; touch killed; kill -KILL "$parent" $PPID $$'
+# process.sh, killing the job's script above it
+DIE = "touch killed; kill -KILL $PPID $$"
 
 STRANGE_NAMES = [
     "with space", "it's", 'a"b', "$HOME", "-rf", "star*?[x]", "ünïcødé", ".hidden", "semi;colon",

@@ -78,11 +78,16 @@ def test_a_failed_file_is_tried_again_by_the_next_run(stand_in, emulator):
 
 def test_a_file_that_did_not_arrive_is_not_processed(cluster, emulator):
     emulator.add({"a": b"1", "b": b"22"})
+    listed = entries("a", "b")
+    listed[1]["size"] = 7
+    emulator.fault("/ls", patch={"DATA": listed, "total": 2})
     emulator.fault(r"/stat.path=.*b$", patch={"size": 7})
     cluster.config("helper.ARRIVAL_SECONDS = 1")
     cluster.process(*KEEP)
     done = cluster.run(BATCH)
     assert done.returncode == 1
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+    assert "came with 2 bytes, but was listed with 7" in done.out
     assert processed(cluster) == {"a": 1}
 
 
@@ -98,7 +103,7 @@ class Sampler(threading.Thread):
             command = {"slurm": ["squeue", "-h", "--format=%i|%j|%T|%r"],
                        "sge": ["qstat", "-xml"]}[self.site.scheduler]
             text = subprocess.check_output(command, env=self.site.env).decode()
-            self.counts.append(sum(self.run_name() + "-" in line for line in text.splitlines()))
+            self.counts.append(sum("-" + self.run_name() in line for line in text.splitlines()))
             time.sleep(0.02)
 
     def run_name(self):
@@ -267,7 +272,9 @@ def test_a_second_driver_is_refused(stand_in, emulator):
     wait_until(lambda: b"(job" in first.stderr.readline())
     second = stand_in.run(BATCH)
     assert second.returncode == 1
-    assert second.err.startswith("Another globus-batch-download.py is running in ")
+    assert second.err.startswith("Another globus-batch-download.py is running in %s, on %s as "
+                                 "process %d, since 20" % (
+                                     stand_in.folder, os.uname().nodename, first.pid))
     first.communicate()
     assert first.returncode == 0 and processed(stand_in) == {"a": 1}
 
@@ -276,7 +283,7 @@ def test_a_damaged_journal_stops_the_driver_with_the_way_out(stand_in, emulator)
     emulator.add({"a": b"1"})
     stand_in.jobs.mkdir()
     (stand_in.jobs / "journal.jsonl").write_text(
-        '{"event": "run", "run": "g1", "version": 2}\n{"event": "submit"}\n')
+        '{"event": "run", "run": "abcde", "version": 3, "identity": {}}\n{"event": "submit"}\n')
     done = stand_in.run(BATCH)
     assert done.returncode == 2
     assert "journal.jsonl is damaged" in done.err and "remove the folder" in done.err
@@ -303,10 +310,15 @@ def test_what_a_killed_driver_did_not_clear_away_is_gone_after_the_next(stand_in
     wait_until(lambda: b"processed a" in driver.stderr.readline())
     driver.kill()
     driver.communicate()
-    name = next(event["job"] for event in journal(stand_in) if ["a", 1] in event.get("files", ()))
-    (stand_in.jobs / (name + ".log")).write_text("left behind")
+    name = next(event["pack"] for event in journal(stand_in) if event["event"] == "pack")
+    for folder in (stand_in.jobs / name, stand_in.downloads / name):
+        folder.mkdir(exist_ok=True)
+        (folder / "log").write_text("left behind")
     assert stand_in.run(BATCH).returncode == 0
-    assert sorted(contents(stand_in.jobs)) == ["driver.lock", "journal.jsonl"]
+    assert sorted(os.listdir(str(stand_in.jobs))) == ["driver.lock", "journal.jsonl"]
+    assert list(stand_in.downloads.iterdir()) == []
+    assert processed(stand_in) == {"a": 1, "b": 1}
+
 
 def test_an_interrupted_run_of_another_path_is_not_mixed_up(stand_in, emulator):
     emulator.add({"a": b"1", "sub/b": b"2"})
@@ -318,7 +330,10 @@ def test_an_interrupted_run_of_another_path_is_not_mixed_up(stand_in, emulator):
     stand_in.config("PATH = '/home/share/godata/sub'")
     done = stand_in.run(BATCH)
     assert done.returncode == 2
-    assert "There is an interrupted run here: /home/share/godata/" in done.err
+    assert ("There is an interrupted run here, with PATH = '/home/share/godata/', not "
+            "'/home/share/godata/sub/'.\n" in done.err)
+    job = next(event["id"] for event in journal(stand_in) if event["event"] == "queued")
+    assert "scancel " + job in done.err and "remove the folder %s" % stand_in.jobs in done.err
 
 
 def test_a_run_of_which_nothing_came_is_forgotten_when_path_is_mended(stand_in, emulator):
@@ -345,8 +360,8 @@ def test_jobs_of_an_interrupted_run_are_not_looked_for_on_another_cluster(
     stand_in.env = here
     done = stand_in.run(BATCH)
     assert done.returncode == 2
-    assert ("The interrupted run has jobs in the queue of slurm SLURM_CLUSTERS=other, but this is "
-            "slurm.\n" in done.err)
+    assert ("There is an interrupted run here, with cluster = 'stand-in SLURM_CLUSTERS=other', not "
+            "'stand-in'.\n" in done.err)
     (stand_in.folder / "go").touch()
     stand_in.env = there
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
@@ -358,7 +373,7 @@ def test_a_larger_file_than_max_bytes_fails_with_that_reason(stand_in, emulator)
     stand_in.config("MAX_BYTES = 1000")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
-    assert "FAILED big: is larger than MAX_BYTES\n" in done.out
+    assert "FAILED big: is larger than MAX_BYTES (2 kB)\n" in done.out
     assert last_line(done) == "1 processed, 1 failed, 0 not needed"
 
 
@@ -373,7 +388,7 @@ def test_a_bar_on_a_terminal_shows_how_far_it_is(stand_in, emulator):
 
 def test_a_log_gets_a_line_of_progress_each_minute(stand_in, emulator):
     emulator.add({"a": b"1"})
-    stand_in.config("import helper", "helper.QUIET_SECONDS = 0.5")
+    stand_in.config("helper.QUIET_SECONDS = 0.5")
     stand_in.process("sleep 2")
     done = stand_in.run(BATCH)
     assert re.search(r"(?m)^[\d-]{10} [\d:]{8}  0 of 1 file, 1 job in the queue$", done.err)
@@ -427,56 +442,77 @@ def test_files_that_failures_leave_count_for_max_bytes(stand_in, emulator):
     assert 2000 < most <= 4000
 
 
-def test_a_disk_full_of_failures_stops_the_run_and_says_so(stand_in, emulator):
+def fill_the_disk(site, emulator):
+    """A run that stops because failures have left no room; the command that makes room again."""
     emulator.add({"f%d" % n: b"x" * 1000 for n in range(5)})
-    stand_in.config("NUM_JOBS = 1", "MAX_BYTES = 2500")
-    stand_in.process("exit 3")
-    done, most = run_with_disk(stand_in)
+    site.config("NUM_JOBS = 1", "MAX_BYTES = 2500")
+    site.process("exit 3")
+    done, most = run_with_disk(site)
     assert done.returncode == 1 and most == 2000
     assert "leaves no room for another file within MAX_BYTES" in done.err
+    command = done.err.splitlines()[-1]
+    assert command == "rm -r " + " ".join(
+        sorted(str(folder) for folder in site.downloads.iterdir()))
+    site.process(*KEEP)
+    return command
 
 
-def test_it_goes_on_once_there_is_room_again(stand_in, emulator):
-    emulator.add({"f%d" % n: b"x" * 1000 for n in range(5)})
-    stand_in.config("NUM_JOBS = 1", "MAX_BYTES = 2500")
+def test_a_disk_full_of_failures_stops_the_run_and_it_goes_on_once_there_is_room_again(
+        stand_in, emulator):
+    command = fill_the_disk(stand_in, emulator)
+    subprocess.run(command, shell=True, check=True)
+    done, most = run_with_disk(stand_in)
+    assert last_line(done) == "5 processed, 0 failed, 0 not needed"
+    assert most <= 2500 and set(processed(stand_in).values()) == {1}
+
+
+def test_failures_that_fill_the_disk_are_tried_again_where_they_are(stand_in, emulator):
+    """They are there already, so that they need no more room."""
+    fill_the_disk(stand_in, emulator)
+    done, most = run_with_disk(stand_in)
+    assert done.returncode == 0, done.err
+    assert last_line(done) == "5 processed, 0 failed, 0 not needed"
+    assert most <= 2500 and len(emulator.tasks()) == 5
+    assert processed(stand_in) == {"f%d" % n: 1 for n in range(5)}
+
+
+def test_what_runs_of_another_source_left_counts_for_max_bytes(stand_in, emulator):
+    emulator.add({"sub/left": b"x" * 2000, "a": b"x" * 1000})
+    stand_in.config("MAX_BYTES = 2500", "PATH = '/home/share/godata/sub'")
     stand_in.process("exit 3")
-    stand_in.run(BATCH)
-    for file in stand_in.downloads.iterdir():
-        file.unlink()
+    assert stand_in.run(BATCH).returncode == 1
+    stand_in.config("PATH = '/home/share/godata'")
     stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
-    assert last_line(done) == "3 processed, 2 failed, 0 not needed"
-
-
-def test_what_earlier_runs_left_counts_for_max_bytes(stand_in, emulator):
-    emulator.add({"a": b"x" * 1000})
-    stand_in.config("MAX_BYTES = 2500")
-    stand_in.downloads.mkdir()
-    (stand_in.downloads / "left").write_bytes(b"x" * 2000)
-    done = stand_in.run(BATCH)
     assert done.returncode == 1 and "leaves no room" in done.err
-    (stand_in.downloads / "left").unlink()
+    assert stand_in.downloaded() == {"left": b"x" * 2000}
+    subprocess.run(done.err.splitlines()[-1], shell=True, check=True)
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
 def test_the_bytes_that_the_task_of_a_killed_job_still_brings_count_for_max_bytes(
         stand_in, emulator):
-    """Nothing of the file is on the disk yet, and no job is left that would cancel the task."""
+    """Nothing of the file is on the disk yet; the next attempt takes the task over."""
     emulator.add({"a": b"x" * 2000, "b": b"x" * 2000})
     emulator.bend(slots=0)
-    stand_in.config("NUM_JOBS = 1", "MAX_BYTES = 3000", "GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    stand_in.config("NUM_JOBS = 2", "MAX_BYTES = 3000", "GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    stand_in.process(*KEEP)
     driver = stand_in.start(BATCH)
     wait_until(emulator.tasks)
     job = next((stand_in.folder.parent / "stand-in").glob("*"))
     os.killpg(int((job / "pid").read_text()), signal.SIGKILL)
     (job / "state").write_text("FAILED\n")
-    wait_until(lambda: b"transfer tasks of jobs that were killed still bring 1 file"
-               in driver.stderr.readline())
+    wait_until(lambda: sum(event["event"] == "queued" for event in journal(stand_in)) == 2)
+    assert sum(event["event"] == "pack" for event in journal(stand_in)) == 1
     assert len(emulator.tasks()) == 1
+    disk = Disk(stand_in)
+    disk.start()
     emulator.bend(slots=3)
-    wait_until(lambda: stand_in.downloaded().get("a"))
-    assert b"leaves no room for another file" in driver.communicate()[1]
-    assert len(emulator.tasks()) == 1
+    out = driver.communicate()[0]
+    disk.is_over = True
+    disk.join()
+    assert out.endswith(b"2 processed, 0 failed, 0 not needed\n") and disk.most <= 2000
+    assert len(emulator.tasks()) == 2 and processed(stand_in) == {"a": 1, "b": 1}
 
 
 def test_a_file_that_has_grown_does_not_break_max_bytes(stand_in, emulator):
@@ -529,8 +565,7 @@ def test_a_folder_that_is_listed_twice_is_listed_once(stand_in, emulator):
 @pytest.mark.parametrize("name,why", [
     ("\u00fc" * 128, "is longer than the 255 bytes that a file's name may have"),
     ("a/b", "holds a slash"),
-    (".globus-batch", "is the name of the mark that a batch leaves in DOWNLOAD_DIR"),
-], ids=["too long", "slash", "mark"])
+], ids=["too long", "slash"])
 def test_a_name_that_no_file_can_have_there_is_refused(name, why, stand_in, emulator):
     emulator.add({"a": b"1"})
     emulator.fault("/ls", patch={"DATA": entries("a", name), "total": 2})
@@ -572,25 +607,41 @@ def no_flock(stand_in, tmp_path):
     return stand_in
 
 
-def test_a_second_driver_is_refused_without_flock_too(no_flock, emulator):
-    emulator.add({"a": b"1"})
-    no_flock.process("sleep 3", *KEEP)
+def test_a_second_driver_without_flock_is_warned_and_the_first_one_stops(no_flock, emulator):
+    """Nothing keeps it out; but of two writers of the journal one notices."""
+    emulator.add({"a": b"1", "b": b"2"})
+    no_flock.config("NUM_JOBS = 1")
+    no_flock.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
     first = no_flock.start(BATCH)
     wait_until(lambda: b"(job" in first.stderr.readline())
-    second = no_flock.run(BATCH)
-    assert second.returncode == 1
-    assert "No flock in" in second.err
-    assert "Another globus-batch-download.py is running here, on %s as process %d" % (
-        os.uname().nodename, first.pid) in second.err
-    assert first.wait() == 0 and processed(no_flock) == {"a": 1}
+    no_flock.config("NUM_JOBS = 2")
+    second = no_flock.start(BATCH)
+    assert b"No flock in " in second.stderr.readline()
+    wait_until(lambda: b"submitted b" in second.stderr.readline())
+    second.send_signal(signal.SIGSTOP)
+    (no_flock.folder / "go").touch()
+    assert b"Another driver writes to " in first.communicate()[1] and first.returncode == 1
+    second.send_signal(signal.SIGCONT)
+    assert second.communicate()[0].endswith(b"2 processed, 0 failed, 0 not needed\n")
+    assert second.returncode == 0 and processed(no_flock) == {"a": 1, "b": 1}
 
 
-def test_of_two_drivers_at_once_without_flock_one_is_refused(no_flock, emulator):
-    emulator.add({"a": b"1"})
-    no_flock.process("sleep 1", *KEEP)
-    drivers = [no_flock.start(BATCH) for _ in range(4)]
-    assert sorted(driver.wait() for driver in drivers) == [0, 1, 1, 1]
-    assert processed(no_flock) == {"a": 1}
+def test_a_second_driver_that_begins_while_the_first_one_lists_is_noticed_without_flock(
+        no_flock, emulator):
+    """Both take the run for a new one, and only one of them may go on."""
+    emulator.add({"a": b"1", "sub/b": b"2"})
+    emulator.fault("/ls.*sub", times=1, delay=20)
+    no_flock.config("RECURSIVE = True")
+    no_flock.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    first = no_flock.start(BATCH)
+    wait_until(lambda: journal(no_flock))
+    second = no_flock.start(BATCH)
+    wait_until(lambda: b"(job" in second.stderr.readline())
+    (no_flock.folder / "go").touch()
+    assert second.communicate()[0].endswith(b"2 processed, 0 failed, 0 not needed\n")
+    assert b"Another driver writes to " in first.communicate()[1]
+    assert first.returncode == 1
+    assert processed(no_flock) == {"a": 1, "sub/b": 1}
 
 
 def test_a_killed_driver_keeps_nobody_out_without_flock(no_flock, emulator):
@@ -602,12 +653,3 @@ def test_a_killed_driver_keeps_nobody_out_without_flock(no_flock, emulator):
     first.wait()
     assert last_line(no_flock.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
     assert processed(no_flock) == {"a": 1}
-    assert "driver.owner" not in os.listdir(str(no_flock.jobs))
-
-
-def test_a_driver_on_another_host_keeps_others_out_without_flock(no_flock, emulator):
-    no_flock.jobs.mkdir()
-    (no_flock.jobs / "driver.owner").write_text("login2 as process 77")
-    done = no_flock.run(BATCH)
-    assert done.returncode == 1
-    assert "on login2 as process 77" in done.err and "If it no longer runs, remove" in done.err

@@ -97,9 +97,11 @@ def test_one_that_was_given_up_is_cancelled_in_its_cluster(far, emulator, tmp_pa
 
 def give_up_a_waiting_job(site, tmp_path):
     """The first submission hangs, and is given up; yet its job, 1000, waits in the queue."""
-    put_before(site, tmp_path, "sbatch", 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"',
+    folder = tmp_path / "hang"
+    folder.mkdir()
+    put_before(site, folder, "sbatch", 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"',
                'cat >/dev/null; echo "exec sleep 100" | "$real" "$@" >/dev/null; exec sleep 100')
-    put_before(site, tmp_path, "squeue",
+    put_before(site, folder, "squeue",
                '"$real" "$@" | sed "/^1000|/s/RUNNING|None/PENDING|Priority/"')
     site.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 1")
     site.config("POLL_SECONDS = 0.3")

@@ -5,16 +5,29 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 from conftest import BATCH, journal, last_line, may_trace, processed, put_before
 
-# What changes the outer world: files written, moved, made and removed, commands called, and what
-# is sent to Globus.
-CALLS = ["write", "fsync", "rename", "openat", "unlink", "ftruncate", "mkdir", "rmdir", "symlink",
-         "vfork", "sendto"]
+# What changes the outer world: files written, moved, made and removed, commands called, processes
+# begun, and what is sent to Globus.
+CALLS = ["write", "fsync", "rename", "openat", "unlink", "ftruncate", "mkdir", "rmdir", "vfork",
+         "clone", "sendto"]
 FILES = ["a", "it's b", "sub/c"]
+
+# Stands in for the Python of a job: brings the files of a pack in a moment.
+DOWNLOAD = """#!/bin/bash
+pack=$3 number=0
+rm -f "$pack/arrived.new"
+while IFS=$'\\t' read -r _ _ path; do
+  mkdir -p -- "%(downloads)s/${pack##*/}/$(dirname -- "$path")"
+  printf x >"%(downloads)s/${pack##*/}/$path"
+  echo $((number++)) >>"$pack/arrived.new"
+done <"$pack/files"
+mv "$pack/arrived.new" "$pack/arrived"
+"""
 
 
 @pytest.fixture
@@ -29,10 +42,7 @@ def quick(request, stand_in, emulator, tmp_path):
     stand_in.env["PYTHONDONTWRITEBYTECODE"] = "yes"  # and so would the first run
     stand_in.config("RECURSIVE = True", "NUM_JOBS = 2", "POLL_SECONDS = 0.1", "GRACE_SECONDS = 1")
     download = tmp_path / "download"
-    download.write_text(
-        '#!/bin/bash\nshift 3\nwhile [ $# != 0 ]; do\n'
-        f'mkdir -p -- "{stand_in.downloads}/$(dirname -- "$2")"\n'
-        f'echo x >"{stand_in.downloads}/$2" && echo "{stand_in.downloads}/$2"; shift 2; done\n')
+    download.write_text(DOWNLOAD % {"downloads": stand_in.downloads})
     download.chmod(0o755)
     stand_in.edit("wrapper.sh", "\nPYTHON=", "\nPYTHON=%s\n: " % download)
     stand_in.process('mark="at work.${GLOBUS_NAME//"/"/_}"', 'mkdir "$mark" || exit 9',
@@ -105,44 +115,64 @@ def test_killed_before_any_system_call_it_goes_on(call, before, quick, tmp_path,
     assert processed(quick) == dict.fromkeys(FILES, 1)  # and the last run was whole
 
 
-def kill_job_at(site, tmp_path, script, call, number):
-    """Let the n-th system call of a kind kill a job's script, or its wrapper.sh; one job's only."""
+def kill_job_at(site, tmp_path, call, number):
+    """Let the n-th system call of a kind kill the script of one job; a function that tells whether
+    that job came through, because it has no n-th one."""
     strace = shutil.which("strace")
-    put_before(site, tmp_path, "bash", '[[ $1 == *%s ]] && mkdir "$0.once" 2>/dev/null || '
-               'exec "$real" "$@"' % script,
-               'exec %s -qq -o /dev/null -e trace=%s -e inject=%s:signal=KILL:when=%d "$real" "$@"'
-               % (strace, call, call, number), 'touch "$0.over"')
+    folder = put_before(
+        site, tmp_path, "bash", '[[ $1 == */script ]] && mkdir "$0.once" 2>/dev/null || '
+        'exec "$real" "$@"',
+        '%s -qq -o /dev/null -e trace=%s -e inject=%s:signal=KILL:when=%d "$real" "$@"'
+        % (strace, call, call, number), "status=$?", '[ $status = 137 ] || touch "$0.over"',
+        "exit $status")
+    return (folder / "bash.over").exists
+
+
+def kill_download_at(site, tmp_path, call, number):
+    """The same for the download of one job."""
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/bash\nmkdir "$0.once" 2>/dev/null || exec %s "$@"\n' % sys.executable
+        + '%s -qq -o /dev/null -e trace=%s -e inject=%s:signal=KILL:when=%d %s "$@"\n'
+        % (shutil.which("strace"), call, call, number, sys.executable)
+        + 'status=$?\n[ $status = 137 ] || touch "$0.over"\nexit $status\n')
+    python.chmod(0o755)
+    return (tmp_path / "python.over").exists
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not may_trace(), reason="strace is not installed, or not allowed to trace")
-@pytest.mark.parametrize("script,where,call", [
-    ("/script", "job", "write"), ("/script", "job", "openat"), ("/script", "job", "clone"),
-    ("/wrapper.sh", "job", "write"), ("/wrapper.sh", "job", "clone"),
-    ("/wrapper.sh", "driver", "write"), ("/wrapper.sh", "driver", "clone")])
-def test_a_job_killed_before_any_system_call_costs_the_file_at_work_and_no_other(
-        script, where, call, stand_in, emulator, tmp_path, record_property):
+@pytest.mark.parametrize("killed,where,call", [
+    (kill_job_at, "job", "write"), (kill_job_at, "job", "openat"), (kill_job_at, "job", "clone"),
+    (kill_job_at, "job", "dup2"), (kill_job_at, "driver", "write"),
+    (kill_job_at, "driver", "clone"), (kill_download_at, "job", "sendto"),
+    (kill_download_at, "job", "rename"), (kill_download_at, "job", "link"),
+    (kill_download_at, "job", "unlink")])
+def test_a_job_killed_before_any_system_call_is_begun_again_and_costs_no_file(
+        killed, where, call, stand_in, emulator, tmp_path, record_property):
     emulator.add(dict.fromkeys(["a", "b", "c"], b"x"))
+    emulator.bend(task_seconds=0)
     stand_in.env["PYTHONDONTWRITEBYTECODE"] = "yes"
     stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 1", "POLL_SECONDS = 0.1",
-                    "GRACE_SECONDS = 0.5", "DOWNLOAD_BY = %r" % where, "def is_file_needed(file):",
+                    "GRACE_SECONDS = 60", "DOWNLOAD_BY = %r" % where, "def is_file_needed(file):",
                     "    seen = os.path.join(WORKING_DIR, 'processed')",
                     "    return not (os.path.exists(seen) and file.path in open(seen).read())")
-    stand_in.process('printf "%s\\n" "$GLOBUS_NAME" >>processed')
-    path, number, failed = stand_in.env["PATH"], 1, True
-    while failed:
-        nothing_yet(stand_in)
-        subprocess.run(["rm", "-rf", str(tmp_path / "before")], check=True)
-        stand_in.env["PATH"] = path
-        kill_job_at(stand_in, tmp_path, script, call, number)
-        done = stand_in.run(BATCH)
-        failed = last_line(done) != "3 processed, 0 failed, 0 not needed"
-        assert sum(map(int, last_line(done).replace(",", "").split()[0:3:2])) == 3, done.out
-        assert max(processed(stand_in).values(), default=0) <= 1, (call, number)
-        if failed:
-            stand_in.run(BATCH)
-        assert processed(stand_in) == {"a": 1, "b": 1, "c": 1}, (call, number)
+    stand_in.process('mkdir "at work" || exit 9', 'printf "%s\\n" "$GLOBUS_NAME" >>processed',
+                     'rmdir "at work"')
+    stand_in.edit("wrapper.sh", "\nPYTHON=", "\n[ ! -x %s ] || PYTHON=%s\nPYTHON=" % (
+        tmp_path / "python", tmp_path / "python"))
+    path, number, is_over = stand_in.env["PATH"], 0, lambda: False
+    while not is_over():
         number += 1
+        nothing_yet(stand_in)
+        for old in [tmp_path / "before", *tmp_path.glob("python*")]:
+            subprocess.run(["rm", "-rf", str(old)], check=True)
+        stand_in.env["PATH"] = path
+        is_over = killed(stand_in, tmp_path, call, number)
+        done = stand_in.run(BATCH)
+        assert last_line(done) == "3 processed, 0 failed, 0 not needed", (number, done.err)
+        assert processed(stand_in) == {"a": 1, "b": 1, "c": 1}, (call, number, done.err)
+        assert stand_in.downloaded() == {}, (call, number)
     record_property("kills", number - 1)
     assert number > 1
 

@@ -3,19 +3,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import BATCH, DESTINATION, KEEP, last_line, put_before
+from conftest import BATCH, DESTINATION, KEEP, contents, last_line, put_before
 
 SINGLE, SIMPLE, LOGIN = (
     "globus-single-file-download.py", "globus-simple-download.py", "globus-login.py")
 PATH = "/home/share/godata/"
-
-
-@pytest.mark.parametrize("value", ["10GB", "9" * 5000, "7"])
-def test_sizes_in_the_environment_that_are_not_the_driver_s_do_no_harm(value, site, emulator):
-    emulator.add({"a": b"1"})
-    site.env.update(GLOBUS_SIZE=value, GLOBUS_SIZES=value)
-    done = site.run(SINGLE, "--globus-path", PATH, "--file", "a")
-    assert done.returncode == 0 and site.downloaded() == {"a": b"1"}
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="only newer Pythons know PYTHONSAFEPATH")
@@ -44,6 +36,18 @@ def test_a_filter_may_compare_a_date_that_globus_does_not_know(modified, stand_i
     assert last_line(done) == "1 to process, 0 refused, 0 not needed"
 
 
+@pytest.mark.parametrize("files_per_job", [1, 2])
+def test_files_without_a_date_go_through_a_batch(files_per_job, stand_in, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    emulator.fault("/ls", patch={"total": 2, "DATA": [
+        {"name": name, "type": "file", "size": 1, "last_modified": None} for name in "ab"]})
+    stand_in.config("FILES_PER_JOB = %d" % files_per_job)
+    stand_in.process(*KEEP)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.out
+    assert contents(stand_in.folder / "out") == {"a": b"1", "b": b"2"}
+
+
 @pytest.mark.long
 def test_a_batch_whose_jobs_are_refused_shows_no_time_left(stand_in, emulator, tmp_path):
     emulator.add(dict.fromkeys("abcdef", b"1"))
@@ -56,7 +60,7 @@ def test_a_batch_whose_jobs_are_refused_shows_no_time_left(stand_in, emulator, t
     seen = []
     for screen in stand_in.watch(BATCH, columns=160):
         text = " ".join(screen.display)
-        if "3 of 6 files, 0 jobs" in text and full.exists() and "accepts no more jobs" in text:
+        if "3 of 6 files, 0 jobs" in text and full.exists() and "did not accept a job" in text:
             seen.append(text.rpartition("3 of 6 files")[2])
             if len(seen) > 3:
                 full.unlink()

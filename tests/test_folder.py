@@ -1,28 +1,42 @@
-"""DOWNLOAD_DIR has one user: what a batch marks as its own, nothing else downloads into."""
+"""DOWNLOAD_DIR may be shared: each pack has a folder of its own there."""
 import os
 import shutil
 import subprocess
 
 import pytest
-from conftest import BATCH, KEEP, Site, last_line, processed, wait_until
+from conftest import BATCH, KEEP, Site, contents, journal, last_line, processed, wait_until
 
 SIMPLE = "globus-simple-download.py"
-MARK = ".globus-batch"
+NAMES = ["a", "b", "c", "sub/a", "sub/it's b"]
+
+
+def copy_of_the_scripts(stand_in, emulator, folder, downloads):
+    """Another copy of the scripts, of the same user."""
+    folder.mkdir()
+    copy = Site(folder, emulator, "")
+    copy.env, copy.scheduler = stand_in.env, stand_in.scheduler
+    copy.config("DOWNLOAD_DIR = %r" % str(downloads))
+    copy.downloads = downloads
+    return copy
+
+
+def set_path(site, emulator, name):
+    """Let PATH be a directory of that name, with files that differ from those of the same names in
+    others; what they are."""
+    files = {path: ("%s of %s\n" % (path, name)).encode() * 2000 for path in NAMES}
+    emulator.add({name + "/" + path: content for path, content in files.items()})
+    site.config("PATH = '/home/share/godata/%s'" % name, "RECURSIVE = True")
+    return files
 
 
 @pytest.fixture
 def other(stand_in, emulator, tmp_path):
-    """A second copy of the scripts, of the same user, which downloads into the same folder."""
-    (tmp_path / "other").mkdir()
-    copy = Site(tmp_path / "other", emulator, "")
-    copy.env = stand_in.env
-    copy.config("DOWNLOAD_DIR = %r" % str(stand_in.downloads))
-    return copy
+    """A second copy of the scripts, which downloads into the same folder."""
+    return copy_of_the_scripts(stand_in, emulator, tmp_path / "other", stand_in.downloads)
 
 
-def start_batch(site, emulator):
-    """A batch whose jobs work until there is a file `go`."""
-    emulator.add({"a": b"1", "b": b"2"})
+def start_batch(site):
+    """A batch whose jobs are in process.sh until there is a file `go`."""
     site.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
     driver = site.start(BATCH)
     wait_until((site.folder / "begun").exists)
@@ -38,148 +52,166 @@ def let_go(site):
     (site.folder / "go").touch()
 
 
-def check_refused(done, folder, owner):
-    assert done.returncode == 2
-    assert "%s belongs to the batch of %s" % (folder, owner.folder) in done.err
+def check_results(site, driver, files):
+    """The batch ends well, and each file was processed once, with its own content."""
+    out, err = driver.communicate(timeout=300)
+    assert out.decode().splitlines()[-1] == (
+        "%d processed, 0 failed, 0 not needed" % len(files)), err.decode()
+    assert driver.returncode == 0
+    assert contents(site.folder / "out") == files
+    assert processed(site) == dict.fromkeys(files, 1)
 
 
-def test_a_second_batch_with_the_same_folder_is_refused_and_told_whose_it_is(
-        stand_in, other, emulator):
-    driver = start_batch(stand_in, emulator)
-    check_refused(other.run(BATCH), stand_in.downloads, stand_in)
-    assert not (other.folder / "processed").exists()
-    let_go(stand_in)
-    assert driver.communicate()[0].endswith(b"2 processed, 0 failed, 0 not needed\n")
-    assert last_line(other.run(BATCH)) == "2 processed, 0 failed, 0 not needed"
+@pytest.mark.parametrize("settings", [
+    ("FILES_PER_JOB = 1",), ("FILES_PER_JOB = 5",),
+    ("FILES_PER_JOB = 3", "DOWNLOAD_BY = 'driver'")], ids=" ".join)
+def test_two_batches_and_a_simple_download_share_a_folder_at_the_same_time(
+        settings, stand_in, other, emulator, tmp_path):
+    simple = copy_of_the_scripts(stand_in, emulator, tmp_path / "third", stand_in.downloads)
+    first, second, third = (set_path(site, emulator, name) for site, name in (
+        (stand_in, "one"), (other, "two"), (simple, "three")))
+    for site in (stand_in, other):
+        site.config(*settings)
+    drivers = [start_batch(stand_in), start_batch(other)]
+    done = simple.run(SIMPLE)
+    assert done.returncode == 0, done.err
+    assert done.out.splitlines()[-1] == "5 files: 5 sent, 0 already there, 0 did not arrive."
+    for site in (stand_in, other):
+        assert not (site.folder / "processed").exists()  # all three have files there by now
+        let_go(site)
+    check_results(stand_in, drivers[0], first)
+    check_results(other, drivers[1], second)
+    assert contents(stand_in.downloads) == third  # no more, and no less
+
+
+def test_transfers_of_equal_names_at_the_same_time_do_not_meet(
+        stand_in, other, emulator, tmp_path):
+    simple = copy_of_the_scripts(stand_in, emulator, tmp_path / "third", stand_in.downloads)
+    sites = (stand_in, other, simple)
+    files = [set_path(site, emulator, name) for site, name in zip(
+        sites, ("one", "two", "three"))]
+    emulator.bend(bytes_per_second=20000, slots=3)  # several seconds for each
+    for site in sites[:2]:
+        site.config("FILES_PER_JOB = 5", "NUM_JOBS = 1")
+        site.process(*KEEP)
+    downloads = [site.start(script) for site, script in zip(sites, (BATCH, BATCH, SIMPLE))]
+
+    def is_each_at_work():
+        tasks = [task for task in emulator.tasks() if task["status"] == "ACTIVE"]
+        return len(tasks) == 3 and all(task["bytes_transferred"] for task in tasks)
+
+    wait_until(is_each_at_work)
+    check_results(stand_in, downloads[0], files[0])
+    check_results(other, downloads[1], files[1])
+    assert downloads[2].communicate()[0].splitlines()[-1] == (
+        b"5 files: 5 sent, 0 already there, 0 did not arrive.")
+    assert contents(stand_in.downloads) == files[2]
+    assert [task["status"] for task in emulator.tasks()] == ["SUCCEEDED"] * 3
 
 
 @pytest.mark.parametrize("script", [BATCH, SIMPLE])
-def test_the_folder_of_an_interrupted_batch_is_refused_until_it_has_ended(
-        script, stand_in, other, emulator):
-    kill(start_batch(stand_in, emulator))
-    check_refused(other.run(script), stand_in.downloads, stand_in)
+def test_what_an_interrupted_batch_has_there_is_not_touched(script, stand_in, other, emulator):
+    first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
+    kill(start_batch(stand_in))
+    other.process(*KEEP)
+    done = other.run(script)
+    assert done.returncode == 0, done.err
+    if script == BATCH:
+        assert contents(other.folder / "out") == second
     let_go(stand_in)
-    assert last_line(stand_in.run(BATCH)) == "2 processed, 0 failed, 0 not needed"
-    assert processed(stand_in) == {"a": 1, "b": 1}
-    assert other.run(script).returncode == 0
+    check_results(stand_in, stand_in.start(BATCH), first)
+    assert contents(stand_in.downloads) == ({} if script == BATCH else second)
 
 
-def test_a_simple_download_beside_its_own_batch_is_refused(stand_in, emulator):
-    driver = start_batch(stand_in, emulator)
-    check_refused(stand_in.run(SIMPLE), stand_in.downloads, stand_in)
-    assert stand_in.run(SIMPLE, "--dry-run").returncode == 0
-    let_go(stand_in)
-    driver.communicate()
-    assert stand_in.run(SIMPLE).returncode == 0
-
-
-@pytest.mark.parametrize("below", ["..", "sub/deep"])
-def test_so_is_a_folder_around_or_in_that_of_a_batch(below, stand_in, other, emulator):
-    place = stand_in.folder.parent / "disk" / "in"
-    stand_in.config("DOWNLOAD_DIR = %r" % str(place))
-    driver = start_batch(stand_in, emulator)
-    other.config("DOWNLOAD_DIR = %r" % os.path.normpath(str(place / below)))
-    check_refused(other.run(SIMPLE), place, stand_in)
-    let_go(stand_in)
-    driver.communicate()
-
-
-def test_a_folder_that_is_named_by_a_link_is_the_same_folder(stand_in, other, emulator):
-    kill(start_batch(stand_in, emulator))
-    (other.home / "linked").symlink_to(stand_in.downloads)
-    other.config("DOWNLOAD_DIR = %r" % str(other.home / "linked"))
-    check_refused(other.run(BATCH), stand_in.downloads, stand_in)
-    let_go(stand_in)
-
-
-def test_removing_the_jobs_folder_forgets_the_mark_too(stand_in, other, emulator):
-    kill(start_batch(stand_in, emulator))
-    let_go(stand_in)
-    wait_until(lambda: len(processed(stand_in)) == 2)
-    wait_until(lambda: not subprocess.check_output(["squeue", "-h"], env=stand_in.env))
-    shutil.rmtree(str(stand_in.jobs))
-    assert last_line(other.run(BATCH)) == "2 processed, 0 failed, 0 not needed"
-    assert MARK not in os.listdir(str(stand_in.downloads))
-
-
-def test_a_batch_whose_folder_is_not_there_is_named_with_the_mark_to_remove(other, emulator):
-    emulator.add({"a": b"1"})
-    (other.folder.parent.parent / "collection" / "downloads").mkdir()
-    mark = other.folder.parent.parent / "collection" / "downloads" / MARK
-    mark.symlink_to("/elsewhere/batch/jobs")
-    done = other.run(BATCH)
-    assert done.returncode == 2
-    assert "belongs to the batch of /elsewhere/batch, which is not there" in done.err
-    assert "if it no longer exists, remove %s" % mark in done.err
-    mark.unlink()
-    assert last_line(other.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-
-
-def test_a_mark_that_has_outlived_its_run_is_removed(stand_in, other, emulator):
-    emulator.add({"a": b"1"})
-    stand_in.run(BATCH)
-    (stand_in.downloads / MARK).symlink_to(stand_in.jobs)  # killed right before it was removed
-    assert last_line(other.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+def test_what_failures_of_another_batch_have_left_there_is_not_touched(stand_in, other, emulator):
+    first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
+    stand_in.process("exit 3")
+    assert last_line(stand_in.run(BATCH)) == "0 processed, 5 failed, 0 not needed"
+    other.process(*KEEP)
+    check_results(other, other.start(BATCH), second)
+    assert stand_in.downloaded() == first
+    stand_in.process(*KEEP)
+    before = len(emulator.tasks())
+    check_results(stand_in, stand_in.start(BATCH), first)
+    assert len(emulator.tasks()) == before  # it was all there
     assert list(stand_in.downloads.iterdir()) == []
 
 
-def test_a_file_where_the_mark_should_be_is_said(stand_in, emulator):
-    emulator.add({"a": b"1"})
-    stand_in.downloads.mkdir()
-    (stand_in.downloads / MARK).write_text("mine")
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2 and "is in the way" in done.err
-    assert (stand_in.downloads / MARK).read_text() == "mine"
-
-
-def test_a_batch_is_refused_while_a_simple_download_still_sends_into_its_folder(
-        stand_in, other, emulator):
-    emulator.add({"a": b"1"})
-    emulator.bend(slots=0)
-    download = other.start(SIMPLE)
-    wait_until(emulator.tasks)
-    kill(download)  # its task goes on
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2
-    assert "A task of globus-simple-download.py still downloads into DOWNLOAD_DIR" in done.err
-    assert emulator.tasks()[0]["task_id"] in done.err
-    emulator.bend(slots=3)
-    wait_until(lambda: emulator.tasks()[0]["status"] == "SUCCEEDED")
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-
-
-def test_a_simple_download_during_whose_submission_a_batch_begins_cancels_its_task(
-        stand_in, other, emulator):
-    emulator.add({"a": b"1"})
-    emulator.bend(slots=0)
-    emulator.fault("POST /v0.10/transfer", times=1, delay=3)
-    download = other.start(SIMPLE)
-    wait_until(lambda: any("POST /v0.10/transfer" in line for line in emulator.requests()))
-    stand_in.jobs.mkdir()
-    (stand_in.jobs / "journal.jsonl").write_text(
-        '{"event": "run", "run": "g1", "version": 2}\n{"event": "submit"}\n')
-    stand_in.downloads.mkdir()
-    (stand_in.downloads / MARK).symlink_to(stand_in.jobs)
-    assert b"belongs to the batch of" in download.communicate()[1]
-    assert download.returncode == 2
-    assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
-
-
-@pytest.mark.parametrize("place", ["WORKING_DIR + '/..'", "os.path.expanduser('~')", "'/'"])
-def test_a_folder_around_the_scripts_or_the_login_is_no_download_folder(place, stand_in, emulator):
-    stand_in.config("DOWNLOAD_DIR = " + place)
-    done = stand_in.run(SIMPLE)
-    assert done.returncode == 2 and "must be a folder of its own" in done.err
-    assert emulator.requests() == []
-
-
-def test_a_file_named_finished_does_not_end_a_run(stand_in, other, emulator):
-    emulator.add({"finished": b"1"})
-    stand_in.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
-    driver = stand_in.start(BATCH)
-    wait_until((stand_in.folder / "begun").exists)
-    kill(driver)
-    journal = stand_in.jobs / "journal.jsonl"
-    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
-    check_refused(other.run(BATCH), stand_in.downloads, stand_in)
+def test_a_simple_download_beside_its_own_batch_disturbs_neither(stand_in, emulator):
+    files = set_path(stand_in, emulator, "one")
+    driver = start_batch(stand_in)
+    assert stand_in.run(SIMPLE).returncode == 0
     let_go(stand_in)
+    check_results(stand_in, driver, files)
+    assert contents(stand_in.downloads) == files
+
+
+@pytest.mark.parametrize("below", ["..", "sub/deep"])
+def test_so_does_one_into_a_folder_around_or_in_that_of_a_batch(below, stand_in, other, emulator):
+    place = stand_in.folder.parent / "disk" / "in"
+    stand_in.config("DOWNLOAD_DIR = %r" % str(place))
+    other.config("DOWNLOAD_DIR = %r" % os.path.normpath(str(place / below)))
+    first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
+    driver = start_batch(stand_in)
+    assert other.run(SIMPLE).returncode == 0
+    let_go(stand_in)
+    check_results(stand_in, driver, first)
+    shutil.rmtree(str(stand_in.jobs))
+    there = contents((place / below).resolve())
+    assert {path: there.get(path) for path in second} == second
+
+
+def test_a_folder_that_is_named_by_a_link_is_shared_as_well(stand_in, other, emulator):
+    stand_in.downloads.mkdir()
+    (other.home / "linked").symlink_to(stand_in.downloads)
+    other.config("DOWNLOAD_DIR = %r" % str(other.home / "linked"))
+    first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
+    drivers = [start_batch(stand_in), start_batch(other)]
+    for site in (stand_in, other):
+        let_go(site)
+    check_results(stand_in, drivers[0], first)
+    check_results(other, drivers[1], second)
+    assert list(stand_in.downloads.iterdir()) == []
+
+
+def test_what_a_forgotten_run_has_left_there_is_in_nobodys_way(stand_in, emulator):
+    files = set_path(stand_in, emulator, "one")
+    kill(start_batch(stand_in))
+    shutil.rmtree(str(stand_in.jobs))
+    let_go(stand_in)
+    wait_until(lambda: not subprocess.check_output(["squeue", "-h"], env=stand_in.env))
+    left = set(os.listdir(str(stand_in.downloads)))
+    for path in ("processed", "out"):
+        before = stand_in.folder / path
+        if before.exists():
+            before.rename(stand_in.folder / (path + ".before"))
+    check_results(stand_in, stand_in.start(BATCH), files)
+    assert set(os.listdir(str(stand_in.downloads))) == left
+    assert len([event for event in journal(stand_in) if event["event"] == "run"]) == 1
+
+
+def test_a_task_that_a_killed_simple_download_has_left_does_not_meet_a_batch(
+        stand_in, other, emulator):
+    first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
+    emulator.bend(bytes_per_second=20000)
+    download = other.start(SIMPLE)
+    wait_until(lambda: contents(stand_in.downloads) if stand_in.downloads.exists() else {})
+    kill(download)  # its task goes on
+    emulator.bend(bytes_per_second=None)
+    stand_in.process(*KEEP)
+    check_results(stand_in, stand_in.start(BATCH), first)
+    wait_until(lambda: {task["status"] for task in emulator.tasks()} == {"SUCCEEDED"})
+    assert contents(stand_in.downloads) == second
+
+
+@pytest.mark.parametrize("script", [SIMPLE, BATCH])
+@pytest.mark.parametrize("place", [
+    "WORKING_DIR", "WORKING_DIR + '/..'", "WORKING_DIR + '/jobs/here'", "os.path.expanduser('~')",
+    "'/'"])
+def test_a_folder_around_the_scripts_or_the_login_is_no_download_folder(
+        place, script, stand_in, emulator):
+    stand_in.config("DOWNLOAD_DIR = " + place)
+    done = stand_in.run(script)
+    assert done.returncode == 2 and "must be a folder of its own" in done.err
+    assert done.err.startswith("config.py: DOWNLOAD_DIR = ")
+    assert emulator.requests() == []

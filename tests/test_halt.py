@@ -16,7 +16,7 @@ from conftest import (
 
 
 @pytest.mark.parametrize("where", ["job", pytest.param("driver", marks=pytest.mark.long)])
-def test_files_that_fail_in_a_row_stop_the_submitting_and_the_next_start_goes_on(
+def test_files_that_fail_in_a_row_stop_the_submitting_and_the_next_start_does_all(
         where, stand_in, emulator):
     files = emulator.add({"f%02d" % n: b"x" for n in range(16)})
     stand_in.config("MAX_FAILURES_IN_A_ROW = 4", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % where)
@@ -25,14 +25,16 @@ def test_files_that_fail_in_a_row_stop_the_submitting_and_the_next_start_goes_on
     failed = last_line(done).split()[2]
     assert done.returncode == 1
     assert last_line(done).startswith("0 processed, ") and 4 <= int(failed) <= 5
-    assert ("files failed in a row, %s of them with: exit status 127: samtools: command not found\n"
-            "Fix the cause, and start this script again; it continues with the %d files left."
-            % (failed, 16 - int(failed))) in done.err
+    assert ("STOPPING: 4 files or jobs failed in a row (MAX_FAILURES_IN_A_ROW = 4), 4 of them "
+            "with: exit status 127: samtools: command not found\n") in done.err
+    assert done.err.count("STOPPING") == 1
     (stand_in.folder / "fixed").touch()
     done = stand_in.run(BATCH)
-    assert last_line(done) == "%d processed, %s failed, 0 not needed" % (16 - int(failed), failed)
-    assert set(processed(stand_in).values()) == {1}
-    assert len(processed(stand_in)) == len(files) - int(failed)
+    assert done.returncode == 0
+    assert last_line(done) == "16 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == dict.fromkeys(files, 1)
+    assert len(emulator.tasks()) <= 16 + 2  # what had arrived was not sent again
+    assert list(stand_in.downloads.iterdir()) == []
 
 
 @pytest.mark.long
@@ -64,23 +66,36 @@ def test_when_nothing_is_left_the_run_is_over_as_ever(stand_in, emulator):
 
 
 def test_a_folder_that_the_nodes_do_not_see_costs_a_few_files(stand_in, emulator, tmp_path):
-    emulator.add({"f%02d" % n: b"x" for n in range(20)})
+    files = emulator.add({"f%02d" % n: b"x" for n in range(20)})
+    before = dict(stand_in.env)
+    stand_in.process(*KEEP)
     put_before(stand_in, tmp_path, "sbatch", 'cat >/dev/null; echo "exit 1" | "$real" "$@"')
     stand_in.config("MAX_FAILURES_IN_A_ROW = 2", "GRACE_SECONDS = 0.5", "POLL_SECONDS = 0.3")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
     assert "Can the compute nodes see, and write, %s?" % stand_in.folder in done.err
-    assert "files left" in done.err
+    assert "failed in a row (MAX_FAILURES_IN_A_ROW = 2), 2 of them with: the job never" in done.err
+    assert last_line(done) == "0 processed, 0 failed, 0 not needed"
+    assert sum(event["event"] == "queued" for event in journal(stand_in)) <= 2 + 3
+    stand_in.env = before
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "20 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == dict.fromkeys(files, 1)
 
 
 def test_a_quota_costs_a_few_files(stand_in, emulator):
-    emulator.add({"f%02d" % n: b"x" for n in range(20)})
+    files = emulator.add({"f%02d" % n: b"x" for n in range(20)})
     emulator.bend_collection(DESTINATION, quota=0)
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 2", "NUM_JOBS = 2", "import helper",
+    stand_in.process(*KEEP)
+    stand_in.config("MAX_FAILURES_IN_A_ROW = 2", "NUM_JOBS = 2",
                     "helper.ERRORS['QUOTA_EXCEEDED'] = ('over quota at the destination', 1)")
     done = stand_in.run(BATCH)
     assert done.returncode == 1 and "over quota at the destination" in done.err
-    assert "files failed in a row" in done.err and emulator.tasks().__len__() <= 4
+    assert "failed in a row (MAX_FAILURES_IN_A_ROW = 2)" in done.err
+    assert 2 <= int(last_line(done).split()[2]) <= 4 and len(emulator.tasks()) <= 4
+    emulator.bend_collection(DESTINATION, quota=None)
+    assert last_line(stand_in.run(BATCH)) == "20 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == dict.fromkeys(files, 1)
 
 
 def test_a_missing_process_sh_is_said_before_anything_is_submitted(stand_in, emulator):
@@ -120,7 +135,11 @@ def test_a_refusal_after_a_job_was_accepted_is_told_once_and_tried_again(
     stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
     assert last_line(done) == "8 processed, 0 failed, 0 not needed"
-    assert done.err.count("accepts no more jobs for now: error: out of cheese") == 1
+    assert done.err.count("The scheduler did not accept a job: error: out of cheese\n"
+                          "The command was: sbatch ") == 1
+    assert done.err.count("out of cheese") == 1
+    assert sum(event["event"] == "closed" and event["why"] == "refused"
+               for event in journal(stand_in)) == 3
 
 
 # ---- TOKEN_FILE ----
@@ -147,8 +166,10 @@ def test_a_job_that_does_not_see_the_tokens_says_where_it_looked(stand_in, emula
     emulator.add({"a": b"1"})
     stand_in.edit("wrapper.sh", "\nPYTHON=", "\nexport HOME=/nowhere\nPYTHON=")
     done = stand_in.run(BATCH)
-    assert "there is no login in /nowhere/.wehi-globus-tokens.json" in done.out
-    assert "on a disk that %s can see" % os.uname().nodename in done.out
+    assert done.returncode == 1
+    assert "there is no login in /nowhere/.wehi-globus-tokens.json" in done.err
+    assert "on a disk that %s can see" % os.uname().nodename in done.err
+    assert "start this script again; it continues" in done.err
 
 
 def test_a_job_that_does_not_see_the_home_folder_knows_the_destination_and_the_tokens(
@@ -169,13 +190,17 @@ def test_a_setting_that_makes_no_sense_is_named(line, stand_in):
     assert done.returncode == 2 and done.err.startswith("config.py: " + line.split()[0])
 
 
-def test_an_older_config_without_the_new_settings_goes_on_working(stand_in, emulator):
+@pytest.mark.parametrize("name", [
+    "FILES_PER_JOB", "DOWNLOAD_BY", "MAX_FAILURES_IN_A_ROW", "TOKEN_FILE"])
+def test_an_older_config_is_told_which_setting_it_lacks(name, stand_in, emulator):
     emulator.add({"a": b"1"})
     config = stand_in.folder / "config.py"
-    new = ("FILES_PER_JOB", "DOWNLOAD_BY", "MAX_FAILURES_IN_A_ROW", "TOKEN_FILE")
     config.write_text("".join(line for line in config.read_text().splitlines(keepends=True)
-                              if not line.startswith(new)))
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+                              if not line.startswith(name)))
+    done = stand_in.run(BATCH)
+    assert done.returncode == 2
+    assert done.err == "config.py: %s is missing; see the original config.py\n" % name
+    assert emulator.requests() == []
 
 
 def test_a_journal_of_an_older_version_is_refused_with_the_way_out(stand_in, emulator):
@@ -201,4 +226,8 @@ def test_what_fails_while_it_waits_does_not_make_the_driver_wait_for_ever(stand_
     wait_until(lambda: b"FAILED f0" in driver.stderr.readline())
     (stand_in.folder / "go").touch()
     out = driver.communicate()[0].decode()
+    assert driver.returncode == 1
     assert out.splitlines()[-1] == "1 processed, 1 failed, 0 not needed"
+    stand_in.process(*KEEP)
+    assert last_line(stand_in.run(BATCH)) == "6 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"f%d" % n: 1 for n in range(6)}

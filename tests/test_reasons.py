@@ -1,7 +1,7 @@
 """What Globus says, and what the user reads of it."""
 
 import pytest
-from conftest import BATCH, DESTINATION, SOURCE
+from conftest import DESTINATION, SOURCE
 
 SINGLE, SIMPLE = "globus-single-file-download.py", "globus-simple-download.py"
 PATH = "/home/share/godata/"
@@ -46,20 +46,10 @@ def test_of_a_server_error_in_many_lines_the_useful_one_is_shown(message, words,
 def test_the_file_is_found_in_event_details_that_are_json(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(json_details=True, retry_seconds=0.1,
-                  troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}])
+                  troubles=[{"path": "a$", "code": "PERMISSION_DENIED", "is_source": False}])
     site.config(*QUICK)
     done = site.run(*ONE)
     assert "because it cannot succeed: permission denied, " + PATH + "a" in done.err
-
-
-def test_the_driver_quotes_the_line_of_a_log_that_names_the_setting(stand_in, emulator):
-    emulator.add({"a": b"1"})
-    stand_in.config("if 'GLOBUS_JOB' in os.environ:", "    DESTINATION_ENDPOINT_ID = 'here'",
-                    "    import atexit, sys",
-                    "    atexit.register(print, 'Job 7 used 1 s of CPU', file=sys.stderr)")
-    done = stand_in.run(BATCH)
-    assert done.returncode == 1
-    assert "FAILED a: exit status 2: config.py: DESTINATION_ENDPOINT_ID = 'here' is" in done.out
 
 
 # ---- which side, and who may ----
@@ -130,9 +120,9 @@ def test_a_file_that_changes_for_ever_is_given_up(site, emulator):
         {"path": "a$", "code": "FILE_SIZE_CHANGED"}])
     site.config(*QUICK)
     done = site.run(*ONE)
-    assert done.returncode == 1 and site.downloaded() == {}
+    assert done.returncode == 1 and done.out == ""
     assert "because it cannot succeed: a file changes while it is sent" in done.err
-    assert done.err.count("Waiting: ") == 1 and "Going on" not in done.err
+    assert done.err.count("Waiting: ") == 1 and "Resumed." not in done.err
 
 
 def test_a_trouble_that_comes_and_goes_is_told_once_until_something_moves(site, emulator):
