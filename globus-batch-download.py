@@ -446,11 +446,14 @@ class Journal:
         """Write an event down to the disk. Raises UserError if somebody else writes there, too."""
         line = json.dumps(event).encode() + b"\n"
         try:
-            if os.fstat(self.file.fileno()).st_size != self.length:  # a lock of this host only
+            there, ours = os.stat(self.path), os.fstat(self.file.fileno())
+            if (there.st_ino, there.st_size) != (ours.st_ino, self.length):  # no lock across hosts
                 raise helper.UserError(f"Another driver writes to {self.path}. This one stops.")
             if self.file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self.file.fileno())
+        except FileNotFoundError:  # jobs/ was removed
+            raise
         except OSError as error:  # what is in the file now, the next start finds out
             raise helper.UserError(f"{error.strerror}: {self.path}\nFix that, and start this "
                                    "script again; it continues where it stopped.")
@@ -524,7 +527,7 @@ class State:
 # ---- packs ----
 
 
-def take_files(pending, most, space, share, is_from_the_end):
+def take_files(pending, most, space, share, is_from_the_end, bytes_of=lambda file: file.size):
     """The next Files for a pack: at most so many. The first one fits into space, the others into
     what is left of share, bytes; [] if none fits."""
     pack, skipped = [], []
@@ -532,9 +535,9 @@ def take_files(pending, most, space, share, is_from_the_end):
         pending.popleft, pending.appendleft)
     while pending and len(pack) < most and len(skipped) < MOST_SKIPPED:
         file = take()
-        if file.size <= (share if pack else space):
+        if bytes_of(file) <= (share if pack else space):
             pack.append(file)
-            share -= file.size
+            share -= bytes_of(file)
             continue
         skipped.append(file)
         if pack:
@@ -680,6 +683,10 @@ def cause_of(words, path=None):
 # ---- the driver: what lives as long as the process ----
 
 
+# A file in the folder of a pack that is over.
+Kept = collections.namedtuple("Kept", "pack path size last_modified")
+
+
 class Driver:
     """Keeps the jobs coming. The journal has what must survive; here are timers, what is pending,
     and what was reported already. Its methods are the loop, and all that changes the journal; the
@@ -691,7 +698,7 @@ class Driver:
         self.state = State()
         self.journal = Journal(os.path.join(self.folder, "journal.jsonl"))
         self.pending = helper.Files()
-        self.kept = {}  # path: pack that is over, bytes, date: what failures left in DOWNLOAD_DIR
+        self.kept = {}  # path: Kept, what failures left in DOWNLOAD_DIR; of others NAME/path
         self.failures = {}  # path: Failure, since this start
         self.fresh = []  # Files that were processed since this start, the first ones
         self.refused = []  # Failures, of what is listed but cannot be downloaded
@@ -740,7 +747,7 @@ class Driver:
         """Bytes that MAX_BYTES leaves, beside what is in flight and what was left behind."""
         if self.config.MAX_BYTES is None:
             return float("inf")
-        return (self.config.MAX_BYTES - sum(size for _, size, _ in self.kept.values())
+        return (self.config.MAX_BYTES - sum(file.size for file in self.kept.values())
                 - sum(file.size for pack in self.state.packs.values()
                       for file in pack.left().values()))
 
@@ -798,7 +805,8 @@ class Driver:
             return None
         most = pack_size(len(self.pending), self.config, self.seconds_per_file())
         space, is_from_the_end = self.room(), self.has_bad_luck()
-        files = take_files(self.pending, most, space, space / max(free, 1), is_from_the_end)
+        files = take_files(self.pending, most, space, space / max(free, 1), is_from_the_end,
+                           self.bytes_of)
         if not files:
             if not self.state.packs and not self.is_listing:
                 self.check_room(space)
@@ -808,16 +816,20 @@ class Driver:
         self.set_up(name)
         return name
 
+    def bytes_of(self, file):
+        """What a file takes beside what is there of it already."""
+        return 0 if file.path in self.kept else file.size
+
     def check_room(self, space):
         """Nothing is in flight, and MAX_BYTES has room for none of the next files: bring forward
         one that fits. Raises UserError if there is none."""
         for _ in range(len(self.pending)):
             file = self.pending.popleft()
-            if file.size <= space:
+            if self.bytes_of(file) <= space:
                 self.pending.appendleft(file)
                 return
             self.pending.append(file)
-        folders = sorted({self.place(name).folder for name, _, _ in self.kept.values()})
+        folders = sorted({self.place(file.pack).folder for file in self.kept.values()})
         raise helper.UserError(
             f"What failures left in {self.config.DOWNLOAD_DIR} leaves no room for another file "
             "within MAX_BYTES.\nRemove what you do not need, or raise MAX_BYTES, and start again:\n"
@@ -829,7 +841,7 @@ class Driver:
         pack = self.state.packs[name]
         for index, file in enumerate(pack.files):
             if file.path in self.kept:
-                moved[index] = self.kept[file.path][0]
+                moved[index] = self.kept[file.path].pack
         done = helper.read_indices(folder, "moved") if os.path.isdir(folder) else set()
         helper.write_pack(folder, pack.files, done.union(moved))
         for index, old in moved.items():
@@ -844,8 +856,8 @@ class Driver:
     def tidy(self, names):
         """Remove what packs that are over have left, and nobody wants any more."""
         kept = {}
-        for path, (name, _, _) in self.kept.items():
-            kept.setdefault(name, []).append(path)
+        for file in self.kept.values():
+            kept.setdefault(file.pack, []).append(file.path)
         for name in set(names):
             remove_all_but(self.place(name).folder, kept.get(name, []))
             if name not in kept and not os.path.exists(self.place(name).folder):
@@ -907,7 +919,7 @@ class Driver:
             self.close(name, "given up", token.state if token else "gone")
         elif token.state == "end" and (token.status <= 128 or not pack.left()):
             if token.status == helper.NEEDS_LOGIN and token.step == "get":
-                self.close(name, last_line(os.path.join(self.path(name), "log")), "gone")
+                self.close(name, "given up", "gone")
                 raise self.login_needed(name)
             said = last_line(os.path.join(self.path(name), "log"))
             self.close(name, said or f"exit status {token.status}", "gone", is_final=True)
@@ -954,7 +966,8 @@ class Driver:
         """Count a failure; too many in a row halt the run."""
         self.in_a_row.append(cause)
         most = self.config.MAX_FAILURES_IN_A_ROW
-        if most is not None and len(self.in_a_row) >= most and not self.is_halted:
+        if most is not None and len(self.in_a_row) >= most and not self.is_halted and (
+                self.count_left()):
             self.is_halted = True
             report_halt(self.in_a_row, most)
 
@@ -1025,10 +1038,10 @@ class Driver:
         for index in helper.read_indices(folder, "arrived").intersection(failed):
             file = pack.files[index]
             if helper.size_of(os.path.join(self.place(name).folder, file.path)) is not None:
-                self.kept[file.path] = (name, file.size, file.last_modified)
+                self.kept[file.path] = Kept(name, *file[:3])
         if failed:
             remove_all_but(self.place(name).folder, [
-                path for path, (owner, _, _) in self.kept.items() if owner == name])
+                file.path for file in self.kept.values() if file.pack == name])
         else:
             self.tidy([name])
 
@@ -1536,7 +1549,7 @@ def plan(driver, files, limit):
         elif len(driver.pending) < most:
             driver.pending.append(file)
             size += file.size
-            if old.get(file.path, (None, *file[1:3]))[1:] != file[1:3]:  # it has changed since
+            if old.get(file.path, (None, *file[:3]))[1:] != file[:3]:  # it has changed since
                 unwanted.append(file.path)
         else:
             driver.beyond_limit += 1
@@ -1560,8 +1573,9 @@ def find_kept(driver):
         for index, (status, _, _) in helper.read_results(folder).items():
             if status and index in arrived and not helper.missing_files(
                     [files[index]], os.path.join(settings["DOWNLOAD_DIR"], name)):
-                path, size, modified, _ = files[index]
-                driver.kept[path if is_ours else f"{name}/{path}"] = name, size, modified
+                file = files[index]
+                driver.kept[file.path if is_ours else f"{name}/{file.path}"] = Kept(
+                    name, *file[:3])
     driver.tidy(names)
 
 
@@ -1763,7 +1777,7 @@ def batch(driver, is_new, files, limit):
         driver.is_listing = not is_new
         size, unwanted = plan(driver, files, limit)
         driver.is_listing = False
-        driver.tidy([driver.kept.pop(path)[0] for path in unwanted if path in driver.kept])
+        driver.tidy([driver.kept.pop(path).pack for path in unwanted if path in driver.kept])
         report_begin(driver, size)
         report_refused(driver.refused)
         report_previous(driver)

@@ -1,21 +1,18 @@
 """What the driver does with a scheduler's words, lines and states that it does not know, and in
 the surroundings of real login nodes: it goes by rules, so that the unknown does no harm."""
-import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import time
-import zlib
 
 import hypothesis
 import pytest
 from conftest import (
     BATCH,
-    DIE,
     KEEP,
-    count_calls,
     journal,
     last_line,
     processed,
@@ -25,7 +22,12 @@ from conftest import (
 )
 from hypothesis import strategies
 
+# process.sh: the job is killed at work on the file.
+DIE = "touch killed; kill -KILL $PPID $$"
+
 ONCE_IN = 'mkdir "$0.first" 2>/dev/null && exec "$real" "$@"'  # the first time it works
+
+REFUSED = "The scheduler did not accept a job: "
 
 # What schedulers were seen to say in the middle of a run.
 REFUSALS = [
@@ -83,38 +85,49 @@ def test_no_refusal_stops_a_run_that_has_begun(kind, site, emulator, tmp_path):
 
 
 def kill_driver_with_a_job(site):
-    """Kill the driver when its first job is queued; then let that job go on."""
+    """Kill the driver when its first job is queued, which waits for a file `go`."""
     site.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
     driver = site.start(BATCH)
     wait_until(lambda: any(event["event"] == "queued" for event in journal(site)))
     driver.kill()
     driver.communicate()
-    (site.folder / "go").touch()
 
 
-def test_a_refusal_after_a_restart_does_not_stop_the_run_either(stand_in, emulator, tmp_path):
+def test_refusals_after_a_restart_do_not_stop_a_run_that_has_a_job_in_the_queue(
+        stand_in, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2"})
-    refuse(stand_in, tmp_path, "sbatch", ["out of cheese"] * 3)
+    refused = refuse(stand_in, tmp_path, "sbatch", ["out of cheese"] * 6)
     stand_in.config("POLL_SECONDS = 0.2", "NUM_JOBS = 1")
     kill_driver_with_a_job(stand_in)
-    done = stand_in.run(BATCH)
-    assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
-    assert done.err.count("accepts no more jobs for now: out of cheese") == 1
+    stand_in.config("NUM_JOBS = 2")
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: int(refused.read_text()) > 6)
+    (stand_in.folder / "go").touch()
+    out, err = driver.communicate()
+    assert out.endswith(b"2 processed, 0 failed, 0 not needed\n"), err
+    assert err.decode().count(REFUSED + "out of cheese\n") == 1
+    assert processed(stand_in) == {"a": 1, "b": 1}
 
 
 def test_other_resources_than_those_that_were_accepted_may_stop_the_run(stand_in, emulator):
     emulator.add({"a": b"1", "b": b"2"})
     stand_in.config("NUM_JOBS = 1", "POLL_SECONDS = 0.2")
     kill_driver_with_a_job(stand_in)
+    (stand_in.folder / "go").touch()
     stand_in.config("RESOURCES = '--nonsense=3'")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
-    assert "The scheduler refuses the job: sbatch: unrecognized option '--nonsense=3'" in done.err
+    assert ("The scheduler has accepted no job in 3 tries: sbatch: unrecognized option "
+            "'--nonsense=3'; Try " in done.err)
+    assert processed(stand_in) == {"a": 1}
+    stand_in.config("RESOURCES = ''")
+    assert last_line(stand_in.run(BATCH)) == "2 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"a": 1, "b": 1}
 
 
 def test_a_run_whose_first_job_was_refused_is_not_in_the_way(stand_in, emulator):
     emulator.add({"a": b"1"})
-    stand_in.config("RESOURCES = '--nonsense=3'")
+    stand_in.config("RESOURCES = '--nonsense=3'", "POLL_SECONDS = 0.2")
     assert stand_in.run(BATCH).returncode == 1
     assert stand_in.run("globus-simple-download.py").returncode == 0
     stand_in.config("RESOURCES = ''", "PATH = '/home/share'", "RECURSIVE = True")
@@ -123,13 +136,32 @@ def test_a_run_whose_first_job_was_refused_is_not_in_the_way(stand_in, emulator)
     assert "interrupted" not in done.err
 
 
-def test_files_in_jobs_of_a_run_that_is_over_go_away(stand_in, emulator):
+def test_a_folder_in_jobs_of_a_run_that_is_over_goes_away(stand_in, emulator):
     emulator.add({"a": b"1"})
-    stand_in.jobs.mkdir()
-    for kind in ("claim", "closed", "downloaded", "status", "log"):
-        (stand_in.jobs / ("g000000-4." + kind)).write_text("1\n")
+    folder = stand_in.jobs / "g4-abcde"
+    folder.mkdir(parents=True)
+    for name in ("files", "moved", "gone.1", "end.2.7.node-1-2.0.0", "log", "0.log", "arrived"):
+        (folder / name).write_text("")
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
     assert sorted(os.listdir(str(stand_in.jobs))) == ["driver.lock", "journal.jsonl"]
+
+
+@pytest.mark.parametrize("gone", ["files", "settings.json", "arrived", "results"])
+def test_a_folder_in_jobs_that_was_half_removed_when_the_driver_was_killed_goes_away(
+        gone, stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.process("exit 3")
+    assert last_line(stand_in.run(BATCH)) == "0 processed, 1 failed, 0 not needed"
+    removed = list(stand_in.jobs.glob("g*/%s*" % gone))
+    assert removed
+    shutil.rmtree(str(next(stand_in.downloads.glob("g*"))))  # which goes first
+    for path in removed:
+        path.unlink()
+    stand_in.process(*KEEP)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
+    assert sorted(os.listdir(str(stand_in.jobs))) == ["driver.lock", "journal.jsonl"]
+    assert not stand_in.downloaded()
 
 
 # name: RESOURCES, what the first submission says, what the person is told
@@ -151,16 +183,19 @@ FIRST_REFUSALS = {
 
 
 @pytest.mark.parametrize("name", FIRST_REFUSALS)
-def test_the_first_refusal_stops_the_run_with_its_reason(name, stand_in, emulator, tmp_path):
+def test_refusals_from_the_first_one_on_stop_the_run_with_their_reason(
+        name, stand_in, emulator, tmp_path):
     emulator.add({"a": b"1"})
     resources, words, told = FIRST_REFUSALS[name]
     put_before(stand_in, tmp_path, "sbatch", "echo '* Connections to this cluster are monitored *'",
                f"echo {shlex.quote(words)} >&2; exit 1")
-    stand_in.config(f"RESOURCES = {resources!r}")
+    stand_in.config(f"RESOURCES = {resources!r}", "POLL_SECONDS = 0.2")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
-    assert "The scheduler refuses the job: " in done.err and told in done.err
-    assert "Fix RESOURCES in config.py" in done.err
+    assert done.err.count(REFUSED) == 1
+    refusal, end = done.err.split(REFUSED)[1].split("has accepted no job in 3 tries: ")
+    assert told in refusal.split("\nThe command was: sbatch ")[0] + "\n"
+    assert told in end.split("\nFix that, often RESOURCES in config.py, ")[0] + "\n"
 
 
 def test_a_server_that_there_is_not_is_no_outage(site, emulator, tmp_path):
@@ -169,10 +204,12 @@ def test_a_server_that_there_is_not_is_no_outage(site, emulator, tmp_path):
     put_before(site, tmp_path, "qsub",
                "echo 'Can not resolve name for server nosuch. (rc = -2 - )' >&2",
                "echo 'qsub: cannot connect to server nosuch (errno=15010)' >&2; exit 162")
-    site.config("RESOURCES = '-q batch@nosuch'")
+    site.env["PBS_DEFAULT"] = "nosuch"
+    site.config("POLL_SECONDS = 0.2")
     done = site.run(BATCH)
     assert done.returncode == 1
-    assert "refuses the job: Can not resolve name for server nosuch." in done.err
+    assert ("accepted no job in 3 tries: Can not resolve name for server nosuch. (rc = -2 - ); "
+            "qsub: cannot connect to server nosuch (errno=15010)\n" in done.err)
 
 
 def test_a_notice_behind_the_id_does_no_harm(stand_in, emulator, tmp_path):
@@ -180,18 +217,23 @@ def test_a_notice_behind_the_id_does_no_harm(stand_in, emulator, tmp_path):
     put_before(stand_in, tmp_path, "sbatch", '"$real" "$@"; echo "Maintenance on Tuesday at 5"')
     done = stand_in.run(BATCH)
     assert last_line(done) == "1 processed, 0 failed, 0 not needed"
-    assert "not clear" not in done.err
+    assert REFUSED not in done.err
 
 
-def test_a_submission_without_an_id_that_went_well_costs_no_slot(stand_in, emulator, tmp_path):
+def test_a_submission_without_an_id_whose_job_has_begun_costs_no_slot(
+        stand_in, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(3)})
-    put_before(stand_in, tmp_path, "sbatch", '"$real" "$@" >/dev/null')
-    stand_in.process("sleep 1", *KEEP)
+    put_before(stand_in, tmp_path, "sbatch", '"$real" "$@" >/dev/null',
+               'name=${@: -1}; pack=${name%%.*}-${name#*-}',
+               'until compgen -G "jobs/$pack/at.1.*" >/dev/null; do sleep 0.05; done')
+    stand_in.config("POLL_SECONDS = 2")
+    stand_in.process("sleep 3", *KEEP)
     done = stand_in.run(BATCH)
     assert last_line(done) == "3 processed, 0 failed, 0 not needed"
     events = [event["event"] for event in journal(stand_in)]
-    assert events.index("queued") == events.index("submit") + 3
-    assert done.err.count("not clear") == 1
+    assert [event for event in events if event in ("submit", "queued")] == (
+        ["submit"] * 3 + ["queued"] * 3)
+    assert REFUSED not in done.err and processed(stand_in) == {"f%d" % n: 1 for n in range(3)}
 
 
 def test_a_submission_that_brings_no_job_to_the_queue_is_not_tried_for_ever(
@@ -201,11 +243,11 @@ def test_a_submission_that_brings_no_job_to_the_queue_is_not_tried_for_ever(
     stand_in.config("POLL_SECONDS = 0.2")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
-    assert "accepted no job so far, in 3 tries: swallowed by a hook of the site" in done.err
+    assert "has accepted no job in 3 tries: swallowed by a hook of the site\n" in done.err
 
 
 OPTIONS = [
-    ("slurm", "--array=1-3"), ("slurm", "-a 1-3"), ("slurm", "--arr=1-3"), ("slurm", "--hold"),
+    ("slurm", "--array=1-3"), ("slurm", "-a 1-3"), ("slurm", "--hold"),
     ("slurm", "-H"), ("slurm", "--wrap=true"), ("slurm", "--dependency=singleton"),
     ("slurm", "--test-only"), ("slurm", "-W"), ("slurm", "--time=1:00 job.sh"),
     ("pbs", "-- /bin/true"), ("pbs", "-J 1-3"), ("pbs", "-h"), ("pbs", "-I"), ("pbs", "-z"),
@@ -226,7 +268,7 @@ def test_options_that_make_another_job_are_named_before_the_first_job(
 
 @pytest.mark.parametrize("kind,resources", [
     ("slurm", "-p short --time 1:00:00 --mem=4G -A me --exclusive --wait-all-nodes=1 -N 1"),
-    ("pbs", "-l select=1:ncpus=1 -q a@b -W group_list=x -p -5 -A me"),
+    ("pbs", "-l select=1:ncpus=1 -q a -W group_list=x -p -5 -A me"),
     ("sge", "-pe smp 4 -binding set linear:1 -l h_vmem=4G -v A=b -hard -p -100 -terse")])
 def test_other_options_are_the_users_own(kind, resources, site, tmp_path):
     with_stand_in(site, tmp_path, kind)
@@ -260,7 +302,9 @@ def test_foreign_lines_hide_neither_jobs_nor_that_one_is_gone(name, site, emulat
     site.process("case $1 in *a) %s ;; esac; sleep 1" % DIE, *KEEP)
     done = site.run(BATCH)
     assert last_line(done) == "1 processed, 1 failed, 0 not needed"
-    assert "FAILED a: the job was lost" in done.err
+    words = {"slurm": "killed twice while it was processed: the scheduler says FAILED"}.get(
+        kind, "the job was lost: no exit status, and it is not in the queue any more")
+    assert "FAILED a: " + words in done.err
     assert processed(site) == {"b": 1}
 
 
@@ -269,7 +313,9 @@ def test_a_job_on_a_line_that_cannot_be_read_is_not_lost(stand_in, emulator, tmp
     put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | sed "s/|RUNNING|None$/ RUNNING/"')
     stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.2")
     stand_in.process("sleep 2", *KEEP)
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
+    assert "ended early" not in done.err
 
 
 def test_a_job_that_was_requeued_and_held_is_told_with_the_way_to_release_it(real_slurm, emulator):
@@ -280,7 +326,7 @@ def test_a_job_that_was_requeued_and_held_is_told_with_the_way_to_release_it(rea
     driver, said = real_slurm.start(BATCH), []
     wait_until(lambda: said.append(driver.stderr.readline().decode())
                or said[-1].startswith("To release: "))
-    assert "  1 job held: " in said[-2]
+    assert "No job is running; the scheduler says of 1 job: " in said[-2]
     release = said[-1].split()[2:]
     subprocess.run(release, env=real_slurm.env, check=True)
     time.sleep(3)  # Slurm itself would wait for two minutes, see test_faults.py
@@ -296,21 +342,14 @@ def test_a_job_that_never_began_is_told_at_once_without_a_log_that_is_not_there(
                'for option; do shift; [[ $option = --output* ]] || set -- "$@" "$option"; done',
                'echo "exit 1" | "$real" "$@"')
     put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | sed "s/None$/JobLaunchFailure/"')
-    stand_in.config("GRACE_SECONDS = 1000", "POLL_SECONDS = 0.3")
+    stand_in.config("GRACE_SECONDS = 1000", "POLL_SECONDS = 0.3", "MAX_FAILURES_IN_A_ROW = 2")
     done = stand_in.run(BATCH)
-    assert (f"FAILED a: the job never started: the scheduler says FAILED, JobLaunchFailure. "
-            f"Can the compute nodes see, and write, {stand_in.folder}?" in done.err)
-    assert ".log" not in done.err
-
-
-@pytest.mark.long
-def test_several_lost_jobs_are_cancelled_by_one_command(stand_in, emulator, tmp_path):
-    emulator.add({"f%d" % n: b"x" for n in range(3)})
-    calls = count_calls(stand_in, tmp_path, "scancel")
-    stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 2")
-    stand_in.process(DIE)
-    assert last_line(stand_in.run(BATCH)) == "0 processed, 3 failed, 0 not needed"
-    assert calls() == 1
+    words = (f"the job never started: the scheduler says FAILED, JobLaunchFailure. Can the compute "
+             f"nodes see, and write, {stand_in.folder}?")
+    assert done.returncode == 1 and done.err.count(f"ended early: {words}") == 2
+    assert "STOPPING: 2 files or jobs failed in a row" in done.err
+    assert "2 of them with: the job never started: the scheduler says FAILED, Job" in done.err
+    assert "/log" not in done.err and "/log" not in done.out
 
 
 # ---- the login node ----
@@ -327,11 +366,10 @@ def test_a_folder_has_the_name_that_the_shell_gives_it(stand_in, emulator, tmp_p
     stand_in.edit("wrapper.sh", "edit here ----\n", "edit here ----\ncd /\n")
     done = stand_in.run(BATCH)
     assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
-    script = (folder / "sbatch.script").read_text()
-    assert f"\nworking_dir={named}\n" in script and f"\nwrapper={named}/wrapper.sh\n" in script
-    # A task goes by the real name, or another name would be another destination.
-    real = zlib.crc32(str(stand_in.downloads).encode())
-    assert emulator.tasks()[0]["label"].split()[-1] == f"{real:08x}"
+    script, pack = (folder / "sbatch.script").read_text(), journal(stand_in)[1]["pack"]
+    assert (f"\nset -- --pack {named}/jobs/{pack} 1 3 {named} {named} {named}/downloads/{pack}\n"
+            in script)
+    assert str(stand_in.folder) not in script
 
 
 IN_A_JOB = {
@@ -413,8 +451,8 @@ STALE = """
 import os, errno
 real, left = os.listdir, [3]
 def listdir(path="."):
-    journal = os.path.join(path, "journal.jsonl")
-    if str(path).endswith("/jobs") and left[0] and '"queued"' in open(journal).read():
+    journal = os.path.join(path, "..", "journal.jsonl")
+    if "/jobs/g" in str(path) and left[0] and '"queued"' in open(journal).read():
         left[0] -= 1
         raise OSError(errno.%s, os.strerror(errno.%s), path)
     return real(path)
@@ -429,17 +467,19 @@ def test_a_disk_that_is_out_of_order_for_a_moment_is_told_and_waited_for(
     stand_in.config(STALE % (code, code))
     done = stand_in.run(BATCH)
     assert last_line(done) == "1 processed, 0 failed, 0 not needed"
-    assert done.err.count("Waiting: ") == 1 and f"{stand_in.jobs}. Trying again." in done.err
+    assert done.err.count("Waiting: ") == 1
+    assert f": {stand_in.jobs}/{journal(stand_in)[1]['pack']}. Trying again.\n" in done.err
 
 
 # ---- a resumed run ----
 
 
-def interrupted_run(site, emulator, **bent):
+def interrupted_run(site, emulator):
     """A run with one job that has ended since its driver was killed; the next listing is slow."""
     site.edit(BATCH, "LISTING_SECONDS = 1", "LISTING_SECONDS = 0")
     kill_driver_with_a_job(site)
-    wait_until(lambda: list(site.jobs.glob("*.results")))
+    (site.folder / "go").touch()
+    wait_until(lambda: list(site.jobs.glob("g*/end.*")))
     emulator.bend_collection("6c54cade-bde5-45c1-bdea-f4bd71dba2cc", list_seconds=1)
 
 
@@ -454,7 +494,7 @@ def test_jobs_end_and_begin_while_the_listing_of_a_resumed_run_still_comes(stand
     asked.unlink()
     driver, said = stand_in.start(BATCH), []
     wait_until(lambda: said.append(driver.stderr.readline()) or b"submitted" in said[-1])
-    assert any(b"processed d0/f" in line for line in said)
+    assert any(b"Resuming the interrupted run: 1 processed, 1 job (1000)." in line for line in said)
     assert "d3/f" not in asked.read_text()
     assert driver.communicate()[0].endswith(b"4 processed, 0 failed, 0 not needed\n")
     assert asked.read_text().startswith("d1/f\nd2/f\nd3/f\n")
@@ -475,13 +515,14 @@ def test_a_signal_is_obeyed_while_the_listing_of_a_resumed_run_comes(stand_in, e
 
 @pytest.mark.long
 def test_no_room_for_what_is_listed_so_far_does_not_stop_a_resumed_run(stand_in, emulator):
-    emulator.add({"d0/f": b"x" * 10, "d1/f": b"x" * 900, "d2/f": b"x"})
+    emulator.add({"d0/f": b"x" * 10, "d1/f": b"x" * 200, "d2/f": b"x" * 900, "d3/f": b"x"})
     stand_in.config("RECURSIVE = True", "NUM_JOBS = 1", "MAX_BYTES = 1000")
     interrupted_run(stand_in, emulator)
-    (stand_in.downloads / "left").write_bytes(b"x" * 200)
+    stand_in.process("[[ $1 != */d1/f ]] || exit 3", *KEEP)
     done = stand_in.run(BATCH)
     assert done.returncode == 1 and "leaves no room for another file" in done.err
-    assert processed(stand_in) == {"d0/f": 1, "d2/f": 1}
+    assert f"\nrm -r {stand_in.downloads}/g" in done.err
+    assert processed(stand_in) == {"d0/f": 1, "d3/f": 1}
 
 
 # ---- shells ----
@@ -497,20 +538,37 @@ def test_options_of_the_shell_that_are_exported_do_not_reach_the_job(stand_in, e
     assert "FAILED a: exit status 3" in done.err and processed(stand_in) == {"b": 1}
 
 
-@pytest.mark.parametrize("script", ["wrapper.sh", "script"])
-def test_a_start_up_file_that_exits_is_no_success(script, stand_in, emulator, tmp_path):
+def test_a_start_up_file_that_exits_is_no_success(stand_in, emulator, tmp_path):
     emulator.add({"a": b"1"})
     start_up = tmp_path / "profile"
-    start_up.write_text(f'case $0 in */{script}) exit 0 ;; esac\n')
+    start_up.write_text('case $0 in */script) exit 0 ;; esac\n')
     stand_in.env["BASH_ENV"] = str(start_up)
-    stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.3")
+    stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.3", "MAX_FAILURES_IN_A_ROW = 2")
+    stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
-    assert last_line(done) == "0 processed, 1 failed, 0 not needed"
-    assert json.dumps(journal(stand_in)).count('"processed"') == 0
+    assert done.returncode == 1 and "STOPPING: 2 files or jobs failed in a row" in done.err
+    assert ("2 of them with: the job never started: the scheduler says COMPLETED. Can the compute "
+            "nodes see, and write, " in done.err)
+    assert "Does a start-up file of your shell exit?" in done.err
+    assert last_line(done).startswith("0 processed, ") and not processed(stand_in)
+    assert not [event for event in journal(stand_in) if event["event"] == "over"]
 
 
-def test_a_lost_job_does_not_blame_the_last_word_of_a_wait_that_is_over(stand_in, emulator):
+def test_a_start_up_file_that_exits_where_wrapper_sh_begins_harms_no_job(
+        stand_in, emulator, tmp_path):
     emulator.add({"a": b"1"})
+    start_up = tmp_path / "profile"
+    start_up.write_text('case $0 in */wrapper.sh) exit 0 ;; esac\n')
+    stand_in.env["BASH_ENV"] = str(start_up)
+    stand_in.process(*KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"a": 1}
+
+
+def test_a_lost_job_does_not_blame_the_last_word_of_a_wait_that_is_over(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | grep -v FAILED')
     stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.3")
     stand_in.process("echo Resumed. >&2", DIE)
     done = stand_in.run(BATCH)

@@ -27,7 +27,7 @@ WORLDS = [
     {"collections": {DESTINATION: {"gcp_paused": True}}},
     {"collections": {SOURCE: {"paused_message": "an hour off"}}},
     {"troubles": [{"path": "[05]$", "code": "CONNECT_FAILED"}]},
-    {"troubles": [{"path": "[16]$", "code": "PERMISSION_DENIED"}]},
+    {"troubles": [{"path": "[16]$", "code": "PERMISSION_DENIED", "is_source": False}]},
     {"troubles": [{"path": "[27]$", "code": "CORRUPT", "times": 3}]},
     {"troubles": [{"path": "[38]$", "code": "ENDPOINT_TOO_BUSY"}]},
 ]
@@ -67,7 +67,7 @@ def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator
     print("SOAK_SEED=%d" % seed)
     files = emulator.add({"f%03d" % n: (b"%d " % n) * 100 for n in range(200)})
     emulator.bend(retry_seconds=0.2, task_seconds=0.05)
-    stand_in.config("NUM_JOBS = 8", "import helper", "patient = helper.backoff",
+    stand_in.config("NUM_JOBS = 8", "helper.patient = helper.backoff",
                     "helper.backoff = lambda first, longest, *growth: "
                     "patient(first / 20, longest / 20, *growth)",
                     "helper.HTTP_TIMEOUT = 1")
@@ -79,6 +79,7 @@ def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator
     done = stand_in.run(BATCH, timeout=540)
     weather.is_over.set()
     weather.join()
+    assert done.returncode == 0, done.err[-3000:]
     assert last_line(done) == "200 processed, 0 failed, 0 not needed", done.out
     assert processed(stand_in) == dict.fromkeys(files, 1)
     assert contents(stand_in.folder / "out") == files

@@ -1,5 +1,4 @@
 """What surprises a newcomer is said, with what to do."""
-import json
 import os
 import re
 import shutil

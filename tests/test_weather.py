@@ -210,7 +210,7 @@ def test_a_trouble_that_globus_has_not_tried_again_is_not_hopeless(site, emulato
 def test_the_time_with_another_trouble_does_not_count_for_the_first_one(site, emulator):
     emulator.add({"a": b"1"})
     site.config(*QUICK)
-    emulator.bend(retry_seconds=2, **trouble("PERMISSION_DENIED", times=2))
+    emulator.bend(retry_seconds=2, **trouble("PERMISSION_DENIED", times=2, is_source=False))
     process = start(site, SINGLE)
     wait_until(lambda: b"permission denied" in process.stderr.readline())
     emulator.bend(retry_seconds=0.2, **gcp(gcp_connected=False))
@@ -499,6 +499,7 @@ def test_a_login_that_lapses_in_the_middle_stops_the_driver_not_every_file(stand
     assert "FAILED" not in said
     assert stand_in.log_in().returncode == 0
     done = stand_in.run(BATCH)
+    assert done.returncode == 0, done.err
     assert last_line(done) == "30 processed, 0 failed, 0 not needed"
     assert processed(stand_in) == dict.fromkeys(files, 1)
 
