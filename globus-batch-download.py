@@ -667,7 +667,8 @@ def last_line(path):
             lines = [line for line in os.fsdecode(file.read()).splitlines() if line.strip()]
     except OSError:
         return ""
-    return helper.first_line(lines[-1]) if lines else ""
+    line = re.sub(r"^/.*/wrapper\.sh: line \d+: ", "", lines[-1].strip()) if lines else ""
+    return line if len(line) <= 200 else "... " + line[-200:]  # the reason stands at the end
 
 
 def cause_of(words, path=None):
@@ -1407,7 +1408,8 @@ def time_left(driver, ended, total):
     when all is at a standstill."""
     here = driver.processed_here + len(driver.failures)
     if here < 2 * driver.config.NUM_JOBS or ended == total or driver.is_halted or (
-            {"stall", "waiting"} & set(driver.reported)):
+            {"stall", "waiting"} & set(driver.reported)) or (
+            "submit" in driver.reported and not driver.submitted()):
         return ""
     seconds = driver.seconds_per_file() * (total - ended) - (time.monotonic() - driver.last_end)
     return f", ~{helper.format_duration(max(seconds, 1))} left"
@@ -1452,7 +1454,8 @@ def print_failures(failures):
         if len(group) > 1:
             nodes = {failure.node for failure in group} - {None}
             where = f" (all on {nodes.pop()})" if len(nodes) == 1 else ""
-            lines = [f"FAILED {helper.plural(len(group), 'file')}: {group[0].words}{where}"]
+            words = group[0].words.replace(group[0].path, "FILE")
+            lines = [f"FAILED {helper.plural(len(group), 'file')}: {words}{where}"]
             lines += [f"  {failure.path}  {failure.log or ''}".rstrip() for failure in shown]
         print(helper.escape_control_chars("\n".join(lines)))
     if hidden:
@@ -1589,6 +1592,7 @@ def dry_run(driver, files, limit):
         driver.state = State()
     plan(driver, files, limit)
     report_refused(driver.refused)
+    report_previous(driver.previous, driver.config, driver.not_needed)
     count = len(driver.pending)
     for _ in range(count):
         file = driver.pending.popleft()
@@ -1651,7 +1655,7 @@ def read_journal(driver, cut=True):
     if not is_finished and (driver.state.packs or driver.state.processed):
         refuse_another(driver, identity_of(driver.config, driver.scheduler))
         return False
-    driver.previous = driver.state.identity if driver.state.processed else {}
+    driver.previous = driver.state.identity if driver.state.processed else first.get("previous", {})
     driver.state = State()  # nothing came of it, such as after a refusal of the first job
     return True
 
@@ -1665,10 +1669,12 @@ def refuse_another(driver, identity):
     if not differs:
         return
     ids = [pack.id for pack in driver.submitted().values() if pack.id]
-    jobs = f":\n{shown_command(driver.scheduler.cancel, ids)}\n" if ids else " "
+    is_copy = was.get("WORKING_DIR") != identity["WORKING_DIR"]  # its jobs are not to be cancelled
+    jobs = "," if is_copy or not ids else (
+        f", cancel its jobs:\n{shown_command(driver.scheduler.cancel, ids)}\nand")
     raise helper.UserError(
         f"There is an interrupted run here, with {'; '.join(differs)}.\nFinish it as it was begun; "
-        f"or, to forget it, cancel its jobs{jobs}and remove the folder {driver.folder}", 2)
+        f"or, to forget it{jobs} remove the folder {driver.folder}", 2)
 
 
 def report_resume(driver):
@@ -1681,7 +1687,7 @@ def report_resume(driver):
 
 def resume(driver):
     """Take up the packs of the interrupted run; what has failed in them is tried again."""
-    for name, pack in driver.state.packs.items():
+    for name, pack in list(driver.state.packs.items()):
         folder = driver.path(name)
         if not pack.attempt or not os.path.isdir(folder):
             driver.set_up(name)
@@ -1690,6 +1696,9 @@ def resume(driver):
             if index < len(pack.files)}
         pack.sizes = {other: helper.size_of(os.path.join(folder, other))
                       for other in os.listdir(folder) if other.startswith("results.")}
+        token = find_token(os.listdir(folder), pack.attempt)
+        if token and pack.is_submitted and token.status == helper.NEEDS_LOGIN:
+            driver.close(name, "given up", "gone")  # it was reported then
     report_resume(driver)
 
 
@@ -1770,7 +1779,8 @@ def batch(driver, is_new, files, limit):
         if is_new:
             run = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(5))
             driver.append("run", version=JOURNAL_VERSION, run=run,
-                          identity=identity_of(config, driver.scheduler))
+                          identity=identity_of(config, driver.scheduler),
+                          previous=driver.previous)
         find_kept(driver)
         if not is_new:
             resume(driver)
@@ -1780,7 +1790,7 @@ def batch(driver, is_new, files, limit):
         driver.tidy([driver.kept.pop(path).pack for path in unwanted if path in driver.kept])
         report_begin(driver, size)
         report_refused(driver.refused)
-        report_previous(driver)
+        report_previous(driver.previous, config, driver.not_needed)
         install_signal_handlers(driver)
         driver.main_loop()
     except KeyboardInterrupt:
@@ -1798,14 +1808,13 @@ def batch(driver, is_new, files, limit):
     return 1 if driver.count(False) or driver.is_halted else 0
 
 
-def report_previous(driver):
+def report_previous(was, config, not_needed):
     """Say so if the results that the filter sees may be those of another data set."""
-    was, now = driver.previous, driver.state.identity
-    if driver.not_needed and was and any(
-            was.get(name) != now[name] for name in ("SOURCE_ENDPOINT_ID", "PATH")):
+    if not_needed and was and (was["SOURCE_ENDPOINT_ID"], was["PATH"]) != (
+            config.SOURCE_ENDPOINT_ID, helper.join(config.PATH, "")):
         helper.log(f"The last run here was for {was['PATH']} of collection "
                    f"{was['SOURCE_ENDPOINT_ID']}.\nis_file_needed skips "
-                   f"{helper.plural(driver.not_needed, 'file')} of this one. If names repeat in "
+                   f"{helper.plural(not_needed, 'file')} of this one. If names repeat in "
                    "both,\ngive each a folder for its results, or a copy of the scripts.")
 
 

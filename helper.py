@@ -1548,10 +1548,17 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     asked for again: the task was stuck at another file, or EXPIRED; or it is not new, and what it
     brought is not there any more. is_kept: a task that this script does not see the end of goes on,
     to be taken over."""
-    task, failure = run_task(client, request, is_kept)
+    try:
+        task, failure = run_task(client, request, is_kept)
+    except GlobusAPIError as error:  # of several files, who knows which one it is about?
+        if reauth_reason(error) or not is_kept or len(files) > 1:
+            raise
+        return {files[0].path: describe_error(error)}, None
     missing = outcomes(client, place, files, task)
     stuck = stuck_file(client, place, task, run_task.stuck) if failure else None
     is_expired = get_text(task.get("fatal_error") or {}, "code") == "EXPIRED"
+    if is_expired:
+        log(f"The transfer task {task['task_id']} expired; it is submitted again.")
     is_stuck = (failure or "").startswith(CANCELLED) and len(files) > 1
     for path, why in missing.items():
         missing[path] = why or (
@@ -1652,7 +1659,8 @@ def write_pack(folder, files, moved):
     os.makedirs(folder, exist_ok=True)
     write_whole(os.path.join(folder, "moved"), "".join(f"{index}\n" for index in moved))
     write_whole(os.path.join(folder, "files"), "".join(
-        f"{file.size}\t{file.last_modified or ''}\t{file.path}\n" for file in files))
+        f"{file.size}\t{CONTROL.sub('', file.last_modified or '')}\t{file.path}\n"
+        for file in files))
 
 
 def read_pack(folder):

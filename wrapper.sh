@@ -42,7 +42,7 @@ if [ "$1" = --pack ]; then
     if move "${token##*/}" "at.$new.get"; then me=$new && break; fi
   done
   [ -e "$pack/at.$me.get" ] || exit 0 # given up, or somebody else's
-  while IFS=$'\t' read -r _ _ name; do names+=("$name"); done <"$pack/files"
+  mapfile -t names <"$pack/files" && names=("${names[@]#*$'\t'*$'\t'}") # below size and date
   printf 'wrapper.sh on %s, %(%F %T)T: pack of %s, %s\n' "$HOSTNAME" -1 ${#names[@]} "${names[0]}"
   GLOBUS_SETTINGS=$(<"$pack/settings.json") process=$pack/process.sh
   export GLOBUS_SETTINGS # instead of config.py, which may be another one by now
@@ -65,16 +65,16 @@ for i in "${todo[@]}"; do
     move "at.$me.$step" "at.$me.$i" || exit 0 # from here on, the job is at work on this file
     step=$i file=$folder/${names[i]}
     exec >"$pack/$i.log" 2>&1
-    until [ -e "$file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # a shared disk may be late
-    [ -e "$file" ] || echo "not on $HOSTNAME: $file. Does this node see that folder?"
+    until [ -f "$file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # a shared disk may be late
+    [ -f "$file" ] || echo "not on $HOSTNAME: $file. Does this node see that folder?"
   else
     download=("$here/globus-single-file-download.py" --globus-path "$dir" --file "${names[i]}")
     file=$("$PYTHON" "${download[@]}")
     status=$? file=${file##*$'\n'}
     [ $status = 0 ] || { worst=$status && continue; }
-    [ -e "$file" ] || echo "wrapper.sh: expected the path of the download, but got: $file" >&2
+    [ -f "$file" ] || echo "wrapper.sh: expected the path of the download, but got: $file" >&2
   fi
-  [ -e "$file" ] && GLOBUS_NAME=${names[i]} "$process" "$file"
+  [ -f "$file" ] && GLOBUS_NAME=${names[i]} "$process" "$file"
   status=$?
   [ $status -le 128 ] || sleep 1 # a signal that was for the whole job is no result of the file
   [ $status = 0 ] || [ -z "$stopped" ] || finish "$stopped"

@@ -259,15 +259,16 @@ def put_before(site, tmp_path, name, *lines):
     """Put an executable before the real one on PATH; it finds that one as $real."""
     folder = tmp_path / "before"
     folder.mkdir(exist_ok=True)
+    others = [place for place in site.env["PATH"].split(":") if place != str(folder)]
     (folder / name).write_text(
-        "#!/bin/bash\nreal=%s\n" % find(site, name) + "\n".join(lines) + "\n")
+        "#!/bin/bash\nreal=%s\n" % find(others, name) + "\n".join(lines) + "\n")
     (folder / name).chmod(0o755)
-    site.env["PATH"] = "%s:%s" % (folder, site.env["PATH"])
+    site.env["PATH"] = ":".join([str(folder), *others])
     return folder
 
 
-def find(site, name):
-    return next(folder + "/" + name for folder in site.env["PATH"].split(":")
+def find(folders, name):
+    return next(folder + "/" + name for folder in folders
                 if os.access(folder + "/" + name, os.X_OK))
 
 

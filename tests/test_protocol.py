@@ -44,7 +44,7 @@ class Process:
     def __init__(self, function):
         self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
         self.calls, self.is_killed, self.is_over = 0, False, False
-        self.result = self.error = self.at = None
+        self.result = self.error = self.at = self.until = None
 
         def body():
             self.go.acquire()
@@ -59,9 +59,9 @@ class Process:
         self.thread = threading.Thread(target=body, daemon=True)
         self.thread.start()
 
-    def run(self, calls):
-        """Let it do so many calls, but not longer than until it sleeps."""
-        self.calls = calls
+    def run(self, calls, until=None):
+        """Let it do so many calls, of all kinds or of one, but not longer than until it sleeps."""
+        self.calls, self.until = calls, until
         self.go.release()
         self.back.acquire()
         if self.is_over:
@@ -77,15 +77,15 @@ class Process:
         self.at = name
         if self.is_killed:
             raise Killed
-        if self.calls <= 0:
+        if self.calls <= 0 and self.until in (None, name):
             self.back.release()
             self.go.acquire()
             if self.is_killed:
                 raise Killed
-        self.calls -= 1
+        self.calls -= self.until in (None, name)
 
     def sleep(self):
-        self.calls = 0
+        self.calls, self.until = 0, None
         self.call("sleep")
 
 
@@ -417,6 +417,7 @@ class World:
         os.makedirs(self.root + "/jobs")
         self.files = [HELPER.File(f"f{number}", SIZE, "today", None) for number in range(files)]
         self.unreadable = {f"f{number}" for number in unreadable if number < files}
+        self.was_unreadable = set(self.unreadable)
         self.is_blind = is_blind  # is_file_needed always says yes
         self.config = types.SimpleNamespace(
             SOURCE_ENDPOINT_ID="source", PATH="/data/", RECURSIVE=True, DESTINATION_ENDPOINT_ID="d",
@@ -468,10 +469,10 @@ class World:
 
         self.process = Process(main)
 
-    def run_driver(self, calls=UNTIL_IT_SLEEPS):
+    def run_driver(self, calls=UNTIL_IT_SLEEPS, until=None):
         """Let it do so many calls; look at how it ended, if it has."""
         process = self.process
-        process.run(calls)
+        process.run(calls, until)
         self.check_failures()
         if not process.is_over:
             return
@@ -660,7 +661,7 @@ class World:
                 job.absent_since is not None and self.now - job.absent_since >= GRACE
                 and (job.folder, job.attempt) in self.lost for job in self.jobs)
             assert (words.startswith("exit status") and path in self.failed
-                    or words == "permission denied" and path in self.unreadable
+                    or words == "permission denied" and path in self.was_unreadable
                     or words.startswith("killed twice") and len(deaths) > 1
                     or words.startswith(FINAL) and set(deaths).intersection(WORDS[3:])
                     or words.startswith(("the job was lost", "given up")) and is_lost
@@ -748,8 +749,8 @@ class Protocol(RuleBasedStateMachine):
 
     @initialize(files=st.integers(1, 6), files_per_job=st.integers(1, 3),
                 num_jobs=st.integers(1, 2), most_failures=st.sampled_from([None, None, 2, 4]),
-                by=st.sampled_from(["job", "job", "driver"]), unreadable=st.sets(numbers, max_size=1),
-                is_blind=st.booleans())
+                by=st.sampled_from(["job", "job", "driver"]), is_blind=st.booleans(),
+                unreadable=st.sets(numbers, max_size=1))
     def begin(self, **how):
         self.world = World(**how)
 
@@ -794,6 +795,21 @@ class Protocol(RuleBasedStateMachine):
     def drive_and_kill(self, calls):
         self.world.run_driver(calls)
         if self.world.process:
+            self.world.kill_driver()
+
+    @precondition(lambda self: self.world.process)
+    @rule(name=st.sampled_from(["rename", "listdir", "replace", "fsync", "squeue", "scancel",
+                                "answer of squeue", "sbatch", "answer of sbatch", "open"]),
+          nth=st.integers(0, 3), number=numbers, steps=st.integers(1, 25),
+          is_requeued=st.booleans(), is_killed=st.booleans())
+    def drive_up_to(self, name, nth, number, steps, is_requeued, is_killed):
+        """While the driver is about to do this, a job begins, or goes on."""
+        self.world.run_driver(nth, name)
+        if is_requeued:
+            self.requeue(number)
+        self.begin_job(number)
+        self.work(number, steps, "well")
+        if is_killed and self.world.process:
             self.world.kill_driver()
 
     @precondition(lambda self: self.world.process)
