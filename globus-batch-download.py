@@ -248,8 +248,8 @@ def check_options(scheduler, words, where):
                 f"{where} holds {word!r}. Leave it out: the driver cannot work with commands, "
                 "arrays,\njobs that are held or interactive. (A cluster of Slurm is chosen by the "
                 "variable SLURM_CLUSTERS.)", 2)
-        if before == "-q" and "@" in word and not is_sge:
-            raise helper.UserError(f"{where} holds -q {word}. Name the queue only; the server is "
+        if "-q" in (before, word[:2]) and "@" in word and not is_sge:
+            raise helper.UserError(f"{where} holds {word}. Name the queue only; the server is "
                                    "chosen by the variable PBS_DEFAULT or PBS_SERVER.", 2)
         before = word if word.startswith("-") else "-x=y"
 
@@ -409,6 +409,7 @@ def take_token(folder, attempt, state):
             os.rename(os.path.join(folder, token.name),
                       os.path.join(folder, state + token.name[token.name.index("."):]))
             return token
+        time.sleep(0.01)
 
 
 # ---- the journal and the state: what survives a kill ----
@@ -786,8 +787,9 @@ class Driver:
         """The next pack to be submitted; a new one before those whose last job had no success, if
         many fail. None if there is none for now."""
         by_job = self.config.DOWNLOAD_BY == "job"
-        ready = [name for name, pack in self.ahead().items() if pack.download is None and (
-            by_job or os.path.exists(os.path.join(self.path(name), "arrived")))]
+        ready = [name for name, pack in self.ahead().items()
+                 if pack.download is None and pack.left() and (
+                     by_job or os.path.exists(os.path.join(self.path(name), "arrived")))]
         first = [name for name in ready
                  if not (self.has_bad_luck() and self.state.packs[name].is_doubtful)]
         new = self.new_pack(self.config.NUM_JOBS - len(self.submitted())) if (
@@ -888,7 +890,6 @@ class Driver:
             what = next(iter(left.values())).path if len(left) == 1 else (
                 helper.plural(len(left), "file"))
             self.report_event(f"submitted {what} (job {job_id})")
-            self.reported.pop("submit", None)
         elif revoke(folder, attempt):  # whatever was said, it will never begin
             self.append("closed", pack=name, attempt=attempt, why="refused", at=None,
                         is_vain=False)
@@ -999,15 +1000,15 @@ class Driver:
         self.may_submit, pack.missing_since, pack.is_doubtful = True, None, (
             is_vain or pack.count(True) == 0)
         if pack.left() and not self.is_halted:
-            self.report_retry(name, pack, token, why)
             began = token is not None and token.step is not None
             if is_vain and why != "given up" and (began or not is_final):
                 self.count_failure(cause_of(why))
+            self.report_retry(name, pack, token, why)
             if pack.vain >= MOST_VAIN:
                 self.give_up(name, why)
 
     def report_retry(self, name, pack, token, why):
-        if why != "given up" and (token is None or token.state != "end" or len(
+        if not self.is_halted and why != "given up" and (token is None or token.state != "end" or len(
                 pack.results) == pack.begun_with):
             helper.log(f"The job of {name} ended early: {why}.\nIts "
                        f"{helper.plural(len(pack.left()), 'file')} without a result "
@@ -1298,7 +1299,7 @@ class Driver:
             lines.append("To release: " + shown_command(self.scheduler.release, held))
         if stuck:
             lines[0] += error_reason(self.scheduler, stuck[0].id)
-            lines.append("To cancel, if RESOURCES has to be fixed; then start again: "
+            lines.append("If RESOURCES has to be fixed, stop this script, cancel, and start again: "
                          + shown_command(self.scheduler.cancel, [entry.id for entry in stuck]))
         self.report_once("waiting", "\n".join(lines), words + str(sorted(held)))
 
@@ -1574,9 +1575,10 @@ def find_kept(driver):
                       for key in ("SOURCE_ENDPOINT_ID", "PATH", "DOWNLOAD_DIR"))
         files, arrived = helper.read_pack(folder), helper.read_indices(folder, "arrived")
         for index, (status, _, _) in helper.read_results(folder).items():
-            if status and index in arrived and not helper.missing_files(
-                    [files[index]], os.path.join(settings["DOWNLOAD_DIR"], name)):
-                file = files[index]
+            if not (settings and status and index in arrived and index < len(files)):
+                continue
+            file, place = files[index], os.path.join(settings["DOWNLOAD_DIR"], name)
+            if not helper.missing_files([file], place):
                 driver.kept[file.path if is_ours else f"{name}/{file.path}"] = Kept(
                     name, *file[:3])
     driver.tidy(names)
@@ -1652,12 +1654,20 @@ def read_journal(driver, cut=True):
             driver.state.apply(event)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n{forget}", 2)
-    if not is_finished and (driver.state.packs or driver.state.processed):
+    if not is_finished and (driver.state.processed or any(
+            pack.is_submitted or has_begun(driver.path(name))
+            for name, pack in driver.state.packs.items())):
         refuse_another(driver, identity_of(driver.config, driver.scheduler))
         return False
     driver.previous = driver.state.identity if driver.state.processed else first.get("previous", {})
     driver.state = State()  # nothing came of it, such as after a refusal of the first job
     return True
+
+
+def has_begun(folder):
+    """True if somebody has worked on a pack."""
+    return os.path.isdir(folder) and any(
+        name.startswith(("results.", "submission.")) for name in os.listdir(folder))
 
 
 def refuse_another(driver, identity):

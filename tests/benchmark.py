@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import pwd
 import statistics
 import subprocess
 import sys
@@ -249,14 +250,17 @@ def restart(sizes):
             def write(**event):
                 file.write(json.dumps(event) + "\n")
 
-            source = ["6c54cade-bde5-45c1-bdea-f4bd71dba2cc", PATH + "/"]
-            write(event="run", run="g000000", source=source, version=2)
-            write(event="queue", queue=["slurm"])
+            write(event="run", run="abcde", version=3, previous={}, identity={
+                "SOURCE_ENDPOINT_ID": SOURCE, "PATH": PATH + "/",
+                "DOWNLOAD_DIR": str(site.downloads), "WORKING_DIR": os.path.realpath(site.folder),
+                "user": pwd.getpwuid(os.getuid()).pw_name, "scheduler": "slurm", "cluster": None})
             for n in range(sizes.ended):
-                job = f"g000000-{n + 1}"
-                write(event="submit", job=job, files=[[f"sample-{n:06d}.txt", 1]])
-                write(event="queued", job=job, id=str(n))
-                write(event="result", job=job, i=0, status=0, reason=None)
+                pack = f"g{n + 1}-abcde"
+                write(event="pack", pack=pack, files=[[f"sample-{n:06d}.txt", 1, ""]])
+                write(event="submit", pack=pack, attempt=1, done=0)
+                write(event="queued", pack=pack, id=str(n))
+                write(event="closed", pack=pack, attempt=1, why="", at=None, is_vain=False)
+                write(event="over", pack=pack, failed=[], bytes=1)
         journal = (site.jobs / "journal.jsonl").read_bytes()
         costs = []
         for _ in range(sizes.times):

@@ -302,9 +302,8 @@ def test_a_job_that_is_refused_is_tried_again_no_more_often_than_the_queue_is_as
     questions = count_calls(stand_in, tmp_path, "squeue")
     stand_in.config("POLL_SECONDS = 0.3", "NUM_JOBS = 1")
     driver = stand_in.start(BATCH)
-    wait_until(lambda: questions() >= 8)
-    # And once when the job had ended.
-    assert 4 <= len(limit.read_text()) <= questions() + 1
+    wait_until(lambda: len(limit.read_text()) >= 5)  # more often than stops a run that begins
+    assert len(limit.read_text()) <= questions() + 1  # and once when the job had ended
     limit.unlink()
     out, err = driver.communicate()
     assert out.endswith(b"2 processed, 0 failed, 0 not needed\n")

@@ -1,6 +1,7 @@
 """The protocol of packs, without processes: the real driver, a scheduler and jobs that are played,
 and hypothesis, which stops, kills, loses and repeats each of them between any two of its steps."""
 import collections
+import itertools
 import os
 import random
 import re
@@ -116,7 +117,11 @@ class Hooks:
         return call
 
     def listdir(self, folder):
-        return sorted(os.listdir(folder))
+        """Not at one moment: what is renamed meanwhile may be seen by neither of its names."""
+        names = set(os.listdir(folder))
+        if self.world.process:
+            self.world.process.call("readdir")
+        return sorted(names.intersection(os.listdir(folder)))
 
     def walk(self, folder, topdown):
         return [(here, sorted(folders), sorted(names))
@@ -694,13 +699,13 @@ class World:
 
     # -- letting it run --
 
-    def advance(self):
-        """Let everything go on for half a second, undisturbed."""
+    def advance(self, resting=None):
+        """Let everything go on for half a second, but for one Incarnation."""
         for job in self.jobs:
             if job.state == "PENDING":
                 job.begin()
             for one in job.living():
-                one.advance(5, "well")
+                one.advance(5 if one is not resting else 0, "well")
             job.note_ends()
         for one in list(self.active.values()):
             one.advance(5, "well")
@@ -902,6 +907,150 @@ class Protocol(RuleBasedStateMachine):
         job = self.pick(number, lambda job: job.incarnations and not job.is_forgotten)
         if job:
             job.state = "PENDING"
+
+
+# ---- what chance finds too seldom: something happens at a certain call ----
+
+
+def at_each_call(scenario):
+    """Run a scenario, a generator, again and again. Where it yields a World and a function, the
+    driver runs up to its nth call, for each n until it sleeps, and the function is called. Then all
+    goes on, but for the Incarnation that the function gives; at last that one, too."""
+    for nth in itertools.count():
+        for world, happens in scenario():
+            try:
+                world.run_driver(nth)
+                is_last = not world.process or world.process.at == "sleep"
+                resting = happens()
+                for _ in range(60):
+                    world.advance(resting)
+                world.settle()
+            finally:
+                world.close()
+        if is_last:
+            return
+
+
+def work_up_to_a_file(job):
+    """Let a job go on until process.sh runs, or it ends; its Incarnation."""
+    if job.state == "PENDING":
+        job.begin()
+    one = job.incarnations[-1]
+    while one.is_alive and not one.file:
+        one.advance(1, "well")
+    return one
+
+
+def up_to(world, name, times=1):
+    """Let the driver run until it is about to do something for the nth time."""
+    while times:
+        world.run_driver(0, name)
+        times -= world.process.at == name
+        world.now += 0.5
+
+
+def arrived(most_failures=None):
+    """A World where the driver's downloads have arrived, and their two jobs are in the queue."""
+    world = World(4, 2, 2, most_failures, "driver")
+    world.start_driver()
+    while len(world.jobs) < 2:
+        world.run_driver()
+        for one in world.active.values():
+            one.advance(9, "well")
+        world.now += 0.5
+    return world
+
+
+def test_no_file_is_in_two_jobs_if_one_moves_its_token_while_the_driver_looks():
+    def scenario():
+        world = arrived()
+        job = world.jobs[0]
+        job.begin()
+        while not [name for name in os.listdir(job.folder) if name.endswith(".get")]:
+            job.incarnations[0].advance(1, "well")
+        yield world, lambda: work_up_to_a_file(job)
+
+    at_each_call(scenario)
+
+
+def test_no_file_is_in_two_jobs_if_one_is_requeued_while_the_driver_closes_it():
+    def scenario():
+        world = arrived()
+        job = world.jobs[0]
+        work_up_to_a_file(job)
+        job.end("NODE_FAIL")
+        up_to(world, "answer of squeue", 2)
+
+        def requeue():
+            job.state = "PENDING"
+            return work_up_to_a_file(job)
+
+        yield world, requeue
+
+    at_each_call(scenario)
+
+
+def test_no_file_is_in_two_jobs_if_one_that_ended_by_itself_is_requeued():
+    def scenario():
+        world = arrived()
+        job = world.jobs[0]
+        job.begin()
+        job.incarnations[0].advance(99, "badly")
+        job.note_ends()
+
+        def requeue():
+            job.state = "PENDING"
+            return work_up_to_a_file(job)
+
+        yield world, requeue
+
+    at_each_call(scenario)
+
+
+def test_no_file_is_in_two_jobs_if_one_begins_late_while_it_is_given_up():
+    def scenario():
+        world = World(4, 2, 2, by="driver")
+        world.start_driver()
+        world.submit_mode = "accepts late"
+        while not world.late:
+            world.run_driver(0, "answer of sbatch")
+            for one in world.active.values():
+                one.advance(9, "well")
+            world.now += 0.5
+        world.kill_driver()
+        world.submit_mode = "accepts"
+        world.start_driver()
+        up_to(world, "answer of squeue")
+
+        def begin():
+            world.jobs.append(world.late.pop())
+            return work_up_to_a_file(world.jobs[-1])
+
+        yield world, begin
+
+    at_each_call(scenario)
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_halt_cancels_no_job_at_work_that_has_just_begun(is_killed):
+    def scenario():
+        world = arrived(most_failures=1)
+        world.jobs[0].begin()
+        world.jobs[0].incarnations[0].advance(99, "badly")
+        while not world.driver.is_halted:
+            world.run_driver(1)
+
+        def begin():
+            one = work_up_to_a_file(world.jobs[1])
+            if is_killed and world.process:
+                world.run_driver(0, "scancel")
+            if is_killed and world.process:
+                world.kill_driver()
+            return one
+
+        yield world, begin
+
+    at_each_call(scenario)
 
 
 def run(number, seed=None, **options):

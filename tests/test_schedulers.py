@@ -223,6 +223,36 @@ def test_a_job_of_grid_engine_that_may_not_be_restarted_is_running():
     assert states(read.parse_sge_queue(text))["run-1"] == "running"
 
 
+def test_two_jobs_of_one_name_are_two():
+    text = read.SLURM_HEADING + "\n7|name|RUNNING|None\n8|name|PENDING|Priority\n"
+    assert [entry[:3] for entry in read.parse_slurm_queue(text)] == [
+        ("7", "name", "running"), ("8", "name", "waiting")]
+
+
+# What the queue lists, the id that was told or None, the id that is found for a job g1.1-abcde.
+OURS = [
+    ([("7", "g1.1-abcde")], "7", "7"),
+    ([("7", "of-mine")], "7", "7"),  # renamed
+    ([("7", "g1.1-abcde")], None, "7"),  # nobody told its id
+    ([("8", "g1.1-abcde")], "7", None),  # the same name, but another job
+    ([("8", "g1.1-abcde"), ("7", "of-mine")], "7", "7"),
+    ([("7", "of-mine")], None, None),
+    ([("", "g1.1-abcde")], "7", ""),  # on a line that cannot be read
+    ([("71", "of-mine"), ("17", "of-mine")], "7", None),
+    ([("7.pbshost", "g1.1-abcde")], "7.pbshost.example.org", "7.pbshost"),
+    ([("7;near", "theirs"), ("7;far", "g1.1-abcde")], "7;far", "7;far"),
+    ([("7;near", "theirs")], "7;far", None),
+]
+
+
+@pytest.mark.parametrize("listed,told,found", OURS)
+def test_a_job_is_found_by_its_id_or_by_its_name_while_that_is_all_that_is_known(
+        listed, told, found):
+    entries = [read.QueueEntry(number, name, "running", "") for number, name in listed]
+    entry = read.entry_of(entries, told, "g1.1-abcde")
+    assert (entry and entry.id) == found
+
+
 @pytest.mark.parametrize("kind", read.SCHEDULERS)
 def test_auto_finds(kind, site, tmp_path, emulator):
     emulator.add({"a": b"1"})
