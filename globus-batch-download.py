@@ -1003,16 +1003,13 @@ class Driver:
             began = token is not None and token.step is not None
             if is_vain and why != "given up" and (began or not is_final):
                 self.count_failure(cause_of(why))
-            self.report_retry(name, pack, token, why)
+            if (is_vain or token is None or token.state != "end") and why != "given up" and (
+                    not self.is_halted):
+                helper.log(f"The job of {name} ended early: {why}.\nIts "
+                           f"{helper.plural(len(pack.left()), 'file')} without a result "
+                           "will be submitted again.")
             if pack.vain >= MOST_VAIN:
                 self.give_up(name, why)
-
-    def report_retry(self, name, pack, token, why):
-        if not self.is_halted and why != "given up" and (token is None or token.state != "end" or len(
-                pack.results) == pack.begun_with):
-            helper.log(f"The job of {name} ended early: {why}.\nIts "
-                       f"{helper.plural(len(pack.left()), 'file')} without a result "
-                       "will be submitted again.")
 
     def is_still_needed(self, file):
         """The user's filter; True if it fails."""
