@@ -255,7 +255,7 @@ def test_a_job_that_is_held_is_told_with_the_way_to_cancel_it_and_goes_on_when_r
     wait_until(lambda: said.append(driver.stderr.readline().decode())
                or "No job is running; the scheduler says of 1 job: " in said[-1])
     release = driver.stderr.readline().decode()
-    assert driver.stderr.readline().decode().startswith("To cancel, if RESOURCES has to be fixed; ")
+    assert driver.stderr.readline().decode().startswith("If RESOURCES has to be fixed, ")
     subprocess.run(release.split()[2:], env=real_cluster.env, check=True,
                    stdout=subprocess.DEVNULL)
     assert driver.communicate()[0].decode().endswith("1 processed, 0 failed, 0 not needed\n")
@@ -270,7 +270,8 @@ def test_a_job_that_is_held_is_told_once(stand_in, emulator, tmp_path):
     done = stand_in.run(BATCH)
     assert done.err.count("No job is running; the scheduler says of ") == 1
     assert ("the scheduler says of 1 job: JobHeldUser\nTo release: scontrol release 1000\n"
-            "To cancel, if RESOURCES has to be fixed; then start again: scancel 1000\n") in done.err
+            "If RESOURCES has to be fixed, stop this script, cancel, and start again: "
+            "scancel 1000\n") in done.err
 
 
 def test_a_scheduler_that_is_down_is_waited_for(cluster, emulator, tmp_path):

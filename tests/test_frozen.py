@@ -258,7 +258,7 @@ def test_a_process_sh_that_calls_wrapper_sh_for_a_mate_keeps_the_results_of_both
 NAMES = ("_ a attempt dir download duplicates f file files folder fuse GLOBUS_NAME here i id last "
          "line log me move name names new options over pack process row said script status step "
          "stopped todo token url word words worst wrapper_command").split()
-SHOUT = '%s() { echo "this is %s $*"; return 1; }; export -f %s'
+SHOUT = '%s() { builtin echo "this is %s $*"; return 1; }; export -f %s'
 
 # {what they do: what is sourced there}
 ENVIRONMENTS = {
@@ -277,7 +277,7 @@ ENVIRONMENTS = {
     "IFS, exported": "export IFS=/0f",
     "a trap at the end": "trap 'echo bye; exit 5' EXIT",
     "a trap on errors": "set -E; trap 'exit 6' ERR",
-    "a trap of each command": "trap 'false' DEBUG; shopt -s extdebug",
+    "a trap of each command": "set -T; shopt -s extdebug; trap 'echo at $LINENO' DEBUG RETURN",
     "signals ignored": "trap '' TERM INT HUP USR1 USR2 XCPU PIPE",
     "a function cd that lists": 'cd() { builtin cd "$@" && ls -a; }; export -f cd',
     "a function cd that fails": SHOUT.replace("%s", "cd"),

@@ -324,4 +324,4 @@ def test_grid_engines_error_reason_is_told(real_sge, emulator):
     said = stuck_message(real_sge, "RESOURCES = ''")
     assert "No job is running; the scheduler says of 1 job: state Eqw: " in said
     assert "error: can't chdir to /nonexistent: No such file" in said
-    assert "To cancel, if RESOURCES has to be fixed; then start again: qdel " in said
+    assert "If RESOURCES has to be fixed, stop this script, cancel, and start again: qdel " in said
