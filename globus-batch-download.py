@@ -395,21 +395,18 @@ def revoke(folder, attempt):
         return False
 
 
-def take_token(folder, attempt, state):
-    """Take the token away from a job, which begins no other file then; the Token as it was, or
-    None. state: `gone`, or `lost` for a job that may live on, or `stop`, which lets a running one
-    report how its file ended."""
-    while True:
-        token = find_token(os.listdir(folder), attempt)
-        if token is None or token.state in ("gone", "lost"):
-            return token
-        if state == "stop" and token.state != "at":
-            return token
-        with contextlib.suppress(FileNotFoundError):  # the job has just moved it
-            os.rename(os.path.join(folder, token.name),
-                      os.path.join(folder, state + token.name[token.name.index("."):]))
-            return token
-        time.sleep(0.01)
+def take_token(folder, token, state):
+    """Take that token away from its job, which begins no other file then; False if the job has
+    moved it meanwhile: it is alive. state: `gone`, or `lost` for a job that may live on, or `stop`,
+    which lets a running one report how its file ended."""
+    if token.state in ("gone", "lost"):
+        return True
+    try:
+        os.rename(os.path.join(folder, token.name),
+                  os.path.join(folder, state + token.name[token.name.index("."):]))
+        return True
+    except FileNotFoundError:
+        return False
 
 
 # ---- the journal and the state: what survives a kill ----
@@ -603,7 +600,7 @@ def read_wrapper():
 def is_changed(place, file):
     """True if a file that had arrived is there, but has another size: a job was killed while it
     worked on it."""
-    return helper.size_of(os.path.join(place.folder, file.path)) not in (None, file.size)
+    return helper.size_of(os.path.join(place.folder, file.path)) != file.size
 
 
 def remove_all_but(folder, paths):
@@ -917,17 +914,17 @@ class Driver:
     def look_at_token(self, name, pack, token):
         """Close an attempt that has ended by itself, or that a driver gave up that was killed then;
         True if it has ended."""
-        if token is None or token.state in ("gone", "lost"):
-            self.close(name, "given up", token.state if token else "gone")
-        elif token.state == "end" and (token.status <= 128 or not pack.left()):
+        if token is None:  # just being moved: a listing is not of one moment
+            return False
+        if token.state in ("gone", "lost"):
+            return self.close(name, token, "given up", token.state)
+        if token.state == "end" and (token.status <= 128 or not pack.left()):
             if token.status == helper.NEEDS_LOGIN and token.step == "get":
-                self.close(name, "given up", "gone")
+                self.close(name, token, "given up", "gone")
                 raise self.login_needed(name)
             said = last_line(os.path.join(self.path(name), "log"))
-            self.close(name, said or f"exit status {token.status}", "gone", is_final=True)
-        else:
-            return False
-        return True
+            return self.close(name, token, said or f"exit status {token.status}", "gone", True)
+        return False
 
     def login_needed(self, name):
         said = last_line(os.path.join(self.path(name), "log"))
@@ -973,14 +970,16 @@ class Driver:
             self.is_halted = True
             report_halt(self.in_a_row, most)
 
-    def close(self, name, why, state, is_final=False):
+    def close(self, name, token, why, state, is_final=False):
         """An attempt is over. Its token is taken away before the results are read, so that they are
         the last ones; then the file at work is charged, if it has to be; the rest comes again.
 
         state: `gone`, or `lost` if the job may live on, so that its file must not be begun again in
-        this run; is_final: another job would end like this one."""
+        this run; is_final: another job would end like this one. False if the job has moved its
+        token meanwhile: it is alive."""
         pack, folder = self.state.packs[name], self.path(name)
-        token = take_token(folder, pack.attempt, state)
+        if token and not take_token(folder, token, state):
+            return False
         is_lost = state == "lost" or token is not None and token.state == "lost"
         self.take_results(name, os.listdir(folder))
         at = token.step if token and isinstance(token.step, int) else None
@@ -1010,6 +1009,7 @@ class Driver:
                            "will be submitted again.")
             if pack.vain >= MOST_VAIN:
                 self.give_up(name, why)
+        return True
 
     def is_still_needed(self, file):
         """The user's filter; True if it fails."""
@@ -1104,6 +1104,8 @@ class Driver:
     def poll(self):
         """Find out which jobs are in the queue, and which are gone."""
         self.next_poll = time.monotonic() + self.config.POLL_SECONDS
+        tokens = {name: find_token(os.listdir(self.path(name)), pack.attempt)
+                  for name, pack in self.submitted().items()}
         entries = self.ask_queue()
         self.look()  # what ended meanwhile
         if entries is None:
@@ -1119,7 +1121,7 @@ class Driver:
                                  "it counts as this driver's until it ends.")
             found[name] = entry
         for name, entry in found.items():
-            self.look_at_entry(name, entry)
+            self.look_at_entry(name, entry, tokens[name])
         self.cancel_ghosts(entries)
         ours = [entry for entry in found.values() if entry and entry.id]
         self.report_queue(ours)
@@ -1133,35 +1135,37 @@ class Driver:
                     "is lost.")
         self.may_submit = True
 
-    def look_at_entry(self, name, entry):
+    def look_at_entry(self, name, entry, token):
         """Close an attempt whose job is over, as the queue says; not at once, because a shared file
         system may show results late."""
         pack, now = self.state.packs[name], time.monotonic()
         if entry and entry.state not in ("ended", "leaving"):
             pack.missing_since = None
             return
-        token = find_token(os.listdir(self.path(name)), pack.attempt)
         is_first, pack.missing_since = pack.missing_since is None, pack.missing_since or now
-        if token is None:
+        if token is None:  # just being moved; or somebody has removed it
+            if now - pack.missing_since > self.config.GRACE_SECONDS:
+                self.close(name, None, "its token is gone", "gone")
             return
         has_begun = token.state != "ticket"
         word = entry.reason.split(",")[0] if entry else ""
         if pack.id is None and not has_begun and not entry:  # it never came to the queue
-            self.close(name, "given up", "gone")
+            self.close(name, token, "given up", "gone")
         elif token.state == "end" and not (entry and entry.state == "leaving"):
-            self.close(name, FINAL.get(word) or f"ended by signal {token.status - 128}"
+            self.close(name, token, FINAL.get(word) or f"ended by signal {token.status - 128}"
                        + (f" ({word})" if word else ""), "gone", word in FINAL)
         elif is_first or entry and entry.state == "leaving" and (
                 now - pack.missing_since < self.config.GRACE_SECONDS):
             return
         elif entry and entry.state == "ended":
             why = FINAL.get(word) or f"the scheduler says {entry.reason}"
-            self.close(name, why if has_begun or word == "CANCELLED" else
+            self.close(name, token, why if has_begun or word == "CANCELLED" else
                        self.never_started(name, why), "gone", word in FINAL)
         elif not has_begun:
-            self.close(name, self.never_started(name, "it is not in the queue any more"), "gone")
+            self.close(name, token, self.never_started(
+                name, "it is not in the queue any more"), "gone")
         elif now - pack.missing_since >= self.config.GRACE_SECONDS:
-            self.close(name, "the job was lost: no exit status, and " + (
+            self.close(name, token, "the job was lost: no exit status, and " + (
                 f"the scheduler says {entry.reason}" if entry else
                 "it is not in the queue any more"), "lost" if token.step != "get" else "gone")
 
@@ -1214,17 +1218,27 @@ class Driver:
         waiting = [entry.id for entry in ghosts if entry.state in ("waiting", "held", "blocked")]
         cancel(self.scheduler, waiting)
 
+    def stop_job(self, folder, attempt):
+        """Let a job begin no other file; its Token, as it was."""
+        while True:
+            token = find_token(os.listdir(folder), attempt)
+            if token is None or token.state not in ("ticket", "at") or take_token(
+                    folder, token, "gone" if token.state == "ticket" else "stop"):
+                return token
+            time.sleep(0.01)
+
     def halt(self):
         """Too many files fail: jobs that have not begun a file are cancelled, the others end their
         file and begin no other."""
         self.stop_downloads()
         entries, ids = self.ask_queue() or [], []
         for name, pack in self.submitted().items():
-            token = take_token(self.path(name), pack.attempt, "stop")
-            if token and token.step in (None, "get") and token.state in ("ticket", "at", "stop"):
+            token = self.stop_job(self.path(name), pack.attempt)
+            if token and token.step in (None, "get") and token.state != "end":
                 ids += [entry.id for entry in entries if entry.id and entry.state != "ended"
                         and entry.name == job_name(name, pack.attempt)]
-                self.close(name, "given up", "gone")
+                self.close(name, find_token(os.listdir(self.path(name)), pack.attempt),
+                           "given up", "gone")
         cancel(self.scheduler, ids)
 
     # -- the loop --
@@ -1705,7 +1719,7 @@ def resume(driver):
                       for other in os.listdir(folder) if other.startswith("results.")}
         token = find_token(os.listdir(folder), pack.attempt)
         if token and pack.is_submitted and token.status == helper.NEEDS_LOGIN:
-            driver.close(name, "given up", "gone")  # it was reported then
+            driver.close(name, token, "given up", "gone")  # it was reported then
     report_resume(driver)
 
 

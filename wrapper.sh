@@ -37,7 +37,10 @@ if [ "$1" = --pack ]; then
   pack=$2 fuse=$4 here=$5 folder=$7 id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
   me=$3.${id%%[!0-9]*}
   cd -- "$6" && exec </dev/null || exit
-  for token in "$pack/ticket.$3" "$pack/at.$me".* "$pack/end.$me".*; do # after a requeue
+  for token in "$pack/at.$me".*.[0-9]*; do # requeued, killed at work on a file: the driver decides
+    move "${token##*/}" "end${token##*/at}.137"
+  done
+  for token in "$pack/ticket.$3" "$pack/at.$me".*.get; do
     new=$me.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM
     if move "${token##*/}" "at.$new.get"; then me=$new && break; fi
   done

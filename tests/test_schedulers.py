@@ -292,7 +292,7 @@ def stuck_message(site, *repair):
     run goes on with these lines in config.py."""
     driver, said = site.start(BATCH), []
     wait_until(lambda: said.append(driver.stderr.readline().decode())
-               or said[-1].startswith("To cancel"))
+               or said[-1].startswith("If RESOURCES"))
     driver.terminate()
     driver.communicate()
     command = said[-1].split(": ", 1)[1].split()
