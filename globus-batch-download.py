@@ -610,9 +610,9 @@ def remove_all_but(folder, paths):
         for name in names:
             if os.path.join(here, name) not in kept:
                 helper.remove_if_there(os.path.join(here, name))
-        for name in folders:
-            with contextlib.suppress(OSError):  # it is not empty; or a link
-                os.rmdir(os.path.join(here, name))
+        for path in (os.path.join(here, name) for name in folders):
+            with contextlib.suppress(OSError):  # it is not empty
+                (os.remove if os.path.islink(path) else os.rmdir)(path)
     with contextlib.suppress(OSError):
         os.rmdir(folder)
 
@@ -985,10 +985,11 @@ class Driver:
         at = token.step if token and isinstance(token.step, int) else None
         at = None if at in pack.results or at is not None and at >= len(pack.files) else at
         if at is not None:
+            writer = "driver." + token.writer  # which names the node
             if not self.is_still_needed(pack.files[at]):  # killed between success and its report
-                helper.add_result(folder, "driver", at, 0)
+                helper.add_result(folder, writer, at, 0)
             elif is_final or is_lost or pack.kills[at]:
-                helper.add_result(folder, "driver", at, 1, why if is_final or is_lost else
+                helper.add_result(folder, writer, at, 1, why if is_final or is_lost else
                                   f"killed twice while it was processed: {why}")
             if is_changed(self.place(name), pack.files[at]):  # half processed: it is sent again
                 helper.remove_if_there(os.path.join(folder, "arrived"))

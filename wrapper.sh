@@ -4,7 +4,7 @@
 # Lines #SBATCH, #PBS or #$ may stand here; RESOURCES in config.py wins.
 
 if [ "${1:-}" != --clean ]; then
-wrapper_command=("$(realpath -- "${BASH_SOURCE[0]}")" --clean "$@")
+wrapper_command=("$(realpath -- "${BASH_SOURCE[0]}")" --clean "$PWD" "$@")
 [ "${1:-}" != --pack ] || wrapper_command[0]=$2/wrapper.sh # in a job: the driver's copy
 # ---- the environment of your jobs: edit here ----
 # module load samtools
@@ -18,79 +18,82 @@ POSIXLY_CORRECT=1 # for this shell, exec is exec, whatever functions there are
 \exec /bin/bash -p "${wrapper_command[@]}"
 fi
 
-shift && set +o posix
-stopped='' # by a signal to the job, which ends the current step; this script survives to say so
-trap 'stopped=129' HUP; trap 'stopped=130' INT; trap 'stopped=143' TERM
-trap 'stopped=140' USR2; trap 'stopped=152' XCPU; trap : USR1
-names=() todo=() over=() pack='' step=get row=0 worst=0
+cd -- "$2" && shift 2 && set +o posix || exit
+# The names of variables begin with _ where one that you export could have the same.
+_stopped='' # by a signal to the job, which ends the current step; this script survives to say so
+trap '_stopped=129' HUP; trap '_stopped=130' INT; trap '_stopped=143' TERM
+trap '_stopped=140' USR2; trap '_stopped=152' XCPU; trap : USR1
+_names=() _todo=() _over=() _pack='' _step=get _row=0 _worst=0
 
 # In a job, exactly one of job and driver moves the token. (NFS may deny a rename that it has made.)
-move() { mv -T -- "$pack/$1" "$pack/$2" 2>/dev/null || [ -e "$pack/$2" ]; }
-delete() { [ ${#over[@]} = 0 ] || rm -f -- "${over[@]}"; over=(); }
+move() { mv -T -- "$_pack/$1" "$_pack/$2" 2>/dev/null || [ -e "$_pack/$2" ]; }
+delete() { [ ${#_over[@]} = 0 ] || rm -f -- "${_over[@]}"; _over=(); }
 finish() {
-  local end=end.$me.$step.$1 && delete
-  [ -z "$pack" ] || move "at.$me.$step" "$end" || move "stop.$me.$step" "$end"
-  exit $((${#pack} ? $1 != 0 : $1)) # to some schedulers 99 and 100 have a meaning
+  local end=end.$_me.$_step.$1 && delete
+  [ -z "$_pack" ] || move "at.$_me.$_step" "$end" || move "stop.$_me.$_step" "$end"
+  exit $((${#_pack} ? $1 != 0 : $1)) # to some schedulers 99 and 100 have a meaning
 }
 
 if [ "$1" = --pack ]; then
-  pack=$2 fuse=$4 here=$5 folder=$7 id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
-  me=$3.${id%%[!0-9]*}
+  _pack=$2 _fuse=$4 _here=$5 _folder=$7 _id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
+  _me=$3.${_id%%[!0-9]*}
   cd -- "$6" && exec </dev/null || exit
-  for token in "$pack/at.$me".*.[0-9]*; do # requeued, killed at work on a file: the driver decides
-    move "${token##*/}" "end${token##*/at}.137"
+  for _token in "$_pack/at.$_me".*.[0-9]*; do # killed at work, and requeued: the driver decides
+    move "${_token##*/}" "end${_token##*/at}.137"
   done
-  for token in "$pack/ticket.$3" "$pack/at.$me".*.get; do
-    new=$me.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM
-    if move "${token##*/}" "at.$new.get"; then me=$new && break; fi
+  for _token in "$_pack/ticket.$3" "$_pack/at.$_me".*.get; do
+    _new=$_me.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM
+    if move "${_token##*/}" "at.$_new.get"; then _me=$_new && break; fi
   done
-  [ -e "$pack/at.$me.get" ] || exit 0 # given up, or somebody else's
-  mapfile -t names <"$pack/files" && names=("${names[@]#*$'\t'*$'\t'}") # below size and date
-  printf 'wrapper.sh on %s, %(%F %T)T: pack of %s, %s\n' "$HOSTNAME" -1 ${#names[@]} "${names[0]}"
-  GLOBUS_SETTINGS=$(<"$pack/settings.json") process=$pack/process.sh
+  [ -e "$_pack/at.$_me.get" ] || exit 0 # given up, or somebody else's
+  mapfile -t _names <"$_pack/files" && _names=("${_names[@]#*$'\t'*$'\t'}") # below size and date
+  printf 'wrapper.sh on %s, %(%F %T)T: pack of %s, %s\n' "$HOSTNAME" -1 ${#_names[@]} "${_names[0]}"
+  GLOBUS_SETTINGS=$(<"$_pack/settings.json") _process=$_pack/process.sh
   export GLOBUS_SETTINGS # instead of config.py, which may be another one by now
-  cp -- "$here/process.sh" "$process.$$" && chmod 755 "$process.$$" || finish 1
-  [ -s "$process.$$" ] && mv -T -- "$process.$$" "$process" || finish 1 # empty while it is saved
-  [ -e "$pack/arrived" ] || "$PYTHON" "$here/globus-single-file-download.py" --pack "$pack" ||
-    finish "${stopped:-$?}"
-  while read -r i _; do [[ $i != +([0-9]) ]] || over[i]=yes; done < <(cat "$pack"/results.* 2>&1)
-  while read -r i; do [ -n "${over[i]}" ] || todo+=("$i"); done <"$pack/arrived"
-  over=()
+  cp -- "$_here/process.sh" "$_process.$$" && chmod 755 "$_process.$$" || finish 1
+  [ -s "$_process.$$" ] && mv -T -- "$_process.$$" "$_process" || finish 1 # empty while it is saved
+  [ -e "$_pack/arrived" ] || "$PYTHON" "$_here/globus-single-file-download.py" --pack "$_pack" ||
+    finish "${_stopped:-$?}"
+  while read -r _i _; do
+    [[ $_i != +([0-9]) ]] || _over[_i]=yes
+  done < <(cat "$_pack"/results.* 2>&1)
+  while read -r _i; do [ -n "${_over[_i]}" ] || _todo+=("$_i"); done <"$_pack/arrived"
+  _over=()
 else
-  here=${0%/*} dir=$1 fuse=0 process=${0%/*}/process.sh && shift
-  names=("$@") todo=("${!names[@]}")
-  [ -x "$process" ] || chmod u+x "$process"
+  _here=${0%/*} _dir=$1 _fuse=0 _process=${0%/*}/process.sh && shift
+  _names=("$@") _todo=("${!_names[@]}")
+  [ -x "$_process" ] || chmod u+x "$_process"
 fi
 
-for i in "${todo[@]}"; do
-  [ -z "$stopped" ] || finish "$stopped"
-  if [ -n "$pack" ]; then
-    move "at.$me.$step" "at.$me.$i" || exit 0 # from here on, the job is at work on this file
-    step=$i file=$folder/${names[i]}
-    exec >"$pack/$i.log" 2>&1
-    until [ -f "$file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # a shared disk may be late
-    [ -f "$file" ] || echo "not on $HOSTNAME: $file. Does this node see that folder?"
+for _i in "${_todo[@]}"; do
+  [ -z "$_stopped" ] || finish "$_stopped"
+  if [ -n "$_pack" ]; then
+    move "at.$_me.$_step" "at.$_me.$_i" || exit 0 # from here on, the job is at work on this file
+    _step=$_i _file=$_folder/${_names[_i]}
+    exec >"$_pack/$_i.log" 2>&1
+    until [ -f "$_file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # a shared disk may be late
+    [ -f "$_file" ] || echo "not on $HOSTNAME: $_file. Does this node see that folder?"
   else
-    download=("$here/globus-single-file-download.py" --globus-path "$dir" --file "${names[i]}")
-    file=$("$PYTHON" "${download[@]}")
-    status=$? file=${file##*$'\n'}
-    [ $status = 0 ] || { worst=$status && continue; }
-    [ -f "$file" ] || echo "wrapper.sh: expected the path of the download, but got: $file" >&2
+    _download=("$_here/globus-single-file-download.py" --globus-path "$_dir" --file "${_names[_i]}")
+    _file=$("$PYTHON" "${_download[@]}")
+    _status=$? _file=${_file##*$'\n'}
+    [ $_status = 0 ] || { _worst=$_status && continue; }
+    [ -f "$_file" ] || echo "wrapper.sh: expected the path of the download, but got: $_file" >&2
   fi
-  [ -f "$file" ] && GLOBUS_NAME=${names[i]} "$process" "$file"
-  status=$?
-  [ $status -le 128 ] || sleep 1 # a signal that was for the whole job is no result of the file
-  [ $status = 0 ] || [ -z "$stopped" ] || finish "$stopped"
-  until [ -z "$pack" ] || echo "$i $status" >>"$pack/results.$me"; do # a full disk? or
-    [ -d "$pack" ] || [ ! -d "$here" ] || exit 1 # jobs/ was removed
-    sleep 5 && echo >>"$pack/results.$me"
+  [ -f "$_file" ] && GLOBUS_NAME=${_names[_i]} "$_process" "$_file"
+  _status=$?
+  [ $_status -le 128 ] || sleep 1 # a signal that was for the whole job is no result of the file
+  [ $_status = 0 ] || [ -z "$_stopped" ] || finish "$_stopped"
+  until [ -z "$_pack" ] || echo "$_i $_status" >>"$_pack/results.$_me"; do # a full disk? or
+    [ -d "$_pack" ] || [ ! -d "$_here" ] || exit 1 # jobs/ was removed
+    sleep 5 && echo >>"$_pack/results.$_me"
   done
-  if [ $status = 0 ]; then
-    row=-1000000 over+=("$file" ${pack:+"$pack/$i.log"})
-    [ $SECONDS = "${last:-}" ] || delete && last=$SECONDS # once a second
+  if [ $_status = 0 ]; then
+    _row=-1000000 _over+=("$_file" ${_pack:+"$_pack/$_i.log"})
+    [ $SECONDS = "${_last:-}" ] || delete && _last=$SECONDS # once a second
   else
-    worst=$status
-    [ $((++row)) != "$fuse" ] || finish "$status" # all may fail alike: do not go on
+    _worst=$_status
+    [ $((++_row)) != "$_fuse" ] || finish "$_status" # all may fail alike: do not go on
   fi
 done
-finish "$worst"
+finish "$_worst"

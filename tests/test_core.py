@@ -121,36 +121,24 @@ def start_again(site, job):
                             stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("first_ends", ["first", "last"])
 @pytest.mark.parametrize("at", ["f0", "f1", "f2", "f3"])
-def test_a_requeued_job_whose_first_incarnation_lives_on(at, first_ends, cluster, emulator):
+def test_a_requeued_job_whose_first_incarnation_lives_on(at, cluster, emulator):
     files = emulator.add({"f%d" % n: b"%d" % n for n in range(4)})
     cluster.config("FILES_PER_JOB = 4", "NUM_JOBS = 1", NEEDED)
     cluster.process(*HOLD, '[ "$GLOBUS_NAME" != f1 ] || { echo no good; exit 3; }', *KEEP)
-    one, two = hold(cluster, at), hold(cluster, at, 2)
+    one = hold(cluster, at)
     driver = cluster.start(BATCH)
     wait_until(is_begun(cluster, at))
     second = start_again(cluster, wait_until(lambda: queued(cluster))[0])
-    wait_until(is_begun(cluster, at, 2))
-    if first_ends == "first":
-        one.unlink()
-        wait_until(lambda: cluster.scheduler != "slurm" or os.environ.get("SLURM_CONF") or
-                   state_of(cluster.folder.parent, 1000) != "RUNNING")
-        assert begun(cluster)[at] == 2
-        two.unlink()
-        last, status, said = end(driver)
-    else:
-        two.unlink()
-        last, status, said = end(driver)
-        one.unlink()
-    assert second.wait(60) in (0, 1)
+    assert second.wait(60) == 0  # the driver decides; it works on nothing that may be at work
+    one.unlink()
+    last, status, said = end(driver)
     assert (last, status) == ("3 processed, 1 failed, 0 not needed", 1), said
     assert "FAILED f1: exit status 3: no good" in said
     good = {name: content for name, content in files.items() if name != "f1"}
-    wait_until(lambda: sum(processed(cluster).values()) == 3 + (at != "f1"))
-    assert processed(cluster) == dict(dict.fromkeys(good, 1), **({} if at == "f1" else {at: 2}))
+    assert processed(cluster) == dict.fromkeys(good, 1)
     assert contents(cluster.folder / "out") == good
-    assert begun(cluster) == dict(dict.fromkeys(files, 1), **{at: 2})
+    assert begun(cluster) == dict.fromkeys(files, 1)
     assert last_line(cluster.run(BATCH)) == "0 processed, 1 failed, 3 not needed"
 
 

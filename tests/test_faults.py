@@ -104,7 +104,8 @@ def test_each_file_is_processed_once_though_a_submission_is(fault, cluster, emul
     cluster.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 2")
     over = tmp_path / "before" / (SUBMIT[cluster.scheduler] + ".over")
     is_late = fault == "accepted long after it was killed"  # it begins while the next one is at it
-    cluster.process(*["until [ -e '%s' ] || [ $SECONDS -gt 15 ]; do sleep 0.1; done" % over] * is_late, *KEEP)
+    wait = "until [ -e '%s' ] || [ $SECONDS -gt 15 ]; do sleep 0.1; done" % over
+    cluster.process(*[wait] * is_late, *KEEP)
     done = cluster.run(BATCH)
     assert last_line(done) == "4 processed, 0 failed, 0 not needed"
     assert processed(cluster) == {"f%d" % n: 1 for n in range(4)}

@@ -357,14 +357,14 @@ STARTUP = "echo Welcome; IFS=x; set -u; CDPATH=/; rm() { return 1; }; mv() { ret
 @pytest.mark.parametrize("how", ["BASH_ENV", "exported functions"])
 def test_a_start_up_file_changes_no_result(how, stand_in, emulator, tmp_path):
     emulator.add(FILES)
-    if how == "BASH_ENV":
-        (tmp_path / "startup").write_text(STARTUP + "\n")
-        stand_in.env["BASH_ENV"] = str(tmp_path / "startup")
-    else:
-        (tmp_path / "startup").write_text("\n".join(SHOUT.replace("%s", name) for name in (
-            "cd", "rm", "mv", "exec", "trap", "cp", "move")) + "\n")
-        put_before(stand_in, tmp_path, "sbatch",  # for the job's shell, not for the stand-in's
-                   'cat %s - | "$real" "$@"' % (tmp_path / "startup"))
+    startup = tmp_path / "startup"
+    startup.write_text({
+        "BASH_ENV": STARTUP, "exported functions": "\n".join(
+            SHOUT.replace("%s", name)
+            for name in ("cd", "rm", "mv", "exec", "trap", "cp", "move"))}[how] + "\n")
+    # For the shells of a job, not for the stand-in's.
+    put_before(stand_in, tmp_path, "sbatch", '{ echo ". %s; %s"; cat; } | "$real" "$@"' % (
+        startup, "export BASH_ENV=%s" % startup if how == "BASH_ENV" else ":"))
     stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 2")
     strict_process(stand_in)
     done = stand_in.run(BATCH)

@@ -307,7 +307,11 @@ class Incarnation(Actor):
         if not os.path.isdir(self.folder):
             return 0
         names = sorted(name for name in os.listdir(self.folder)
-                       if name.startswith((f"at.{self.me}.", f"end.{self.me}.")))
+                       if name.startswith(f"at.{self.me}."))
+        for name in [name for name in names if not name.endswith(".get")]:
+            yield  # killed at work on a file, and requeued
+            self.move(name, f"end{name[len('at'):]}.137")
+        names = [name for name in names if name.endswith(".get")]
         for name in [f"ticket.{self.job.attempt}", *names]:
             me = f"{self.me}.node-1-{self.world.next_number()}"
             yield
