@@ -476,6 +476,8 @@ class Pack:
         self.download = None  # process id of the driver's download
         self.next_download = 0
         self.is_doubtful = False  # its last attempt had no success
+        self.is_adopted = False  # its job was submitted before this start
+        self.is_renamed = False  # the queue calls its job by another name
 
     def left(self):
         """{index: File} of those without a result."""
@@ -874,7 +876,7 @@ class Driver:
             self.scheduler, self.config, wrapper, folder, attempt))
         helper.write_whole(os.path.join(folder, f"ticket.{attempt}"), "")
         self.append("submit", pack=name, attempt=attempt, done=len(pack.results))
-        pack.missing_since = None
+        pack.missing_since, pack.is_adopted, pack.is_renamed = None, False, False
         command = submit_command(self.scheduler, options, os.path.join(folder, "log"),
                                  job_name(name, attempt))
         with open(script, "rb") as file:
@@ -1001,7 +1003,8 @@ class Driver:
             is_vain or pack.count(True) == 0)
         if pack.left() and not self.is_halted:
             began = token is not None and token.step is not None
-            if is_vain and why != "given up" and (began or not is_final):
+            # One that did not begin may have been cancelled with care, while no driver ran.
+            if is_vain and why != "given up" and (began or not (is_final or pack.is_adopted)):
                 self.count_failure(cause_of(why))
             if (is_vain or token is None or token.state != "end") and why != "given up" and (
                     not self.is_halted):
@@ -1117,7 +1120,8 @@ class Driver:
             if entry and pack.id is None and entry.id:
                 self.append("queued", pack=name, id=entry.id)
                 self.is_accepted = True
-            if entry and entry.name != job_name(name, pack.attempt):
+            pack.is_renamed = bool(entry and entry.name != job_name(name, pack.attempt))
+            if pack.is_renamed:
                 self.report_once(f"name {name}", f"Job {entry.id} is called {entry.name} by now; "
                                  "it counts as this driver's until it ends.")
             found[name] = entry
@@ -1504,7 +1508,7 @@ def report_disagreement(config, files):
 def report_stop(driver):
     """What to do after a stop."""
     packs = driver.submitted().values()
-    ids = [pack.id for pack in packs if pack.id]
+    ids = [pack.id for pack in packs if pack.id and not pack.is_renamed]
     unknown = f" ({len(packs) - len(ids)} not yet confirmed)" if len(packs) > len(ids) else ""
     helper.log(f"Stopped. {helper.plural(len(packs), 'job')} left in the queue{unknown}.\n"
                "Start this script again to continue.")
@@ -1713,6 +1717,7 @@ def resume(driver):
         folder = driver.path(name)
         if not pack.attempt or not os.path.isdir(folder):
             driver.set_up(name)
+        pack.is_adopted = pack.is_submitted
         pack.results = {
             index: result for index, result in helper.read_results(folder).items()
             if index < len(pack.files)}

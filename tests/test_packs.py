@@ -224,7 +224,8 @@ def test_a_lost_job_that_lives_after_all_begins_no_other_file(packs, emulator, t
     assert processed(packs) == {"f%d" % n: 1 for n in range(6)}
 
 
-def test_a_requeued_job_goes_on_behind_its_last_result(packs, emulator, tmp_path):
+def test_a_requeued_job_that_was_killed_at_work_leaves_the_rest_to_another(
+        packs, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(5)})
     packs.config("NUM_JOBS = 1", "POLL_SECONDS = 0.5")
     put_before(packs, tmp_path, "sbatch", 'cat >"$0.script"',
@@ -233,7 +234,7 @@ def test_a_requeued_job_goes_on_behind_its_last_result(packs, emulator, tmp_path
     packs.process('if [ "$GLOBUS_NAME" = f2 ] && mkdir once; then %s; fi' % KILL, *KEEP)
     assert last_line(packs.run(BATCH)) == "5 processed, 0 failed, 0 not needed"
     assert processed(packs) == {"f%d" % n: 1 for n in range(5)}
-    assert [event["event"] for event in journal(packs)].count("submit") == 1
+    assert [event["event"] for event in journal(packs)].count("submit") == 2
 
 
 @pytest.mark.long
