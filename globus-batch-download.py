@@ -635,7 +635,8 @@ def start_download(config, folder):
         for number in (1, 2):
             os.dup2(log, number)
         helper.log.is_timed, helper.show_progress.last = False, ""
-        helper.write_to_stderr.unwritten.clear()
+        helper.UNWRITTEN.clear()
+        helper.stderr_of_our_own.cache_clear()
         if os.getppid() == parent:
             status = helper.run_main(lambda: helper.pack_status(config, folder))
     finally:
@@ -1144,6 +1145,8 @@ class Driver:
         """Close an attempt whose job is over, as the queue says; not at once, because a shared file
         system may show results late."""
         pack, now = self.state.packs[name], time.monotonic()
+        if pack.is_renamed and entry.state == "ended":
+            entry = entry._replace(reason="that it has ended, under another name")
         if entry and entry.state not in ("ended", "leaving"):
             pack.missing_since = None
             return
@@ -1217,8 +1220,8 @@ class Driver:
     def cancel_ghosts(self, entries):
         """Cancel jobs of this run that were given up, but wait in the queue."""
         current = {job_name(name, pack.attempt) for name, pack in self.submitted().items()}
-        ghosts = [entry for entry in entries if entry.state != "ended" and entry.name not in current
-                  and re.fullmatch(rf"g\d+\.\d+-{self.state.run}", entry.name)]
+        ghosts = [entry for entry in entries if entry.state not in ("ended", "leaving")
+                  and entry.name not in current and re.fullmatch(rf"g\d+\.\d+-{self.state.run}", entry.name)]
         self.ghosts = len(ghosts)
         waiting = [entry.id for entry in ghosts if entry.state in ("waiting", "held", "blocked")]
         cancel(self.scheduler, waiting)
@@ -1435,6 +1438,7 @@ def time_left(driver, ended, total):
 def print_summary(driver):
     """The failures with their logs, where everything is, and the numbers."""
     helper.show_progress("")
+    helper.write_to_stderr("", is_last=True)  # what is printed now comes last
     config, failures = driver.config, [*driver.refused, *driver.failures.values()]
     print_failures(failures)
     try:

@@ -15,6 +15,7 @@ import select
 import shlex
 import shutil
 import signal
+import stat
 import sys
 import time
 import tokenize
@@ -62,7 +63,6 @@ UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # Ctrl-C, and what schedulers send before they end a job.
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
 
-LONGEST_WRITE = 1000  # characters; a pipe with room takes 4,096 bytes at once
 QUIET_SECONDS = 60  # between two lines of progress in a log
 SOONEST_POLL, SLOWEST_POLL = 0.25, 30  # seconds
 STOP_SECONDS = 60  # upper limit for a cancel; Slurm kills a job 30 s (KillWait) after SIGTERM
@@ -212,17 +212,35 @@ log.is_timed = False  # the batch driver's lines begin with the time; in a log w
 def write_to_stderr(text, is_last=False):
     """Write, unless that would block: a terminal stopped by Ctrl-S, or a pipe that nobody reads,
     gets the text later, and holds nothing up. is_last: wait until all is written."""
-    unwritten = write_to_stderr.unwritten
-    unwritten.extend(text[start:start + LONGEST_WRITE]
-                     for start in range(0, len(text), LONGEST_WRITE))
+    if not sys.stderr:
+        return
+    if text:
+        UNWRITTEN.append(text.encode(sys.stderr.encoding or "utf-8", "backslashreplace"))
     with contextlib.suppress(OSError, ValueError):  # it is closed, or its disk is full
-        while unwritten and sys.stderr and (
-                is_last or select.select([], [sys.stderr], [], 0)[1]):
-            sys.stderr.write(unwritten.popleft())
-            sys.stderr.flush()
+        while UNWRITTEN:
+            try:
+                written = os.write(stderr_of_our_own(), UNWRITTEN[0])
+            except BlockingIOError:
+                if not is_last:
+                    return
+                select.select([], [stderr_of_our_own()], [])
+                continue
+            rest = UNWRITTEN.popleft()[written:]
+            UNWRITTEN.extendleft([rest] if rest else [])
 
 
-write_to_stderr.unwritten = deque(maxlen=10000)
+UNWRITTEN = deque(maxlen=10000)
+
+
+@functools.lru_cache(maxsize=None)
+def stderr_of_our_own():
+    """A descriptor for stderr that does not block, nor makes it so for others that have it."""
+    stderr = sys.stderr.fileno()
+    mode = os.fstat(stderr).st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        with contextlib.suppress(OSError):
+            return os.open(f"/proc/self/fd/{stderr}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    return stderr
 
 
 def report_waiting(reason):
@@ -253,7 +271,7 @@ def show_progress(text):
     width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
     line = escape_control_chars(text)[:width]
     before = show_progress.last
-    if line != before and (not line or not write_to_stderr.unwritten):
+    if line != before and (not line or not UNWRITTEN):
         # Spaces over what is left of the last text: a dumb terminal knows no code for that.
         show_progress.last = line
         write_to_stderr("\r" + line.ljust(len(before)) + "\r" + line)
