@@ -1221,7 +1221,8 @@ class Driver:
         """Cancel jobs of this run that were given up, but wait in the queue."""
         current = {job_name(name, pack.attempt) for name, pack in self.submitted().items()}
         ghosts = [entry for entry in entries if entry.state not in ("ended", "leaving")
-                  and entry.name not in current and re.fullmatch(rf"g\d+\.\d+-{self.state.run}", entry.name)]
+                  and entry.name not in current
+                  and re.fullmatch(rf"g\d+\.\d+-{self.state.run}", entry.name)]
         self.ghosts = len(ghosts)
         waiting = [entry.id for entry in ghosts if entry.state in ("waiting", "held", "blocked")]
         cancel(self.scheduler, waiting)
