@@ -1499,7 +1499,7 @@ def write_failures(folder, failures):
 def report_disagreement(config, files):
     """Say so if the filter still wants some of these that have been processed."""
     try:
-        again = [file.path for file in files if is_needed(config, file)]
+        again = sorted(file.path for file in files if is_needed(config, file))
     except helper.UserError as problem:
         helper.log(str(problem))
         return

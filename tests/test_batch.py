@@ -267,10 +267,11 @@ def test_a_killed_driver_started_again_takes_up_its_jobs(every_cluster, emulator
 
 def test_a_second_driver_is_refused(stand_in, emulator):
     emulator.add({"a": b"1"})
-    stand_in.process("sleep 2", *KEEP)
+    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
     first = stand_in.start(BATCH)
     wait_until(lambda: b"(job" in first.stderr.readline())
     second = stand_in.run(BATCH)
+    (stand_in.folder / "go").touch()
     assert second.returncode == 1
     assert second.err.startswith("Another globus-batch-download.py is running in %s, on %s as "
                                  "process %d, since 20" % (

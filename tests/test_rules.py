@@ -582,7 +582,7 @@ def test_a_lost_job_that_lives_on_does_nothing_more_when_the_next_run_has_begun(
     put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | grep -v "^1000|"')  # the first job
     put_before(stand_in, tmp_path, "scancel", "exit 1")
     stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = None",
-                    "GRACE_SECONDS = 1", "POLL_SECONDS = 0.3")
+                    "GRACE_SECONDS = 5", "POLL_SECONDS = 0.3")
     stand_in.process("case $1 in *a) until [ -e go ]; do sleep 0.1; done ;; esac", *KEEP)
     assert last_line(stand_in.run(BATCH)) == "1 processed, 1 failed, 0 not needed"
     stand_in.config("def is_file_needed(file):", "    return False")
