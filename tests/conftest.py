@@ -117,7 +117,7 @@ class Site:
         self.home, self.folder = root / "home", root / "collection"
         self.emulator = emulator
         self.downloads, self.results = self.folder / "downloads", self.folder / "results"
-        self.jobs = self.folder / "jobs"
+        self.jobs, self.scheduler = self.folder / "jobs", None
         self.tokens = self.home / ".wehi-globus-tokens.json"
         gcp = self.home / ".globusonline" / "lta"
         gcp.mkdir(parents=True)
@@ -309,6 +309,13 @@ def load(script):
         sys.path.remove(str(COLLECTION))
 
 
+def pytest_collection_modifyitems(items):
+    """Those that take longest begin first, so that none is left over at the end."""
+    marks = ["real", "long", "timeout"]
+    items.sort(reverse=True, key=lambda item: max([0] + [
+        place for place, mark in enumerate(marks, 1) if item.get_closest_marker(mark)]))
+
+
 @pytest.fixture
 def emulator(tmp_path):
     running = Emulator(tmp_path / "globus")
@@ -319,14 +326,36 @@ def emulator(tmp_path):
 @pytest.fixture
 def fresh_site(tmp_path, emulator):
     """A site without scheduler where nobody has logged in yet."""
-    yield Site(tmp_path, emulator, bare_path(tmp_path))
-    # A job that outlives its test would try to reach the emulator for ever.
+    site = Site(tmp_path, emulator, bare_path(tmp_path))
+    yield site
+    # A job that outlives its test would try to reach the emulator for ever, and take up a slot.
+    cancel_real_jobs(site)
     for pid in (tmp_path / "stand-in").glob("*/pid"):
         try:
             if (pid.parent / "state").read_text() == "RUNNING\n":
                 os.killpg(int(pid.read_text()), signal.SIGKILL)
         except (OSError, ValueError):
             pass  # it has ended
+
+
+# How to list a real scheduler's jobs; number and run of each; how to cancel some.
+REAL = {
+    "slurm": (["squeue", "-h", "--format=%i %j"], r"(?m)^(\d+) \S*-(\w{5})$", "scancel"),
+    "sge": (["qstat", "-xml"],
+            r"(?s)_number>(\d+)<(?:(?!_number>\d).)*?-(\w{5})</JB_name>", "qdel"),
+}
+
+
+def cancel_real_jobs(site):
+    """Cancel what the batches of a site have left in a real scheduler."""
+    if site.scheduler not in os.environ.get("TEST_SCHEDULERS", "").split():
+        return
+    ask, pattern, cancel = REAL[site.scheduler]
+    runs = {event["run"] for event in journal(site) if event["event"] == "run"}
+    listed = subprocess.run(ask, stdout=subprocess.PIPE).stdout.decode()
+    ids = [number for number, run in re.findall(pattern, listed) if run in runs]
+    if ids:
+        subprocess.run([cancel, *ids], stdout=subprocess.DEVNULL)
 
 
 def bare_path(tmp_path):

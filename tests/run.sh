@@ -2,6 +2,7 @@
 # All tests, with one command:   tests/run.sh [--without-schedulers | --coverage] [pytest's options]
 # Sets up what it needs: a virtual environment in a dot-folder and, as root on Debian or Ubuntu,
 # a private Slurm and a private Grid Engine. PYTHON=python3.8 tests/run.sh takes another Python.
+# KILLS=all tests/run.sh -k killed_before kills driver and jobs at each system call, not at some.
 # --coverage counts which lines of the scripts run, in whatever process, without the schedulers.
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 

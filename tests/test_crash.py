@@ -1,12 +1,16 @@
 """The driver killed at every step, and started again: each file is processed once.
 
-strace injects a SIGKILL at the n-th system call of a kind; nothing in the driver knows of it."""
+strace injects a SIGKILL at the n-th system call of a kind; nothing in the driver knows of it. A run
+takes a sample of the calls; with KILLS=all in its environment all of them, which takes an hour."""
+import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 from conftest import BATCH, journal, last_line, may_trace, processed, put_before
@@ -16,6 +20,8 @@ from conftest import BATCH, journal, last_line, may_trace, processed, put_before
 CALLS = ["write", "fsync", "rename", "openat", "unlink", "ftruncate", "mkdir", "rmdir", "vfork",
          "clone", "sendto"]
 FILES = ["a", "it's b", "sub/c"]
+KILLS = 5  # of a test, where the environment has none
+PARTS = 2  # of the kills, so that they run side by side
 
 # Stands in for the Python of a job: brings the files of a pack in a moment.
 DOWNLOAD = """#!/bin/bash
@@ -50,22 +56,36 @@ def quick(request, stand_in, emulator, tmp_path):
     return stand_in
 
 
+def acts(log, calls, start=""):
+    """[(system call, its number)] of those in a log of strace that change something, from the first
+    line on that holds a text."""
+    lines = log.read_text(errors="replace").splitlines()
+    first = next(n for n, line in enumerate(lines) if start in line)
+    counts, found = Counter(), []
+    for number, line in enumerate(lines):
+        call = line.split("(")[0]
+        counts[call] += 1
+        if number >= first and call in calls and not re.match(
+                r"write\([12],|openat\((?!.*O_(CREAT|TRUNC))", line):
+            found.append((call, counts[call]))
+    return found
+
+
+def sample(steps, part):
+    """Some of the steps, by a seed that is printed; with KILLS=all a part of them all."""
+    if os.environ.get("KILLS") == "all":
+        return steps[part::PARTS]
+    seed = int(os.environ.get("KILL_SEED") or random.randrange(1000000))
+    print("KILL_SEED=%d" % seed)
+    return random.Random(seed).sample(steps, min(len(steps), int(os.environ.get("KILLS", KILLS))))
+
+
 def trace(site, *options):
     """Run the driver under strace; its outputs are not wanted."""
     return subprocess.run(
         [shutil.which("strace"), "-qq", *options, *site.command(BATCH)], cwd=str(site.folder),
         env=site.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL).returncode
-
-
-def first_steps(site, tmp_path):
-    """{system call: the number of the first one that may concern the state folder}."""
-    log = tmp_path / "calls"
-    trace(site, "-o", str(log), "-e", "trace=" + ",".join(CALLS))
-    lines = log.read_text(errors="replace").splitlines()
-    start = next(n for n, line in enumerate(lines) if str(site.jobs) in line)
-    calls = [line.split("(")[0] for line in lines[:start]]
-    return {call: calls.count(call) + 1 for call in CALLS}
 
 
 def nothing_yet(site):
@@ -94,62 +114,53 @@ def is_finished(site):
 
 @pytest.mark.long
 @pytest.mark.skipif(not may_trace(), reason="strace is not installed, or not allowed to trace")
-@pytest.mark.parametrize("quick,before,call", [
-    *[("packs", before, call) for before in (nothing_yet, interrupted) for call in CALLS],
-    *[("packs that the driver downloads", nothing_yet, call)
-      for call in ("write", "fsync", "openat", "sendto", "vfork")],
-], indirect=["quick"])
-def test_killed_before_any_system_call_it_goes_on(call, before, quick, tmp_path, record_property):
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("quick,before", [
+    ("packs", nothing_yet), ("packs", interrupted),
+    ("packs that the driver downloads", nothing_yet)], indirect=["quick"])
+def test_killed_before_any_system_call_it_goes_on(before, part, quick, tmp_path, record_property):
+    log = tmp_path / "calls"
     before(quick)
-    number, kills = first_steps(quick, tmp_path)[call], 0
-    before(quick)
-    while kill_at(quick, call, number):
+    trace(quick, "-o", str(log), "-e", "trace=" + ",".join(CALLS))
+    assert processed(quick) == dict.fromkeys(FILES, 1)  # a run that nobody kills
+    steps, kills = acts(log, CALLS, str(quick.jobs)), 0
+    for call, number in sample(steps, part):
+        before(quick)
+        kills += kill_at(quick, call, number)
         if not is_finished(quick):  # a next run would be a new one
             done = quick.run(BATCH)
             assert done.returncode == 0, done.err
-            assert last_line(done) == "3 processed, 0 failed, 0 not needed"
+            assert last_line(done) == "3 processed, 0 failed, 0 not needed", (call, number)
         assert processed(quick) == dict.fromkeys(FILES, 1), (call, number)
-        number, kills = number + 1, kills + 1
-        before(quick)
-    record_property("kills", kills)
-    assert processed(quick) == dict.fromkeys(FILES, 1)  # and the last run was whole
+    record_property("kills", "%d at %d steps" % (kills, len(steps)))
 
 
-def kill_job_at(site, tmp_path, call, number):
-    """Let the n-th system call of a kind kill the script of one job; a function that tells whether
-    that job came through, because it has no n-th one."""
-    strace = shutil.which("strace")
-    folder = put_before(
+def trace_job(site, tmp_path, *options):
+    """Let strace watch the script of one job."""
+    put_before(
         site, tmp_path, "bash", '[[ $1 == */script ]] && mkdir "$0.once" 2>/dev/null || '
-        'exec "$real" "$@"',
-        '%s -qq -o /dev/null -e trace=%s -e inject=%s:signal=KILL:when=%d "$real" "$@"'
-        % (strace, call, call, number), "status=$?", '[ $status = 137 ] || touch "$0.over"',
-        "exit $status")
-    return (folder / "bash.over").exists
+        'exec "$real" "$@"', 'exec %s "$real" "$@"' % " ".join([
+            shutil.which("strace"), "-qq", *options]))
 
 
-def kill_download_at(site, tmp_path, call, number):
+def trace_download(site, tmp_path, *options):
     """The same for the download of one job."""
     python = tmp_path / "python"
     python.write_text(
-        '#!/bin/bash\nmkdir "$0.once" 2>/dev/null || exec %s "$@"\n' % sys.executable
-        + '%s -qq -o /dev/null -e trace=%s -e inject=%s:signal=KILL:when=%d %s "$@"\n'
-        % (shutil.which("strace"), call, call, number, sys.executable)
-        + 'status=$?\n[ $status = 137 ] || touch "$0.over"\nexit $status\n')
+        '#!/bin/bash\nmkdir "$0.once" 2>/dev/null || exec %s "$@"\nexec %s %s "$@"\n' % (
+            sys.executable, " ".join([shutil.which("strace"), "-qq", *options]), sys.executable))
     python.chmod(0o755)
-    return (tmp_path / "python.over").exists
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not may_trace(), reason="strace is not installed, or not allowed to trace")
-@pytest.mark.parametrize("killed,where,call", [
-    (kill_job_at, "job", "write"), (kill_job_at, "job", "openat"), (kill_job_at, "job", "clone"),
-    (kill_job_at, "job", "dup2"), (kill_job_at, "driver", "write"),
-    (kill_job_at, "driver", "clone"), (kill_download_at, "job", "sendto"),
-    (kill_download_at, "job", "rename"), (kill_download_at, "job", "link"),
-    (kill_download_at, "job", "unlink")])
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("watch,where,calls", [
+    (trace_job, "job", ["write", "openat", "clone", "dup2"]),
+    (trace_job, "driver", ["write", "openat", "clone", "dup2"]),
+    (trace_download, "job", ["sendto", "write", "rename", "link", "unlink"])])
 def test_a_job_killed_before_any_system_call_is_begun_again_and_costs_no_file(
-        killed, where, call, stand_in, emulator, tmp_path, record_property):
+        watch, where, calls, part, stand_in, emulator, tmp_path, record_property):
     emulator.add(dict.fromkeys(["a", "b", "c"], b"x"))
     emulator.bend(task_seconds=0)
     stand_in.env["PYTHONDONTWRITEBYTECODE"] = "yes"
@@ -161,22 +172,28 @@ def test_a_job_killed_before_any_system_call_is_begun_again_and_costs_no_file(
                      'rmdir "at work"')
     stand_in.edit("wrapper.sh", "\nPYTHON=", "\n[ ! -x %s ] || PYTHON=%s\nPYTHON=" % (
         tmp_path / "python", tmp_path / "python"))
-    path, number, is_over = stand_in.env["PATH"], 0, lambda: False
-    while not is_over():
-        number += 1
+    path, log = stand_in.env["PATH"], tmp_path / "calls"
+
+    def run(*options):
         nothing_yet(stand_in)
         for old in [tmp_path / "before", *tmp_path.glob("python*")]:
             subprocess.run(["rm", "-rf", str(old)], check=True)
         stand_in.env["PATH"] = path
-        is_over = killed(stand_in, tmp_path, call, number)
+        watch(stand_in, tmp_path, *options)
         done = stand_in.run(BATCH)
-        assert last_line(done) == "3 processed, 0 failed, 0 not needed", (number, done.err)
-        assert processed(stand_in) == {"a": 1, "b": 1, "c": 1}, (call, number, done.err)
-        assert stand_in.downloaded() == {}, (call, number)
-    record_property("kills", number - 1)
-    assert number > 1
+        assert last_line(done) == "3 processed, 0 failed, 0 not needed", (options, done.err)
+        assert processed(stand_in) == {"a": 1, "b": 1, "c": 1}, (options, done.err)
+        assert stand_in.downloaded() == {}, options
+
+    run("-o", str(log), "-e", "trace=" + ",".join(calls))
+    steps = acts(log, calls)
+    for call, number in sample(steps, part):
+        run("-o", os.devnull, "-e", "trace=" + call,
+            "-e", "inject=%s:signal=KILL:when=%d" % (call, number))
+    record_property("steps", len(steps))
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("where,size", [("job", 5), ("driver", 5)])
 def test_killed_at_random_moments_again_and_again_it_processes_each_file_once(
         where, size, real_cluster, emulator, record_property):

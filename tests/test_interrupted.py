@@ -62,6 +62,7 @@ def test_the_task_of_a_cancelled_job_is_taken_over_by_the_next_attempt(every_clu
     check_taken_over(every_cluster, emulator, driver)
 
 
+@pytest.mark.timeout(600)
 def test_so_is_that_of_a_job_that_reaches_its_walltime(real_cluster, emulator):
     # Slurm's limits are whole minutes.
     real_cluster.config("RESOURCES = %r" % {"slurm": "--time=1", "sge": "-l h_rt=10"}[

@@ -1081,7 +1081,7 @@ def test_a_job_killed_once_after_process_sh_has_moved_its_file_fails_no_file():
     at_each_call(scenario)
 
 
-def test_no_file_begins_again_if_a_job_killed_before_its_report_is_requeued_and_killed():
+def test_no_file_begins_again_if_a_job_killed_before_its_report_is_requeued():
     def scenario():
         world = arrived()
         job = world.jobs[0]
@@ -1089,11 +1089,12 @@ def test_no_file_begins_again_if_a_job_killed_before_its_report_is_requeued_and_
         while not world.is_done("f0"):
             one.advance(1, "well")
         job.end("NODE_FAIL")
-        job.begin()
-        while not [name for name in os.listdir(job.folder) if name.endswith(".get")]:
-            job.incarnations[-1].advance(1, "well")
-        job.end("NODE_FAIL")
-        yield world, lambda: None
+
+        def requeue():
+            job.state = "PENDING"
+            return work_up_to_a_file(job)
+
+        yield world, requeue
 
     at_each_call(scenario)
 

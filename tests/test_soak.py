@@ -62,6 +62,7 @@ class Weather(threading.Thread):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator):
     seed = int(os.environ.get("SOAK_SEED") or random.randrange(1000000))
     print("SOAK_SEED=%d" % seed)
