@@ -107,14 +107,15 @@ def check_result(client, config, files, task):
                 missing[path] = "it is there, but not verified"
         return missing
     helper.show_progress("Checking what arrived")
-    late = helper.wait_for_files([f for f in files if f.path not in missing], config.DOWNLOAD_DIR)
+    unfit = helper.unfit_files(
+        client, config, place, [file for file in files if file.path not in missing], task)
     helper.show_progress("")
-    if len(late) == len(files) and helper.size_of(
+    if len(unfit) == len(files) and helper.size_of(
             os.path.join(config.DOWNLOAD_DIR, files[0].path)) is None:
-        helper.log(helper.missing_reason(place, late[0]))
-        return dict.fromkeys((file.path for file in late), "")
-    missing.update((file.path, helper.missing_reason(place, file)) for file in late)
-    return missing
+        helper.log(unfit[files[0].path])
+        return dict.fromkeys(unfit, "")
+    return {path: helper.UNTOLD if why is None else why
+            for path, why in {**missing, **unfit}.items()}
 
 
 def download(client, config, files, refused):

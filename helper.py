@@ -72,6 +72,7 @@ MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
 MOST_EMPTY_ROUNDS = 3  # tasks in a row that failed and brought none of their files
 MOST_REFUSALS = 3  # of access tokens, one after the other
+LIST_SECONDS = 30  # for which the lists of a task that has ended may be short
 SILENCE = 60  # seconds without an answer before this is reported
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
 
@@ -110,6 +111,8 @@ ERRORS = {
                     ("", 10)),
 }
 UNKNOWN = ("", None)
+NO_REASON = "no reason given"
+UNTOLD = "Globus does not tell whether it has arrived"
 CANCELLED = "cancelled, because it cannot succeed: "
 NOT_ENDED = "Globus has accepted the cancel request, but the task has not ended"
 STALE_STATUS_SECONDS = 900  # Globus may show an old error this long without a new attempt
@@ -1200,18 +1203,21 @@ def list_directory(client, config, folder=""):
             log(f"{path} changed while it was listed; start again later for what may be missing.")
 
 
-def stat_source(client, config, path, name):
-    """The File on the source collection. Raises UserError if there is none."""
+def stat_file(client, collection, path):
+    """The File with that path on a collection. Raises UserError if there is none, or none of a
+    known size."""
     try:
-        entry = retry(client.operation_stat, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
+        entry = retry(client.operation_stat, collection, path=globus_path(path),
                       required={"type": str})
     except GlobusAPIError as error:
         if error.http_status != 404:
             raise
         raise UserError(f"{path} is not on the source collection. {describe_error(error)}")
-    if entry["type"] != "file" or not isinstance(entry.get("size"), int):
+    if entry["type"] != "file":
         raise UserError(f"{path} is not a file ({get_text(entry, 'type')}).")
-    return File(name, entry["size"], entry.get("last_modified"), None)
+    if not isinstance(entry.get("size"), int):
+        raise UserError(f"{path} has no size in the listing.")
+    return File(path, entry["size"], entry.get("last_modified"), None)
 
 
 # ---- transfer tasks ----
@@ -1289,7 +1295,7 @@ def wait_for_task(client, task_id, progress):
     """The task document, once the task has ended, and why it failed, None if it SUCCEEDED.
     progress(task, reason) is called at each look. Why a task does not move is told when it
     changes; one that cannot succeed is cancelled."""
-    reported, before, cause, cancelled, stuck = None, None, None, None, None
+    reported, before, cause, cancelled = None, None, None, None
     is_fatal, since, pause = stall_detector(), (None, time.monotonic()), SOONEST_POLL / 2
     while True:
         time.sleep(pause)
@@ -1297,7 +1303,7 @@ def wait_for_task(client, task_id, progress):
         task = retry(client.get_task, task_id, required=TASK)
         reported = reported if outages == keep_trying.outages else None  # its end was the last word
         if task["status"] in ENDED:
-            failure = failure_reason(client, task, stuck)
+            failure = failure_reason(client, task)
             if reported and not failure:
                 report_resumed()
             return task, CANCELLED + cause if cause and failure else failure
@@ -1314,8 +1320,7 @@ def wait_for_task(client, task_id, progress):
             reported = None
         progress(task, reason)
         if not cause and is_fatal(task):
-            stuck = last_error_event(client, task)
-            cause = failure_reason(client, task, stuck)
+            cause = failure_reason(client, task)
             retry(client.cancel_task, task_id)
             cancelled, since = time.monotonic(), (None, time.monotonic())
         is_queued = get_text(task, "nice_status") == "Queued"
@@ -1390,39 +1395,42 @@ def status_detail(client, task_id, task):
     # Behind a command that is to be copied stands nothing.
     elif get_number(task, "faults") and task.get("nice_status") not in (
             "Queued", "GC_NOT_CONNECTED", "GC_PAUSED"):
-        said = join_texts(", ", *last_error_event(client, task)[1:])
+        said = join_texts(", ", *last_error(client, task)[1:])
     return f": {said}" if said else ""
 
 
-def last_error_event(client, task):
-    """Of a task's newest error event the description, the file, and which collection's server says
-    what; each may be empty."""
-    events = try_once(client.task_event_list, task["task_id"], limit=1, required={"DATA": list},
-                      query_params={"filter": "is_error:1"}).get("DATA")
-    event = events[0] if events else {}
-    server = parse_server_error(str(event.get("details")))
+def last_error(client, task):
+    """Of the event that tells best what a task has failed on, the description, the file, and which
+    collection's server says what; each may be empty. The newest one with the task's own trouble
+    counts, or else the newest that names a file: the end itself (CANCELED, EXPIRED) names none."""
+    events = try_once(client.task_event_list, task["task_id"], limit=20, required={"DATA": list},
+                      query_params={"filter": "is_error:1"}).get("DATA", [])
+    told = [(event, parse_server_error(str(event.get("details")))) for event in events]
+    status = get_text(task, "nice_status")
+    fits = [one for one in told if get_text(one[0], "code") == status]
+    event, server = next(iter(fits or [one for one in told if one[1]["file"]] or told),
+                         ({}, parse_server_error("")))
     sides = [f"on the {side} collection ({server['name']})" for side in ("source", "destination")
              if server["id"] and task.get(side + "_endpoint_id") == server["id"]]
     return (get_text(event, "description"), get_text(server, "file"),
             join_texts(": ", *sides[:1], server["words"]))
 
 
-def failure_reason(client, task, stuck=None):
-    """Why a task failed, or what it failed on, in one line; None if it SUCCEEDED. stuck: its newest
-    error event, as it was before the task was cancelled."""
+def failure_reason(client, task):
+    """Why a task failed, or what it failed on, in one line; None if it SUCCEEDED."""
     if task["status"] == "SUCCEEDED":
         return None
     error = task.get("fatal_error")
     error = error if isinstance(error, dict) else {}
     code = get_text(error, "code") or get_text(task, "nice_status")
-    description, file, server = stuck or last_error_event(client, task)
+    description, file, server = last_error(client, task)
     said = join_texts(
         ", ", ERRORS.get(code, UNKNOWN)[0] or get_text(error, "description")
         or get_text(task, "nice_status_short_description"),
         get_text(task, "canceled_by_admin_message"), file or description, server)
     # It no longer tries.
     return re.sub(", Globus (keeps trying|sends (it|the file) again)", "",
-                  said or "no reason given")
+                  said or NO_REASON)
 
 
 # ---- what has arrived ----
@@ -1430,34 +1438,65 @@ def failure_reason(client, task, stuck=None):
 
 def outcomes(client, place, files, task):
     """{path: why} of those Files that a task which has ended did not bring, or did not prove to be
-    whole; why is empty where only the task as a whole failed. Whether those of which Globus says
-    nothing are there is for the caller to see."""
-    missing, whole = {}, {file.path for file in files}
-    if task.get("subtasks_skipped_errors") or task["status"] != "SUCCEEDED":
-        for path, error in task_files(client.task_skipped_errors, place.source, task):
-            code = get_text(error, "error_code")
-            missing[path] = (ERRORS.get(code, UNKNOWN)[0]
-                             or parse_server_error(str(error.get("error_details")))["words"]
-                             or code.lower().replace("_", " ") or "no reason given")
-    if task["status"] != "SUCCEEDED":
-        whole = {path for path, _ in
-                 task_files(client.task_successful_transfers, place.source, task)}
-        whole.difference_update(file.path for file in missing_files(files, place.folder))
-    return {file.path: missing.get(file.path, "") for file in files
-            if file.path in missing or file.path not in whole}
+    whole; why is empty where only the task as a whole failed, and None where Globus does not tell
+    what became of the file. Whether those of which it says nothing are there is for the caller."""
+    is_success, skips = task["status"] == "SUCCEEDED", get_number(task, "subtasks_skipped_errors")
+    if is_success and not skips:
+        return {}
+    skipped = named_files(client.task_skipped_errors, place, task, skips)
+    missing = {path: skip_reason(error) for path, error in skipped.items()}
+    if not is_success or len(skipped) < skips:
+        count = get_number(task, "files_transferred")
+        sent = named_files(client.task_successful_transfers, place, task, count)
+        absent = set() if is_success else {file.path for file in missing_files(files, place.folder)}
+        rest = [file.path for file in files if file.path not in missing
+                and (file.path not in sent or file.path in absent)]
+        why = "" if len(skipped) >= skips and len(sent) >= count else None
+        if is_success:
+            why = NO_REASON if len(rest) == skips - len(skipped) else None
+        missing.update(dict.fromkeys(rest, why))
+    return {file.path: missing[file.path] for file in files if file.path in missing}
 
 
-def stuck_file(client, place, task, stuck=None):
+def skip_reason(error):
+    """Words on the document of a file that was left behind by a task."""
+    code = get_text(error, "error_code")
+    return (ERRORS.get(code, UNKNOWN)[0]
+            or parse_server_error(str(error.get("error_details")))["words"]
+            or code.lower().replace("_", " ") or NO_REASON)
+
+
+def named_files(call, place, task, count):
+    """{path: document} of the files that a list of an ended task names. As long as it names fewer
+    than the task counts it is asked again for a while: too early it may be short, or an error."""
+    deadline = time.monotonic() + LIST_SECONDS
+    for pause in backoff(0.5, 5):
+        found = dict(task_files(call, place, task))
+        if len(found) >= count or time.monotonic() > deadline:
+            return found
+        time.sleep(pause)
+
+
+def path_in(place, source, destination):
+    """The path below a Place of a file that Globus calls like this, on either side; None for a
+    file that is not there, or not told."""
+    for path, folder in ((source, place.source), (destination, place.destination)):
+        start = join(folder, "")
+        if isinstance(path, str) and path.startswith(start):
+            return local_path(path[len(start):])
+    return None
+
+
+def stuck_file(client, place, task):
     """The path of the file that a task failed on; None if it does not say."""
-    file = (stuck or last_error_event(client, task))[1]
-    return next((local_path(file[len(folder):]) for folder in
-                 (join(place.source, ""), join(place.destination, "")) if file.startswith(folder)),
-                None)
+    file = last_error(client, task)[1]
+    return path_in(place, file, file)
 
 
-def task_files(call, directory, task):
-    """Yield path below a directory, and document, of each file that a list of the task tells of."""
-    start, marker = len(join(directory, "")), None
+def task_files(call, place, task):
+    """Yield path and document of each file that a list of the task names; who has no role on a
+    collection is not told the path there."""
+    marker = None
     while True:
         try:
             page = retry(call, task["task_id"], required={"DATA": list},
@@ -1467,7 +1506,9 @@ def task_files(call, directory, task):
                 raise
             return
         for document in page["DATA"]:
-            yield local_path(str(document.get("source_path"))[start:]), document
+            path = path_in(place, document.get("source_path"), document.get("destination_path"))
+            if path is not None:
+                yield path, document
         marker = page.get("next_marker")
         if not marker:
             return
@@ -1537,7 +1578,7 @@ def find_files(client, config, place, sizes):
                 raise UserError(f"The name {name!r} {problem}.")
             file = File(name, size, None, None)
             if size is None or config.MAX_BYTES is not None:
-                file = stat_source(client, config, path, name)
+                file = stat_file(client, config.SOURCE_ENDPOINT_ID, path)._replace(path=name)
             if config.MAX_BYTES is not None and size is not None and file.size > size:
                 raise UserError(f"{path} has grown from {size:,} to {file.size:,} bytes since it "
                                 "was listed, which may exceed MAX_BYTES. The next run will process "
@@ -1563,9 +1604,9 @@ def build_request(config, submission, place, files):
 def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     """Submit the request for these Files, and wait: {path: why} of those that have not arrived
     whole, and why the task failed, None if it did not, or EXPIRED. why is None for those to be
-    asked for again: the task was stuck at another file, or EXPIRED; or it is not new, and what it
-    brought is not there any more. is_kept: a task that this script does not see the end of goes on,
-    to be taken over."""
+    asked for again: the task was stuck at another file, or EXPIRED, or Globus does not tell what
+    became of them; or it is not new, and was cancelled, or what it brought is not there any more.
+    is_kept: a task that this script does not see the end of goes on, to be taken over."""
     try:
         task, failure = run_task(client, request, is_kept)
     except GlobusAPIError as error:  # of several files, who knows which one it is about?
@@ -1573,28 +1614,51 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
             raise
         return {files[0].path: describe_error(error)}, None
     missing = outcomes(client, place, files, task)
-    stuck = stuck_file(client, place, task, run_task.stuck) if failure else None
-    is_expired = get_text(task.get("fatal_error") or {}, "code") == "EXPIRED"
-    if is_expired:
+    code = get_text(task.get("fatal_error") or {}, "code")
+    if code == "EXPIRED":
         log(f"The transfer task {task['task_id']} expired; it is submitted again.")
+    is_open = code == "EXPIRED" or code == "CANCELED" and not is_new  # whoever has cancelled it
     is_stuck = (failure or "").startswith(CANCELLED) and len(files) > 1
+    stuck = stuck_file(client, place, task) if is_stuck else None
     for path, why in missing.items():
-        missing[path] = why or (
-            None if is_expired or is_stuck and path != stuck else failure)
+        if why == "":
+            missing[path] = None if is_open or is_stuck and path != stuck else failure
     sent = [file for file in files if file.path not in missing]
-    for file in wait_for_files(sent, place.folder):
-        if config.MAX_BYTES is None:  # a limit is reckoned with the size that was listed
-            with contextlib.suppress(UserError, GlobusAPIError):
-                file = stat_source(client, config, join(place.source, file.path), file.path)
-        if missing_files([file], place.folder):
-            missing[file.path] = missing_reason(place, file) if is_new else None
-    return missing, None if is_expired else failure
+    for path, why in unfit_files(client, config, place, sent, task).items():
+        missing[path] = why if is_new else None
+    if not failure and None in missing.values() and is_new:
+        failure = UNTOLD
+    return missing, None if code == "EXPIRED" else failure
+
+
+def unfit_files(client, config, place, files, task):
+    """{path: why} of those Files that a task says it has brought, and that are not here at the size
+    that was listed. It may have changed since. Or it is no real size, as of a document that the
+    source exports: then what Globus has compared, and sees at the destination, is the file."""
+    unfit, fit = {}, []
+    for file in wait_for_files(files, place.folder):
+        unfit[file.path] = missing_reason(place, file)
+        here = size_of(os.path.join(place.folder, file.path))
+        with contextlib.suppress(UserError, GlobusAPIError):
+            source, destination = (
+                stat_file(client, collection, join(folder, file.path)).size for collection, folder
+                in ((config.SOURCE_ENDPOINT_ID, place.source),
+                    (config.DESTINATION_ENDPOINT_ID, place.destination)))
+            # A limit is reckoned with the size that was listed.
+            may_be = source == file.size or source == here and config.MAX_BYTES is None
+            if here == destination and may_be and task.get("verify_checksum") is True:
+                del unfit[file.path]
+                fit.append(file.path)
+    if fit:
+        log(f"{plural(len(fit), 'file')} came with another size than was listed, such as {fit[0]}; "
+            "Globus has compared the checksums.")
+    return unfit
 
 
 def run_task(client, request, is_kept):
     """The document of the request's task, at its end, and why it failed or None. An error that
     trying again cannot fix leaves no task behind; nor does anything else, unless it is_kept."""
-    task_id, run_task.stuck = None, None
+    task_id = None
     try:
         task_id = submit(client, request)
         return wait_for_task(client, task_id, lambda task, reason: None)
@@ -1612,7 +1676,7 @@ def stop_task(client, request, task_id):
     """Cancel the task. Outages are waited out, but not for longer than STOP_SECONDS: the scheduler
     soon kills this script."""
     deadline, is_accepted, reported = time.monotonic() + STOP_SECONDS, False, None
-    client.transport.http_timeout = 10
+    client.transport.http_timeout = 30  # Globus's documentation allows a cancel 10 s
     for pause in backoff(0.25, 5):
         try:
             # Stopped in the middle of submitting: the same request again tells the task's id.

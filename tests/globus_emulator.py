@@ -612,7 +612,9 @@ class Task(threading.Thread):
                 self.fatal = {"code": code, "description": describe(code)}
                 kind = {"CANCELED": "canceled", "EXPIRED": "expired"}.get(code, "failed")
                 self.subtasks[kind] = 1
-            self.event(code, details, status == "FAILED" and code != "CANCELED")
+            if self.skipped:
+                self.event("SKIPPED_ERRORS", is_error=True)
+            self.event(code, details, status == "FAILED")
 
     # The work
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import time
 
+import pytest
 from conftest import contents, strange_tree, wait_until
 
 
@@ -105,14 +106,35 @@ def test_a_file_that_vanished_is_named_and_the_others_arrive(site, emulator):
     assert site.downloaded() == {"b": b"22"}
 
 
-def test_a_file_that_changes_between_listing_and_arrival_is_named(site, emulator):
+def lie(emulator):
+    """List a with 7 bytes; it has one."""
     emulator.add({"a": b"1", "b": b"22"})
     emulator.fault("/ls", skip=0, patch={"DATA": [
         {"name": "a", "type": "file", "size": 7}, {"name": "b", "type": "file", "size": 2}]})
+
+
+@pytest.mark.parametrize("start", ["first", "second"])
+def test_a_file_whose_listed_size_is_no_real_one_is_what_globus_compared(start, site, emulator):
+    lie(emulator)
     site.config("helper.ARRIVAL_SECONDS = 1")
+    for _ in range(1 + (start == "second")):
+        done = site.run("globus-simple-download.py")
+    assert done.returncode == 0, done.out
+    assert done.err.count("1 file came with another size than was listed, such as a; Globus") == 1
+    assert site.downloaded() == {"a": b"1", "b": b"22"}
+
+
+def test_a_size_that_is_not_that_of_the_destination_is_not_believed(site, emulator, tmp_path):
+    lie(emulator)
+    other = tmp_path / "another folder"
+    other.mkdir()
+    (other / "a").write_bytes(b"333")
+    (other / "b").write_bytes(b"22")
+    site.config("helper.ARRIVAL_SECONDS = 1", "DESTINATION_PATH = %r" % str(site.downloads),
+                "DOWNLOAD_DIR = %r" % str(other))
     done = site.run("globus-simple-download.py")
     assert done.returncode == 1
-    assert "Did not arrive: a (a came with 1 byte, but was listed with 7" in done.out
+    assert "Did not arrive: a (a came with 3 bytes, but was listed with 7" in done.out
 
 
 def test_a_task_that_fails_is_told_at_once_with_each_file_that_is_missing(site, emulator):
