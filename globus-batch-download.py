@@ -714,6 +714,7 @@ class Driver:
         self.ghosts = 0  # jobs in the queue that were given up
         self.quiet_since = None  # since when no job of the queue is running
         self.reported = {}  # topic: text
+        self.stall = None  # why all downloads waited at the last poll
         self.previous = {}  # the identity of the last run, if another one begins
         self.begun = self.last_end = time.monotonic()
 
@@ -985,6 +986,9 @@ class Driver:
             return False
         is_lost = state == "lost" or token is not None and token.state == "lost"
         self.take_results(name, os.listdir(folder))
+        if token and token.step == "get" and why != "given up":
+            waiting = read_text(os.path.join(folder, "waiting"))
+            why += f", while it waited: {waiting}" if waiting else ""
         at = token.step if token and isinstance(token.step, int) else None
         at = None if at in pack.results or at is not None and at >= len(pack.files) else at
         if at is not None:
@@ -1333,13 +1337,12 @@ class Driver:
                 reasons.append(lines.split("  (task ")[0] if lines else None)
             elif pack.is_submitted and token and token.state == "at":
                 return
-        if reasons and all(reasons):
-            causes = {}
-            for reason in reasons:
-                causes.setdefault(cause_of(reason), reason)
-            self.report_once("stall", "All downloads wait: " + "; ".join(sorted(causes.values())),
-                             str(sorted(causes)))
-        else:
+        causes = {cause_of(reason or ""): reason for reason in reasons}
+        words, before = "; ".join(sorted(map(str, causes.values()))), self.stall
+        self.stall = sorted(causes) if reasons and all(reasons) else None
+        if self.stall and self.stall == before:  # not a mere moment
+            self.report_once("stall", f"All downloads wait: {words}", str(self.stall))
+        elif not self.stall:
             self.reported.pop("stall", None)
 
 

@@ -49,7 +49,9 @@ def main(argv=None):
     names = [helper.local_path(name) for name in options.file]
     if len(names) == 1 and helper.name_problem(names[0]):
         raise helper.UserError(f"The name {names[0]!r} {helper.name_problem(names[0])}.", 2)
-    failed = helper.download_files(helper.transfer_client(), config, place, names)
+    client = helper.transfer_client()
+    helper.find_collections(client, config)
+    failed = helper.download_files(client, config, place, names)
     for name in names:
         path, why = helper.join(place.source, name), failed.get(name)
         if why is not None and len(names) == 1:

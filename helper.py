@@ -31,13 +31,19 @@ from difflib import get_close_matches
 gc.set_threshold(100000)
 # cryptography warns that Python 3.7 and 3.8 are old; the user cannot fix that here.
 warnings.filterwarnings("ignore", message="Python 3", module="globus_sdk|jwt|cryptography")
-missing_sdk = None
+LEAST_SDK = (3, 41)  # globus-sdk
+sdk_problem = None
 try:
+    import ssl  # noqa: F401 (some Pythons are built without)
+
     import globus_sdk  # whose other names are loaded when they are needed
+    if tuple(map(int, re.findall(r"\d+", globus_sdk.__version__)[:2])) < LEAST_SDK:
+        raise ImportError(f"globus-sdk {globus_sdk.__version__}, in {globus_sdk.__path__[0]}, is "
+                          "too old for these scripts: they need {}.{} or newer".format(*LEAST_SDK))
     from globus_sdk import GlobusAPIError, GlobusError, NetworkError
     from globus_sdk.authorizers import GlobusAuthorizer
-except ImportError as error:  # told by import_config(), so that --help works
-    missing_sdk, GlobusAuthorizer, GlobusError = str(error), object, ()
+except ImportError as error:  # told by read_config(), so that --help works
+    sdk_problem, GlobusAuthorizer, GlobusError = error, object, ()
 gc.freeze()  # imported objects stay: the collector need not visit them at exit either
 
 # The native app that asks for the login; README.md says how to register one of your own.
@@ -72,6 +78,7 @@ MOST_ENTRIES = 100000  # of one listing
 HTTP_TIMEOUT = 300  # seconds; a directory of 100,000 files may take a minute to list
 MOST_EMPTY_ROUNDS = 3  # tasks in a row that failed and brought none of their files
 MOST_REFUSALS = 3  # of access tokens, one after the other
+FOLDER_SECONDS = 300  # for which one subdirectory that cannot be listed holds up the others
 LIST_SECONDS = 30  # for which the lists of a task that has ended may be short
 SILENCE = 60  # seconds without an answer before this is reported
 ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
@@ -81,11 +88,9 @@ ARRIVAL_SECONDS = 60  # a shared file system may show a new file this late
 # the task is given up, None = never. Globus itself would go on trying for a day or more.
 ERRORS = {
     "INACTIVE": ("suspended until you log in again and resume it on its page in the web app", None),
-    "Queued": ("waiting for one of the three transfer tasks that Globus works on for you", None),
-    "GC_NOT_CONNECTED": ("Globus Connect Personal is not running; start it: "
-                         "globusconnectpersonal -start &", None),
-    "GC_PAUSED": ("Globus Connect Personal is paused; resume it: globusconnectpersonal -unpause",
-                  None),
+    "Queued": ("queued at Globus, which works on three transfer tasks of yours at a time", None),
+    "GC_NOT_CONNECTED": ("Globus Connect Personal is not running", None),
+    "GC_PAUSED": ("Globus Connect Personal is paused", None),
     **dict.fromkeys(("PAUSED", "PAUSED_BY_ADMIN"),
                     ("paused by an administrator of the collection", None)),
     "CONNECT_FAILED": ("the collection's server cannot be reached, Globus keeps trying", None),
@@ -111,6 +116,9 @@ ERRORS = {
                     ("", 10)),
 }
 UNKNOWN = ("", None)
+GCP = {"GC_NOT_CONNECTED": "Globus Connect Personal is not running; start it: "
+                           "globusconnectpersonal -start &",
+       "GC_PAUSED": "Globus Connect Personal is paused; resume it: globusconnectpersonal -unpause"}
 NO_REASON = "no reason given"
 UNTOLD = "Globus does not tell whether it has arrived"
 CANCELLED = "cancelled, because it cannot succeed: "
@@ -541,8 +549,11 @@ def load_config():
 def read_config():
     """What config.py defines, unchecked, read once: its source, because Python takes the bytecode
     of another file of the same second and size for its own. Raises UserError."""
-    if missing_sdk:
-        raise UserError(f"{missing_sdk}. Activate the environment that has what the scripts need:\n"
+    if sdk_problem and sdk_problem.name in ("ssl", "_ssl"):
+        raise UserError(f"{sys.executable} was built without SSL ({sdk_problem}): use another "
+                        "Python.")
+    if sdk_problem:
+        raise UserError(f"{sdk_problem}. Activate the environment that has what the scripts need:\n"
                         + environment_command())
     if FROZEN in os.environ:
         return types.SimpleNamespace(**json.loads(os.environ[FROZEN]))
@@ -599,6 +610,7 @@ def fill_in(config):
                 "means the Globus Connect Personal of this machine, but none is set up here.\n"
                 "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
     config.RESOURCES = config.RESOURCES or ""
+    config.VERIFY_CHECKSUM = True  # find_collections() may know better
     if isinstance(config.MAX_BYTES, str):
         config.MAX_BYTES = parse_bytes(config.MAX_BYTES)
     for name in ("PATH", "DESTINATION_PATH"):
@@ -639,8 +651,8 @@ def settings_of(config):
 
 
 def freeze(config):
-    """The settings as the text that FROZEN holds."""
-    return json.dumps(settings_of(config))
+    """The settings as the text that FROZEN holds, with what find_collections() has found."""
+    return json.dumps({**settings_of(config), "VERIFY_CHECKSUM": config.VERIFY_CHECKSUM})
 
 
 def token_file():
@@ -991,30 +1003,79 @@ def backoff(first, longest, growth=1.5):
 # ---- collections and listings ----
 
 
-def check_collections(client, config):
-    """See that both collections exist and are up; their endpoint documents.
-
-    Raises UserError, which names the setting or says how to start Globus Connect Personal."""
-    documents = []
+def find_collections(client, config):
+    """The endpoint documents of source and destination, {setting's name: document}; and whether
+    checksums can be compared, as config.VERIFY_CHECKSUM. Raises UserError, which names the setting,
+    if one is none that can be used."""
+    documents = {}
     for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
-        value = getattr(config, name)
         try:
-            document = retry(client.get_endpoint, value, required={"DATA_TYPE": str})
+            document = retry(client.get_endpoint, getattr(config, name),
+                             required={"DATA_TYPE": str})
         except GlobusAPIError as error:
             require(config, name, error.http_status not in (404, 410),
                     "is no collection that Globus knows.\n" + describe_error(error))
             raise
-        where = f"{get_text(document, 'display_name')} ({name}, {value})"
-        if document.get("gcp_connected") is False:
-            raise UserError(f"{where}:\n{ERRORS['GC_NOT_CONNECTED'][0]}")
-        if document.get("gcp_paused"):
-            raise UserError(f"{where}:\n{ERRORS['GC_PAUSED'][0]}")
+        require(config, name, document.get("non_functional") is not True,
+                f"is {title_of(document)}, an endpoint, which holds no files itself. Take the UUID "
+                "of one of its\ncollections, from https://app.globus.org/collections")
+        documents[name] = document
+    config.VERIFY_CHECKSUM = not any(map(is_true("disable_verify"), documents.values()))
+    forced = next(filter(is_true("force_verify"), documents.values()), None)
+    if forced and not config.VERIFY_CHECKSUM:
+        raise UserError(f"{title_of(forced)} demands that checksums are compared (force_verify), "
+                        "and the other collection allows none (disable_verify).\nNothing can be "
+                        "transferred until the administrator of one changes that.")
+    return documents
+
+
+def is_true(name):
+    """The check that a document has this field, and that it is true."""
+    return lambda document: document.get(name) is True
+
+
+def title_of(document):
+    """The name of a collection, from its document."""
+    return get_text(document, "display_name") or "a collection without a name"
+
+
+def check_collections(client, config):
+    """See that both collections exist and are up; their endpoint documents.
+
+    Raises UserError, which names the setting or says how to start Globus Connect Personal."""
+    documents = find_collections(client, config)
+    for name, document in documents.items():
+        where = f"{title_of(document)} ({name}, {getattr(config, name)})"
+        trouble = gcp_trouble(document)
+        if trouble:
+            is_ours = name == "DESTINATION_ENDPOINT_ID"
+            raise UserError(f"{where}:\n{gcp_words(trouble, None if is_ours else document)}")
         if document.get("high_assurance"):
             minutes = document.get("authentication_timeout_mins") or "few"
             log(f"High-assurance collection: {where}.\nIt requires you to re-authenticate every "
                 f"{minutes} minutes; run globus-login.py again when it does.")
-        documents.append(document)
-    return documents
+        if document.get("disable_verify") is True:
+            log(f"{where} allows no checksums (disable_verify): what has arrived is known by size "
+                "and time only.")
+    return list(documents.values())
+
+
+def gcp_trouble(document):
+    """The code for why a Globus Connect Personal is not up, from its document; None if it is, or if
+    the collection is something else."""
+    if document.get("gcp_connected") is False:
+        return "GC_NOT_CONNECTED"
+    return "GC_PAUSED" if document.get("gcp_paused") else None
+
+
+def gcp_words(code, source=None):
+    """What is wrong with a Globus Connect Personal, and what to do. source: the document of the
+    source collection, if it is that one, which its owner has to mend."""
+    if source is None:
+        return GCP[code]
+    owner = get_text(source, "owner_string") or get_text(source, "contact_email")
+    return (f"{GCP[code].partition(';')[0]}: {title_of(source)}, the source. "
+            f"Its owner{', ' + owner + ',' if owner else ''} has to start it")
 
 
 def check_destination(client, config):
@@ -1101,8 +1162,8 @@ def list_files(client, config):
         folder = folders.pop()
         try:
             entries, repeated = read_folder(client, config, folder)
-        except GlobusAPIError as error:
-            if not folder or reauth_reason(error):
+        except (GlobusAPIError, UserError) as error:
+            if not folder or isinstance(error, GlobusAPIError) and reauth_reason(error):
                 raise
             yield File(folder, 0, None, "cannot be listed: " + describe_error(error))
             continue
@@ -1173,8 +1234,7 @@ def list_directory(client, config, folder=""):
     while total is None or seen < total:
         query["offset"] = seen
         try:
-            answer = retry(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
-                           query_params=query, required={"DATA": list})
+            answer = keep_trying(list_once, client, config, folder, query, time.monotonic())
         except GlobusAPIError as error:
             if error.http_status == 400 and query.pop("fields", None):
                 continue  # without the fields that it does not know
@@ -1203,6 +1263,23 @@ def list_directory(client, config, folder=""):
             log(f"{path} changed while it was listed; start again later for what may be missing.")
 
 
+def list_once(client, config, folder, query, since):
+    """A page of a folder's listing. Raises Transient if it may come later, and UserError if this
+    folder alone, while PATH can be listed, has not come for FOLDER_SECONDS."""
+    def ls(call, path, query):
+        return call(client.operation_ls, config.SOURCE_ENDPOINT_ID, path=globus_path(path),
+                    query_params=query, required={"DATA": list})
+
+    is_late = folder and time.monotonic() > since + FOLDER_SECONDS
+    is_alone = is_late and ls(try_once, config.PATH, {"limit": 1})
+    try:
+        return ls(attempt, join(config.PATH, folder), query)
+    except Transient as trouble:
+        if is_alone:
+            raise UserError(str(trouble)) from None
+        raise
+
+
 def stat_file(client, collection, path):
     """The File with that path on a collection. Raises UserError if there is none, or none of a
     known size."""
@@ -1229,8 +1306,8 @@ def build_transfer(config, submission_id, label, place, paths, **options):
     request = globus_sdk.TransferData(
         source_endpoint=config.SOURCE_ENDPOINT_ID,
         destination_endpoint=config.DESTINATION_ENDPOINT_ID, submission_id=submission_id,
-        label=task_label(label, place.destination), verify_checksum=True,
-        sync_level="checksum", **options)
+        label=task_label(label, place.destination), verify_checksum=config.VERIFY_CHECKSUM,
+        sync_level="checksum" if config.VERIFY_CHECKSUM else "mtime", **options)
     source, destination = join(place.source, ""), join(place.destination, "")
     for path in paths:
         request.add_item(globus_path(source + path), globus_path(destination + path),
@@ -1384,19 +1461,25 @@ def waiting_reason(task):
 
 
 def status_detail(client, task_id, task):
-    """After a colon, the administrator's message or the file that a waiting task failed on; or
-    nothing."""
-    said = ""
+    """What follows the reason for which a task waits: the administrator's message, the file that
+    it failed on, whose turn it is, and when it is given up."""
+    said, status = "", get_text(task, "nice_status")
     if task.get("is_paused"):
         info = try_once(client.task_pause_info, task_id, required={"pause_rules": list})
         said = join_texts(", ", *(get_text(info, f"{side}_pause_message{kind}")
                                   for side in ("source", "destination") for kind in ("", "_share")),
                           *(get_text(rule, "message") for rule in info.get("pause_rules", [])))
-    # Behind a command that is to be copied stands nothing.
-    elif get_number(task, "faults") and task.get("nice_status") not in (
-            "Queued", "GC_NOT_CONNECTED", "GC_PAUSED"):
+    elif status in GCP:
+        documents = {side: try_once(client.get_endpoint, task.get(side + "_endpoint_id"))
+                     for side in ("source", "destination")}
+        is_source = gcp_trouble(documents["source"]) and not gcp_trouble(documents["destination"])
+        return gcp_words(status, documents["source"] if is_source else None)[
+            len(ERRORS[status][0]):]  # behind a command that is to be copied stands nothing
+    elif get_number(task, "faults") and status != "Queued":
         said = join_texts(", ", *last_error(client, task)[1:])
-    return f": {said}" if said else ""
+    seconds = ERRORS.get(status, UNKNOWN)[1]
+    return (f": {said}" if said else "") + (
+        f"; given up after {format_duration(seconds)} without progress" if seconds else "")
 
 
 def last_error(client, task):

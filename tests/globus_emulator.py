@@ -84,6 +84,7 @@ def collection(entity_type, root, **more):
         # session_policy: authorization_parameters; a login that has them is good for so long
         "session_policy": None, "session_seconds": None, "deleted": False, "high_assurance": False,
         "home": "/", "allowed": None, "quota": None, "list_seconds": 0, "list_limit": None,
+        "disable_verify": False, "force_verify": False, "non_functional": False,
     }, **more)
 
 
@@ -343,9 +344,11 @@ def endpoint_document(name):
                "outgoing_data_port_start": None, "outgoing_data_port_end": None}])
     if known["high_assurance"] and known["session_seconds"]:
         document["authentication_timeout_mins"] = int(known["session_seconds"] / 60)
-    for name in ("acl_available", "acl_editable", "disable_verify", "force_verify", "in_use",
-                 "force_encryption", "non_functional", "public", "shareable", "requester_pays",
-                 "disable_anonymous_writes", "user_message_enabled", "french_english_bilingual"):
+    for name in ("disable_verify", "force_verify", "non_functional"):
+        document[name] = known[name]
+    for name in ("acl_available", "acl_editable", "in_use", "force_encryption", "public",
+                 "shareable", "requester_pays", "disable_anonymous_writes", "user_message_enabled",
+                 "french_english_bilingual"):
         document[name] = False
     return document
 
@@ -926,6 +929,10 @@ def submit(document, headers, **_):
                 raise Refusal(409, "GCDisconnectedException",
                               "The Globus Connect Personal endpoint '%s (%s)' is not currently "
                               "connected to Globus" % (known["display_name"], document[end]))
+            for flag, is_bad in (("disable_verify", True), ("force_verify", False)):
+                if known[flag] and bool(document.get("verify_checksum")) is is_bad:
+                    raise Refusal(400, "ClientError.BadRequest", "%s is set on '%s'" % (
+                        flag, known["display_name"]))
         active = [task for task in tasks.values() if task.status == "ACTIVE"]
         if len(active) >= World["pending_limit"]:
             raise Refusal(409, "ClientError.Conflict.TooManyPendingJobs",

@@ -86,7 +86,7 @@ def test_the_tasks_of_packs_that_expire_are_no_verdict_on_their_files(where, sta
 
 
 def test_a_task_that_was_cancelled_before_it_was_taken_over_is_no_verdict(stand_in, emulator):
-    """The job was killed between its cancel and its word on the file on which the task was stuck."""
+    """The job was killed between its cancel and its word on the file that the task was stuck at."""
     emulator.add({"f%d" % n: b"x" for n in range(4)})
     emulator.bend(retry_seconds=0.2, troubles=[
         {"path": "f2", "code": "IS_A_DIRECTORY", "is_source": False}])

@@ -438,7 +438,8 @@ class World:
             DOWNLOAD_DIR=self.downloads, DESTINATION_PATH=self.downloads, WORKING_DIR=self.root,
             NUM_JOBS=num_jobs, FILES_PER_JOB=files_per_job, DOWNLOAD_BY=by,
             MAX_FAILURES_IN_A_ROW=most_failures, TOKEN_FILE="t", MAX_BYTES=None, SCHEDULER="slurm",
-            RESOURCES="", POLL_SECONDS=POLL, GRACE_SECONDS=GRACE, is_file_needed=self.is_needed)
+            RESOURCES="", VERIFY_CHECKSUM=True, POLL_SECONDS=POLL,
+            GRACE_SECONDS=GRACE, is_file_needed=self.is_needed)
         self.random, self.number, self.now, self.starts = random.Random(1), 100, 1000.0, 0
         self.jobs, self.late, self.active = [], [], {}
         self.submit_mode, self.queue_mode = "accepts", "answers"

@@ -267,7 +267,7 @@ def test_a_stalled_task_says_why(site, emulator):
     emulator.bend(task_seconds=1, slots=0)
     process = site.start("globus-simple-download.py")
     process.stdout.readline()
-    wait_until(lambda: b"one of the three transfer tasks" in process.stderr.readline())
+    wait_until(lambda: b"queued at Globus" in process.stderr.readline())
     emulator.bend(slots=3)
     process.communicate()
     assert process.returncode == 0
