@@ -21,6 +21,7 @@ import helper
 # What a collection may want of a login (globus_sdk, NativeAppAuthClient).
 SESSION = ("session_required_identities", "session_required_single_domain",
            "session_required_policies", "session_required_mfa")
+MOST_CODES = 3  # that are tried for one page
 
 
 def look_at_source(client, config):
@@ -88,6 +89,7 @@ def ask_for_code(scopes, session):
     """Show the URL of the login page, ask for the code, store the tokens (refresh tokens, which
     last 6 months after their last use). Raises UserError if there is nobody to ask."""
     try:
+        os.makedirs(os.path.dirname(os.path.realpath(helper.token_file())), 0o700, exist_ok=True)
         helper.store_tokens({})
     except OSError as error:
         raise helper.UserError(f"Your login cannot be stored in {helper.token_file()}: "
@@ -97,27 +99,37 @@ def ask_for_code(scopes, session):
     client.oauth2_start_flow(requested_scopes=scopes, refresh_tokens=True)
     print("Open this page in a browser, log in, and copy the code that it shows:\n\n"
           f"{client.oauth2_get_authorize_url(**session)}\n")
-    wrong_code = helper.UserError("Globus did not accept this code. A code works once, for a few "
-                                  "minutes; run globus-login.py again for a new one.")
+    for _ in range(MOST_CODES):
+        try:
+            tokens = exchange(client, input("Code: ").strip())
+        except (EOFError, RuntimeError):  # no more input, or none at all
+            raise helper.UserError("No authorization code was entered. Run globus-login.py by "
+                                   "hand, in a terminal.")
+        except UnicodeError:
+            tokens = None
+        if tokens:
+            helper.store_tokens(tokens)
+            return
+        print("Globus did not accept this code. Copy it once more, whole.")
+    raise helper.UserError("A code works once, for a few minutes; run globus-login.py again for a "
+                           "new one.")
+
+
+def exchange(client, code):
+    """The tokens for a code, by resource server; None if Globus does not accept it."""
     try:
-        code = input("Code: ").strip()
-        if not code.isprintable():
-            raise wrong_code
-        tokens = client.oauth2_exchange_code_for_tokens(code).by_resource_server
-    except (EOFError, RuntimeError):  # no more input, or none at all
-        raise helper.UserError("No authorization code was entered. Run globus-login.py by hand, in "
-                               "a terminal.")
+        return code.isprintable() and client.oauth2_exchange_code_for_tokens(
+            code).by_resource_server
     except UnicodeError:
-        raise wrong_code
+        return None
     except helper.MALFORMED as error:
         raise helper.UserError(
             f"Globus sent an unexpected answer ({type(error).__name__}). Try again.")
     except helper.GlobusAPIError as error:
         if error.http_status in (400, 401, 403) and helper.error_code(error) not in (
                 "", *helper.CLIENT_REFUSED):
-            raise wrong_code
+            return None
         raise
-    helper.store_tokens(tokens)
 
 
 def revoke(client, by_resource_server):

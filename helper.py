@@ -479,7 +479,8 @@ def one_of(*values):
 
 
 def is_uuid(value):
-    return UUID.fullmatch(str(value))
+    """True for a UUID that is one: Globus was seen to give zeros."""
+    return bool(UUID.fullmatch(str(value)) and str(value).strip("0-"))
 
 
 def is_path(value):
@@ -501,7 +502,8 @@ SETTINGS = {
         (is_uuid, "is not the UUID of a collection, such as 6c54cade-bde5-45c1-bdea-f4bd71dba2cc")),
     **dict.fromkeys(
         ("PATH", "WORKING_DIR", "DOWNLOAD_DIR", "DESTINATION_PATH"),
-        (is_path, "must be an absolute path, in quotes, without control characters")),
+        (is_path, "must be an absolute path, which begins with a slash, in quotes, without control "
+                  "characters")),
     "TOKEN_FILE": (lambda value: isinstance(value, str) and is_path(os.path.expanduser(value)),
                    "must be an absolute path, in quotes; it may begin with ~"),
     "RECURSIVE": one_of(True, False),
@@ -1364,8 +1366,9 @@ def find_duplicate_task(client, request, ask=retry):
 def unfinished_tasks(client, ask=retry):
     """The documents of the user's unfinished tasks, of which Globus allows a hundred. With
     ask=try_once none if it does not answer at once."""
-    return ask(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
-               required={"DATA": list}).get("DATA", [])
+    found = ask(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
+                required={"DATA": list}).get("DATA", [])
+    return [task for task in found if task.get("status") not in ENDED]
 
 
 def wait_for_task(client, task_id, progress):

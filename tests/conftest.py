@@ -205,7 +205,9 @@ class Site:
             said += line
             url = re.search(rb"https?://\S+/authorize\S+", line)
             if url:
-                process.stdin.write(edit(read_code(url.group().decode())).encode() + b"\n")
+                code = read_code(url.group().decode())
+            if url or b"once more, whole" in line:
+                process.stdin.write(edit(code).encode() + b"\n")
                 process.stdin.flush()
         process.wait(timeout)
         process.stdin.close()

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import DESTINATION, SOURCE, clean_env
+from conftest import DESTINATION, SOURCE, TESTS, clean_env, wait_until
 
 try:
     from globus_sdk.testing import get_response_set
@@ -196,3 +196,39 @@ def test_a_token_document_has_all_the_fields_of_the_recorded(site, emulator):
     with urllib.request.urlopen(emulator.url + "v2/oauth2/token", form.encode()) as answer:
         got = json.load(answer)
     assert missing(recorded("auth.oauth2_exchange_code_for_tokens"), got) == []
+
+
+def end_of(site, name):
+    """The id of a cancelled task that was stuck, and had a file left behind."""
+    task = ask(site, "POST", "v0.10/transfer", {
+        "DATA_TYPE": "transfer", "submission_id": "3", "source_endpoint": SOURCE,
+        "destination_endpoint": DESTINATION, "skip_source_errors": True, "DATA": [
+            {"DATA_TYPE": "transfer_item", "source_path": PATH + file,
+             "destination_path": str(site.downloads / file)} for file in ("none", "a", "stuck")]})
+    wait_until(lambda: ask(site, "GET", "v0.10/task/%s" % task["task_id"])["faults"])
+    ask(site, "POST", "v0.10/task/%s/cancel" % task["task_id"], {})
+    wait_until(lambda: ask(site, "GET", "v0.10/task/%s" % task["task_id"])["status"] == "FAILED")
+    return ask(site, "GET", "v0.10/task/%s%s" % (task["task_id"], name))
+
+
+WRITTEN_DOWN = {
+    "ls": lambda site: ask(site, "GET", "v0.10/operation/endpoint/%s/ls?path=%s" % (SOURCE, PATH)),
+    "task": lambda site: end_of(site, ""),
+    "event_list": lambda site: end_of(site, "/event_list?filter=is_error:1"),
+    "skipped_errors": lambda site: end_of(site, "/skipped_errors"),
+    "successful_transfers": lambda site: end_of(site, "/successful_transfers"),
+    "pause_info": lambda site: end_of(site, "/pause_info"),
+    "error": lambda site: ask(site, "GET", "v0.10/task/" + SOURCE),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_DOWN)
+def test_a_document_has_all_the_fields_that_are_written_down_in_data(name, site, emulator):
+    emulator.add({"a": b"1", "stuck": b"2"})
+    emulator.bend(retry_seconds=0.1, troubles=[
+        {"path": "stuck", "code": "PERMISSION_DENIED", "is_source": False}])
+    documents = json.loads((TESTS / "data" / "globus-documents.json").read_text())
+    got = WRITTEN_DOWN[name](site)
+    assert missing(documents[name], got) == []
+    if name == "event_list":
+        assert (got["DATA"][0]["code"], got["DATA"][0]["is_error"]) == ("CANCELED", True)

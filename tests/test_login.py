@@ -50,8 +50,23 @@ def test_downloads_work_after_a_consent(fresh_site, emulator):
 def test_a_wrong_code_is_one_line_and_status_1(fresh_site):
     login = fresh_site.log_in(edit=lambda code: "wrong" + code)
     assert login.returncode == 1
-    assert "Globus did not accept this code" in login.out
+    assert login.out.count("Globus did not accept this code") == 3
+    assert "run globus-login.py again for a new one" in login.out
     assert not fresh_site.tokens.exists()
+
+
+def test_a_mistyped_code_is_asked_for_again(fresh_site):
+    codes = ["wrong", "wr ong"]
+    login = fresh_site.log_in(edit=lambda code: codes.pop() if codes else code)
+    assert login.returncode == 0
+    assert login.out.count("Globus did not accept this code. Copy it once more, whole.") == 2
+
+
+def test_the_folder_of_the_token_file_is_made_for_its_owner_alone(fresh_site):
+    fresh_site.config("TOKEN_FILE = '~/secrets/of mine/tokens.json'")
+    assert fresh_site.log_in().returncode == 0
+    folder = fresh_site.home / "secrets" / "of mine"
+    assert (folder / "tokens.json").exists() and folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_code_may_be_pasted_with_spaces_around(fresh_site):
@@ -404,14 +419,14 @@ def test_a_code_that_is_no_text_is_a_wrong_code(locale, fresh_site):
     fresh_site.env.update(LANG=locale, LC_ALL=locale)
     done = fresh_site.run("globus-login.py", stdin=b"abc\xff\n")
     assert done.returncode == 1
-    assert "Globus did not accept this code" in done.err
+    assert "Globus did not accept this code" in done.out
 
 
 def test_a_missing_home_is_found_out_before_the_code_is_asked_for(fresh_site):
-    fresh_site.config("TOKEN_FILE = '/nowhere/at/all/tokens.json'")
+    fresh_site.config("TOKEN_FILE = '/proc/nowhere/tokens.json'")
     done = fresh_site.run("globus-login.py", stdin=b"code\n")
     assert done.returncode == 1 and "Code: " not in done.out
-    assert ("cannot be stored in /nowhere/at/all/tokens.json: No such file or directory"
+    assert ("cannot be stored in /proc/nowhere/tokens.json: No such file or directory"
             in done.err)
 
 

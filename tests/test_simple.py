@@ -360,3 +360,28 @@ def test_the_numbers_of_the_summary_add_up_though_globus_s_do_not(site, emulator
     done = site.run("globus-simple-download.py")
     assert "Did not arrive: a (it is there, but not verified)\n" in done.out
     assert done.out.endswith("3 files: 0 sent, 0 already there, 3 did not arrive.\n")
+
+
+def test_a_task_that_has_ended_is_not_taken_over_whatever_the_filter_lets_through(site, emulator):
+    emulator.add({"a": b"1"})
+    site.run("globus-simple-download.py")
+    emulator.fault("/task_list", patch={"DATA": emulator.tasks()})
+    emulator.add({"a": b"another"})
+    assert site.run("globus-simple-download.py").returncode == 0
+    assert site.downloaded() == {"a": b"another"} and len(emulator.tasks()) == 2
+
+
+def test_a_submission_id_of_zeros_is_none(site, emulator):
+    emulator.add({"a": b"1"})
+    zeros = "00000000-0000-0000-0000-000000000000"
+    emulator.fault("/submission_id", times=1, patch={"value": zeros})
+    assert site.run("globus-simple-download.py").returncode == 0
+    assert sum("/submission_id" in line for line in emulator.requests()) == 2
+
+
+def test_a_path_without_its_first_slash_is_told_what_is_missing(site):
+    site.config("PATH = 'home/share/godata'")
+    done = site.run("globus-simple-download.py")
+    assert done.returncode == 2
+    assert done.err.startswith("config.py: PATH = 'home/share/godata' must be an absolute path, "
+                               "which begins with a slash")
