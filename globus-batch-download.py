@@ -1870,9 +1870,6 @@ def main(argv=None):
     """Check that all is fit to run, list, and run the batch; the exit status."""
     options = parse(argv)
     config = helper.load_config()
-    if helper.copied_venv():
-        helper.log(f"The environment {helper.VENV} is a copy that runs {helper.copied_venv()}. "
-                   f"Create it again:\n{helper.environment_command()}")
     client = helper.transfer_client()
     scheduler = find_scheduler(config)
     check_scripts(scheduler, config)

@@ -574,21 +574,11 @@ def environment_command():
     one; systems forbid pip outside of one."""
     activate = f". {shlex.quote(VENV)}/bin/activate"
     install = f"pip install -r {shlex.quote(os.path.join(HERE, 'requirements.txt'))}"
-    is_active = os.path.realpath(VENV) == os.path.realpath(sys.prefix)
-    if os.path.isdir(VENV) and not is_active and not copied_venv():
+    if os.path.isdir(VENV) and os.path.realpath(VENV) != os.path.realpath(sys.prefix):
         return activate
-    if sys.prefix != sys.base_prefix and not copied_venv():
+    if sys.prefix != sys.base_prefix:
         return f"{shlex.quote(sys.executable)} -m {install}"
-    return f"python3 -m venv --clear {shlex.quote(VENV)} && {activate} && {install}"
-
-
-def copied_venv():
-    """The environment of which VENV is a copy, and whose Python it runs; None if it is none."""
-    with contextlib.suppress(OSError), open(os.path.join(VENV, "bin", "activate")) as file:
-        made = re.search(r"VIRTUAL_ENV=[\"']?(/[^\"'\n]+)", file.read())
-        if made and os.path.realpath(made.group(1)) != os.path.realpath(VENV):
-            return made.group(1)
-    return None
+    return f"python3 -m venv {shlex.quote(VENV)} && {activate} && {install}"
 
 
 def require(config, name, is_fit, what):

@@ -147,10 +147,15 @@ def test_no_mail_is_sent_for_each_file(site, emulator):
     assert not any(request["notify_on_" + how] for how in ("succeeded", "failed", "inactive"))
 
 
-def test_a_small_file_takes_five_requests(site, emulator):
+def test_a_small_file_by_hand_takes_seven_requests_and_a_pack_in_a_job_four(stand_in, emulator):
     emulator.add({"a": b"1"})
-    run_single(site, "a")
-    assert len(emulator.requests()) <= 5, emulator.requests()
+    run_single(stand_in, "a")
+    by_hand = len(emulator.requests())
+    assert by_hand <= 7, emulator.requests()  # of which two are for the collections
+    stand_in.run("globus-batch-download.py", "--dry-run")
+    checks = len(emulator.requests()) - by_hand
+    stand_in.run("globus-batch-download.py")
+    assert len(emulator.requests()) - by_hand - 2 * checks <= 4, emulator.requests()
 
 
 def run_wrapper(site, name):

@@ -132,14 +132,7 @@ def test_no_pip_outside_an_environment_is_advised(no_sdk):
     done = subprocess.run([python, BATCH], cwd=str(no_sdk.folder), env=no_sdk.env,
                           stderr=subprocess.PIPE)
     command = done.stderr.decode().splitlines()[1]
-    assert re.fullmatch(r"python3 -m venv --clear .* && \. .*/activate && pip install .*", command)
-
-
-def test_an_environment_that_was_copied_along_is_told(stand_in):
-    (stand_in.folder / "venv" / "bin").mkdir(parents=True)
-    (stand_in.folder / "venv/bin/activate").write_text('VIRTUAL_ENV="/elsewhere/venv"\n')
-    done = stand_in.run(BATCH, "--dry-run")
-    assert "venv is a copy that runs /elsewhere/venv" in done.err and "-m venv --clear" in done.err
+    assert re.fullmatch(r"python3 -m venv .* && \. .*/activate && pip install .*", command)
 
 
 # ---- an interrupted run ----
