@@ -1686,6 +1686,10 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     try:
         task, failure = run_task(client, request, is_kept)
     except GlobusAPIError as error:  # of several files, who knows which one it is about?
+        if not is_new and error.http_status in (403, 404):
+            log("The transfer that was under way is not to be seen with this login, and is begun "
+                f"anew. {describe_error(error)}")
+            return dict.fromkeys((file.path for file in files), None), None
         if reauth_reason(error) or not is_kept or len(files) > 1:
             raise
         return {files[0].path: describe_error(error)}, None

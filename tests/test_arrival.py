@@ -1,4 +1,7 @@
 """What an ended task has brought: only what Globus tells is known."""
+import re
+import subprocess
+
 import pytest
 from conftest import BATCH, last_line, processed, wait_until
 
@@ -108,3 +111,40 @@ def cancel_and_die(client, task):
     assert last_line(done) == "3 processed, 1 failed, 0 not needed", done.err
     assert processed(stand_in) == {"f0": 1, "f1": 1, "f3": 1}
     assert "FAILED f2: " in done.out and "a folder" in done.out
+
+
+def test_a_task_of_another_login_is_told_and_its_files_are_sent_anew(stand_in, emulator):
+    emulator.add({"a": b"x", "b": b"y"})
+    emulator.bend(task_seconds=2)
+    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "DOWNLOAD_BY = 'driver'")
+    stand_in.process('printf "%s\\n" "$GLOBUS_NAME" >>processed')
+    driver = stand_in.start(BATCH)
+    old, = wait_until(emulator.tasks)
+    driver.kill()
+    driver.communicate()
+    wait_until(lambda: emulator.tasks()[0]["status"] == "SUCCEEDED")
+    emulator.fault("GET /v0.10/task/" + old["task_id"], status=404, json={
+        "code": "ClientError.NotFound", "message": "No task found"})
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
+    assert len(emulator.tasks()) == 2
+
+
+def test_a_job_that_is_cancelled_while_its_download_is_stuck_says_what_it_was_stuck_at(
+        stand_in, emulator):
+    emulator.add({"a": b"x"})
+    emulator.bend(retry_seconds=0.2, troubles=[
+        {"path": "a$", "code": "ENDPOINT_TOO_BUSY"}])
+    driver = stand_in.start(BATCH)
+    said = [driver.stderr.readline().decode()]
+    while "submitted" not in said[-1]:
+        said.append(driver.stderr.readline().decode())
+    wait_until(lambda: list(stand_in.jobs.glob("*/waiting")))
+    subprocess.run(["scancel", re.search(r"job (\d+)", said[-1]).group(1)], check=True,
+                   env=stand_in.env)
+    while "ended early" not in said[-1]:
+        said.append(driver.stderr.readline().decode())
+    assert "while it waited: the collection's server is too busy" in said[-1]
+    emulator.bend(troubles=[])
+    driver.communicate()
+    assert driver.returncode == 0
