@@ -834,8 +834,8 @@ class Task(threading.Thread):
                 writer.write(b"\0" * len(data) if is_corrupt else data)
                 writer.flush()
                 self.numbers["bytes_transferred"] += len(data)
-                if speed:
-                    self.cancelled.wait(len(data) / speed)
+                if World["bytes_per_second"]:
+                    self.cancelled.wait(len(data) / World["bytes_per_second"])
 
     def is_in_sync(self, here, there):
         """True where the sync level says that nothing is to be sent."""

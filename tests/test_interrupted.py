@@ -45,6 +45,9 @@ def slow_download(site, emulator, bytes_per_second):
 
 def check_taken_over(site, emulator, driver):
     """The next attempt went on with the task of the first one, and nothing is left."""
+    submitted = "POST /v0.10/transfer"
+    wait_until(lambda: sum(submitted in line for line in emulator.requests()) == 2, 150)
+    emulator.bend(bytes_per_second=None)
     out, err = driver.communicate(timeout=300)
     assert out.endswith(b"1 processed, 0 failed, 0 not needed\n"), out + err
     assert driver.returncode == 0
@@ -57,7 +60,7 @@ def check_taken_over(site, emulator, driver):
 
 
 def test_the_task_of_a_cancelled_job_is_taken_over_by_the_next_attempt(every_cluster, emulator):
-    driver = slow_download(every_cluster, emulator, 150000)
+    driver = slow_download(every_cluster, emulator, 50000)
     cancel_last_job(every_cluster)
     check_taken_over(every_cluster, emulator, driver)
 
@@ -74,7 +77,7 @@ def test_so_is_that_of_a_job_that_reaches_its_walltime(real_cluster, emulator):
 
 def test_that_of_a_job_that_was_cancelled_while_no_driver_ran_is_taken_over_too(
         every_cluster, emulator):
-    driver = slow_download(every_cluster, emulator, 150000)
+    driver = slow_download(every_cluster, emulator, 50000)
     driver.kill()
     driver.communicate()
     cancel_last_job(every_cluster)
