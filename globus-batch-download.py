@@ -46,6 +46,7 @@ MOST_ASKED_AGAIN = 10000  # files; the filter looks at a disk, which may be slow
 LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 JOURNAL_VERSION = 3
+DAMAGED = (*helper.MALFORMED, IndexError)  # what reading a journal that is none raises
 TASKS_AT_WORK = 3  # active transfer tasks per user (globus.org, "Transfer limits")
 
 
@@ -497,13 +498,19 @@ class State:
         self.number = 0  # of packs so far
         self.packs = {}  # name: Pack, while it is open
         self.processed = set()  # paths, of packs that are over
+        self.bytes = 0  # of those
+        self.failed = set()  # paths, of packs that are over, since the last start
+        self.start = None  # the last event `start`: what there was to do
+        self.time = 0  # of the last event
 
     def apply(self, event):
         """Change the state by one event of the journal."""
-        kind, name = event["event"], event.get("pack")
+        kind, name, self.time = event["event"], event.get("pack"), event["time"]
         pack = self.packs.get(name)
         if kind == "run":
             self.run, self.identity = event["run"], event["identity"]
+        elif kind == "start":  # the files are listed: how many are to be done, and are by now
+            self.start, self.failed = event, set()
         elif kind == "pack":  # about to be set up
             self.number += 1
             self.packs[name] = Pack([helper.File(*file, None) for file in event["files"]])
@@ -518,10 +525,21 @@ class State:
             if event["at"] is not None:
                 pack.kills[event["at"]] += 1
         elif kind == "over":  # each file has a result
-            failed = set(event["failed"])
-            self.processed.update(file.path for index, file in enumerate(pack.files)
-                                  if index not in failed)
+            failed = {pack.files[index].path for index in event["failed"]}
+            self.failed.update(failed)
+            self.processed.update({file.path for file in pack.files} - failed)
+            self.bytes += event["bytes"]
             del self.packs[name]
+
+    def numbers(self):
+        """How many files, and bytes, are processed by now, and how many files have failed."""
+        done, size, failed = len(self.processed), self.bytes, len(self.failed)
+        for pack in self.packs.values():
+            sizes = [file.size for index, file in enumerate(pack.files)
+                     if pack.results.get(index, (1,))[0] == 0]
+            done, size = done + len(sizes), size + sum(sizes)
+            failed += len(pack.results) - len(sizes)
+        return done, size, failed
 
 
 # ---- packs ----
@@ -1454,8 +1472,24 @@ def print_summary(driver):
               f"Their logs are in {driver.folder}\nThe next start tries them again.")
     if driver.count(True):
         print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
+    print(describe_numbers(driver.state, int(time.time())))
     print_numbers(driver.beyond_limit, f"{driver.count(True)} processed, {len(failures)} failed, "
                   f"{driver.not_needed} not needed")
+
+
+def describe_numbers(state, now):
+    """How far a run is, in a line: all of it, and what was done since the last start."""
+    done, size, failed = state.numbers()
+    seconds, here = max(now - state.start["begun"], 1), size - state.start["bytes"]
+    return (f"{done:,} of {helper.plural(state.start['total'], 'file')} processed, "
+            f"{failed + state.start['refused']:,} failed. Since {clock(state.start['begun'])}: "
+            f"{helper.plural(done - state.start['done'], 'file')}, {helper.format_bytes(here)} in "
+            f"{helper.format_duration(seconds)}, {helper.format_bytes(here // seconds)}/s")
+
+
+def clock(seconds):
+    """A time as a person reads it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def print_numbers(beyond_limit, text):
@@ -1676,7 +1710,7 @@ def read_journal(driver, cut=True):
                                    f"\nFinish that run with them. {forget}", 2)
         for event in events if first.get("version") == JOURNAL_VERSION else []:
             driver.state.apply(event)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except DAMAGED as error:
         raise helper.UserError(f"{driver.journal.path} is damaged ({error}).\n{forget}", 2)
     if not is_finished and (driver.state.processed or any(
             pack.is_submitted or has_begun(driver.path(name))
@@ -1737,7 +1771,67 @@ def resume(driver):
     report_resume(driver)
 
 
+# ---- how it is doing ----
+
+
+def status(working_dir):
+    """Print how far the run is, whether a driver is at work, and what its jobs do, from the files
+    in jobs/ alone; the exit status."""
+    folder, state = os.path.join(working_dir, "jobs"), State()
+    journal = Journal(os.path.join(folder, "journal.jsonl"))
+    try:
+        for event in journal.read(cut=False):
+            state.apply(event)
+    except DAMAGED as error:
+        raise helper.UserError(f"{journal.path} is damaged, or of another version ({error!r}).")
+    holder, is_held = lock_holder(folder)
+    lines = []
+    for name, pack in state.packs.items():
+        with contextlib.suppress(FileNotFoundError):  # it is just over
+            pack.results = helper.read_results(os.path.join(folder, name))
+            if pack.is_submitted:
+                lines.append(f"  job {pack.id or '?'}  "
+                             + describe_job(os.path.join(folder, name), pack))
+    if state.start:
+        print(describe_numbers(state, int(time.time()) if is_held else state.time))
+    else:
+        print(f"Nothing has been listed yet, in {folder}.")
+    print("\n".join([*lines, f"The driver is running, {holder}." if is_held else
+                     f"No driver is running{'; the last one was ' + holder if holder else ''}."]))
+    return 0
+
+
+def describe_job(folder, pack):
+    """What a job is doing, where and since when: since its token was renamed."""
+    token = find_token(os.listdir(folder), pack.attempt)
+    if token is None or token.state == "ticket":
+        return "in the queue"
+    since = ""
+    with contextlib.suppress(FileNotFoundError):
+        since = ", since " + clock(os.stat(os.path.join(folder, token.name)).st_ctime)
+    if token.state not in ("at", "stop"):
+        return "has ended" + since
+    what = f"downloading {helper.plural(len(pack.left()), 'file')}" if token.step == "get" else (
+        pack.files[token.step].path)
+    return f"on {token.writer.rsplit('-', 2)[0]}  {helper.escape_control_chars(what)}{since}"
+
+
 # ---- one driver at a time ----
+
+
+def lock_holder(folder):
+    """Who holds the lock of a folder, or held it last ('' for nobody); and whether it is held."""
+    try:
+        with open(os.path.join(folder, "driver.lock")) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip(), True
+            except OSError:  # no flock here: nobody knows
+                pass
+            return file.read().strip(), False
+    except FileNotFoundError:
+        return "", False
 
 
 @contextlib.contextmanager
@@ -1746,12 +1840,16 @@ def lock(folder):
     path = os.path.join(folder, "driver.lock")
     with open(path, "a+") as file:
         try:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(0.1)  # --status may have held it for a moment
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise helper.UserError(
                 f"Another globus-batch-download.py is running in {os.path.dirname(folder)}, "
-                f"{file.read().strip() or 'on some host'}.")
+                f"{file.read().strip() or 'on some host'}.\nHow it is doing: "
+                "globus-batch-download.py --status")
         except OSError as error:
             helper.log(f"No flock in {folder} ({error.strerror}): see to it that no second driver "
                        "is started here.")
@@ -1819,10 +1917,13 @@ def batch(driver, is_new, files, limit):
         find_kept(driver)
         if not is_new:
             resume(driver)
-        driver.is_listing = not is_new
+        done, bytes_done, _ = driver.state.numbers()
+        begun, driver.is_listing = int(time.time()), not is_new
         size, unwanted = plan(driver, files, limit)
         driver.is_listing = False
         driver.tidy([driver.kept.pop(path).pack for path in unwanted if path in driver.kept])
+        driver.append("start", begun=begun, done=done, bytes=bytes_done, refused=len(
+            driver.refused), total=driver.count(True) + driver.count(False) + driver.count_left())
         report_begin(driver, size)
         report_refused(driver.refused)
         report_previous(driver.previous, config, driver.not_needed)
@@ -1858,6 +1959,8 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="only list what would be processed")
+    parser.add_argument("--status", action="store_true",
+                        help="only tell how a run in this folder is doing")
     parser.add_argument("--limit", metavar="N", type=int,
                         help="process at most N files, to try it out")
     options = parser.parse_args(argv)
@@ -1869,6 +1972,8 @@ def parse(argv):
 def main(argv=None):
     """Check that all is fit to run, list, and run the batch; the exit status."""
     options = parse(argv)
+    if options.status:
+        return status(helper.read_working_dir())
     config = helper.load_config()
     client = helper.transfer_client()
     scheduler = find_scheduler(config)

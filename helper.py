@@ -655,6 +655,14 @@ def token_file():
     return os.path.expanduser(config.TOKEN_FILE)
 
 
+def read_working_dir():
+    """WORKING_DIR, of a config.py of which nothing else may be right."""
+    config = read_config()
+    is_fit, what = SETTINGS["WORKING_DIR"]
+    require(config, "WORKING_DIR", is_fit(getattr(config, "WORKING_DIR", None)), what)
+    return config.WORKING_DIR
+
+
 def config_error(error, what=""):
     """The UserError for an exception in config.py: its line, and its type."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)

@@ -97,7 +97,7 @@ def test_an_appended_working_dir_takes_the_folders_along(stand_in, emulator, tmp
 @BOTH
 @pytest.mark.parametrize("name", ["SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"])
 def test_an_unknown_collection(stand_in, script, name):
-    stand_in.config("%s = '00000000-0000-0000-0000-000000000000'" % name)
+    stand_in.config("%s = '00000000-0000-0000-0000-000000000001'" % name)
     check(stand_in.run(script), 2, name, "is no collection that Globus knows")
 
 
