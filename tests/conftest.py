@@ -408,10 +408,9 @@ def with_cluster(site, kind):
     return site
 
 
-def kinds(stand_ins, real, long=()):
+def kinds(stand_ins, real):
     """The parameters of a fixture: stand-ins, and real schedulers."""
     return (["stand-in " + kind for kind in stand_ins]
-            + [pytest.param("stand-in " + kind, marks=pytest.mark.long) for kind in long]
             + [pytest.param(kind, marks=pytest.mark.real) for kind in real])
 
 
@@ -422,7 +421,7 @@ def cluster(request, site, tmp_path):
 
 
 # To the driver Torque is PBS with another text, and Grid Engine is there for real.
-@pytest.fixture(params=kinds(["slurm", "pbs"], ["slurm", "sge"], long=["torque", "sge"]))
+@pytest.fixture(params=kinds(["slurm", "pbs"], ["slurm", "sge"]))
 def every_cluster(request, site, tmp_path):
     """The site with each scheduler that there is, real or not."""
     return make_cluster(request.param, site, tmp_path)

@@ -52,6 +52,12 @@ def test_a_second_run_does_nothing(cluster, emulator):
     assert len(emulator.tasks()) == 2
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("every_cluster", ["stand-in torque", "stand-in sge"], indirect=True)
+def test_nothing_is_left_behind_by_the_other_schedulers(every_cluster, emulator):
+    test_nothing_is_left_behind_but_the_results(every_cluster, emulator)
+
+
 def test_a_failing_process_sh_is_named_with_its_log_and_keeps_the_download(every_cluster, emulator):
     emulator.add({"a": b"1", "bad": b"22", "c": b"3"})
     every_cluster.process('case $1 in */bad) echo "no good data"; exit 3 ;; esac', *KEEP)
