@@ -722,7 +722,7 @@ class Driver:
         self.failures = {}  # path: Failure, since this start
         self.fresh = []  # Files that were processed since this start, the first ones
         self.refused = []  # Failures, of what is listed but cannot be downloaded
-        self.not_needed = self.beyond_limit = self.processed_here = 0
+        self.not_needed = self.beyond_limit = self.processed_here = self.bytes_here = 0
         self.in_a_row = []  # causes of failures since the last success
         self.is_accepted = False  # a job, since this start
         self.is_halted = self.is_listing = self.stopping = False
@@ -972,6 +972,7 @@ class Driver:
                 self.failures.pop(path, None)
                 self.in_a_row.clear()
                 self.processed_here += 1
+                self.bytes_here += pack.files[index].size
                 self.fresh += [pack.files[index]] if len(self.fresh) < MOST_ASKED_AGAIN else []
                 self.report_event("processed " + path)
             else:
@@ -1429,24 +1430,32 @@ def report_halt(causes, most):
 
 
 def show_progress(driver):
-    """How far the run is: a bar with its clock on a terminal, a line now and then in a log."""
-    failed = driver.count(False)
-    ended, queued = driver.count(True) + failed, len(driver.submitted())
-    total, others = ended + driver.count_left(), len(driver.ahead())
-    text = f"{ended:,} of {helper.plural(total, 'file')}, "
+    """How far the run is, what matters most first: with a clock, and a bar if there is room for it,
+    on a terminal; a line now and then in a log."""
+    done, failed, ahead = driver.count(True), driver.count(False), len(driver.ahead())
+    total = done + failed + driver.count_left()
+    text = f"{done:,} of {helper.plural(total, 'file')}, "
     text += f"{failed:,} failed, " if failed else ""
-    text += f"{helper.plural(queued, 'job')} in the queue"
-    text += f", {helper.plural(others, 'pack')} ahead" if others else ""
-    text += time_left(driver, ended, total)
+    text += time_left(driver, done + failed, total)
+    text += f"{helper.plural(len(driver.submitted()), 'job')} in the queue"
+    text += f", {helper.plural(ahead, 'pack')} ahead" if ahead else ""
+    text += f", {helper.format_bytes(driver.bytes_here)}" if driver.bytes_here else ""
     if helper.is_terminal():
-        bar = "#" * (BAR * ended // total if total else BAR)
-        clock = datetime.timedelta(seconds=int(time.monotonic() - driver.begun))
-        text = f"{clock} [{bar:.<{BAR}}] {text}"
+        so_far = datetime.timedelta(seconds=int(time.monotonic() - driver.begun))
+        text = with_bar(str(so_far), text, done / total if total else 1, helper.terminal_width())
     helper.show_progress(text)
 
 
+def with_bar(so_far, text, share, columns):
+    """A clock, a bar as long as there is room for, and the text."""
+    size = min(BAR, columns - len(f"{so_far} [] {text}"))
+    if size < 3:
+        return f"{so_far} {text}"
+    return f"{so_far} [{'#' * int(size * share):.<{size}}] {text}"
+
+
 def time_left(driver, ended, total):
-    """', ~12 min left' at the pace so far; nothing before each slot had two files, at the end, or
+    """'~12 min left, ' at the pace so far; nothing before each slot had two files, at the end, or
     when all is at a standstill."""
     here = driver.processed_here + len(driver.failures)
     if here < 2 * driver.config.NUM_JOBS or ended == total or driver.is_halted or (
@@ -1454,7 +1463,7 @@ def time_left(driver, ended, total):
             "submit" in driver.reported and not driver.submitted()):
         return ""
     seconds = driver.seconds_per_file() * (total - ended) - (time.monotonic() - driver.last_end)
-    return f", ~{helper.format_duration(max(seconds, 1))} left"
+    return f"~{helper.format_duration(max(seconds, 1))} left, "
 
 
 def print_summary(driver):

@@ -279,8 +279,7 @@ def show_progress(text):
             show_progress.when = time.monotonic()
             log(text)
         return
-    width = (shutil.get_terminal_size().columns or 80) - 4  # some say 0; ^C has to fit, too
-    line = escape_control_chars(text)[:width]
+    line = escape_control_chars(text)[:terminal_width()]
     before = show_progress.last
     if line != before and (not line or not UNWRITTEN):
         # Spaces over what is left of the last text: a dumb terminal knows no code for that.
@@ -290,6 +289,11 @@ def show_progress(text):
 
 show_progress.last = ""
 show_progress.when = time.monotonic()
+
+
+def terminal_width():
+    """How many columns a line may have: some terminals say 0, and ^C has to fit, too."""
+    return (shutil.get_terminal_size().columns or 80) - 4
 
 
 def is_terminal():

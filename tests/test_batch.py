@@ -16,6 +16,7 @@ from conftest import (
     count_calls,
     journal,
     last_line,
+    load,
     processed,
     put_before,
     strange_tree,
@@ -391,6 +392,15 @@ def test_a_bar_on_a_terminal_shows_how_far_it_is(stand_in, emulator):
                  r"0:00:\d\d \[#{8}] 2 of 2 files, 0 jobs"):
         assert any(re.search("(?m)^" + line, text) for text in seen)
     assert not any("submitted" in s for s in seen)
+
+
+def test_what_matters_most_fits_80_columns_and_the_bar_takes_what_is_left():
+    with_bar = load("globus-batch-download").with_bar
+    text = "123,456 of 270,000 files, 1,234 failed, ~12.5 h left, 100 jobs in the queue"
+    assert with_bar("12:34:56", text, 0.5, 76)[:76] == (
+        "12:34:56 123,456 of 270,000 files, 1,234 failed, ~12.5 h left, 100 jobs in t")
+    assert with_bar("0:00:01", "1 of 2 files", 0.5, 76) == "0:00:01 [####....] 1 of 2 files"
+    assert with_bar("0:00:01", "x" * 60, 0.5, 76) == "0:00:01 [##...] " + "x" * 60
 
 
 def test_a_log_gets_a_line_of_progress_each_minute(stand_in, emulator):
