@@ -470,6 +470,7 @@ class Pack:
         self.begun_with = 0  # files that had a result before this attempt
         self.kills = collections.Counter()  # index: jobs that were killed at work on that file
         self.vain = 0  # attempts in a row without a result
+        self.failed_before = set()  # indices of files that had failed before the last start
         # The rest is not in the journal.
         self.results = {}  # index: status, words and writer, of helper.read_results()
         self.sizes = {}  # of the files of results, when they were read
@@ -484,9 +485,9 @@ class Pack:
         """{index: File} of those without a result."""
         return {index: file for index, file in enumerate(self.files) if index not in self.results}
 
-    def count(self, is_success):
-        """How many files were processed, or have failed."""
-        return sum((status == 0) == is_success for status, _, _ in self.results.values())
+    def failed(self):
+        """The indices of files that have failed."""
+        return [index for index, (status, _, _) in self.results.items() if status]
 
 
 class State:
@@ -500,7 +501,7 @@ class State:
         self.processed = set()  # paths, of packs that are over
         self.bytes = 0  # of those
         self.failed = set()  # paths, of packs that are over, since the last start
-        self.start = None  # the last event `start`: what there was to do
+        self.begin = self.listed = None  # the last events of these kinds
         self.time = 0  # of the last event
 
     def apply(self, event):
@@ -509,8 +510,12 @@ class State:
         pack = self.packs.get(name)
         if kind == "run":
             self.run, self.identity = event["run"], event["identity"]
-        elif kind == "start":  # the files are listed: how many are to be done, and are by now
-            self.start, self.failed = event, set()
+        elif kind == "start":  # of a driver, which tries again what has failed
+            self.begin, self.failed = event, set()
+            for other, indices in event["failed"].items():
+                self.packs[other].failed_before = set(indices)
+        elif kind == "listed":
+            self.listed = event
         elif kind == "pack":  # about to be set up
             self.number += 1
             self.packs[name] = Pack([helper.File(*file, None) for file in event["files"]])
@@ -525,27 +530,33 @@ class State:
             if event["at"] is not None:
                 pack.kills[event["at"]] += 1
         elif kind == "over":  # each file has a result
-            failed = {pack.files[index].path for index in event["failed"]}
-            self.failed.update(failed)
-            self.processed.update({file.path for file in pack.files} - failed)
+            failed = set(event["failed"])
+            self.processed.update(file.path for index, file in enumerate(pack.files)
+                                  if index not in failed)
+            self.failed.update(pack.files[index].path for index in failed - pack.failed_before)
             self.bytes += event["bytes"]
             del self.packs[name]
 
+    def count(self):
+        """How many files are processed by now."""
+        return len(self.processed) + sum(
+            len(pack.results) - len(pack.failed()) for pack in self.packs.values())
+
     def numbers(self):
-        """How many files, and bytes, are processed by now, and how many files have failed."""
-        done, size, failed = len(self.processed), self.bytes, len(self.failed)
+        """How many files, and bytes, are processed by now, and how many have failed since the last
+        start."""
+        failed, size = len(self.failed), self.bytes
         for pack in self.packs.values():
-            sizes = [file.size for index, file in enumerate(pack.files)
-                     if pack.results.get(index, (1,))[0] == 0]
-            done, size = done + len(sizes), size + sum(sizes)
-            failed += len(pack.results) - len(sizes)
-        return done, size, failed
+            failed += len(set(pack.failed()) - pack.failed_before)
+            size += sum(file.size for index, file in enumerate(pack.files)
+                        if pack.results.get(index, (1,))[0] == 0)
+        return self.count(), size, failed
 
 
 # ---- packs ----
 
 
-def take_files(pending, most, space, share, is_from_the_end, bytes_of=lambda file: file.size):
+def take_files(pending, most, space, share, is_from_the_end, bytes_of):
     """The next Files for a pack: at most so many. The first one fits into space, the others into
     what is left of share, bytes; [] if none fits."""
     pack, skipped = [], []
@@ -725,7 +736,7 @@ class Driver:
         self.not_needed = self.beyond_limit = self.processed_here = self.bytes_here = 0
         self.in_a_row = []  # causes of failures since the last success
         self.is_accepted = False  # a job, since this start
-        self.is_halted = self.is_listing = self.stopping = False
+        self.is_halted = self.has_halted = self.is_listing = self.stopping = False
         self.may_submit, self.refusal, self.vain_polls = True, "", 0
         self.next_poll = 0
         self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
@@ -753,11 +764,9 @@ class Driver:
         """{name: Pack} of those that are downloaded by the driver, or wait for a slot."""
         return {name: pack for name, pack in self.state.packs.items() if not pack.is_submitted}
 
-    def count(self, is_success):
-        """How many files were processed in this run, or have failed since this start."""
-        over = len(self.state.processed) if is_success else len(self.failures)
-        return over + (sum(pack.count(True) for pack in self.state.packs.values())
-                       if is_success else len(self.refused))
+    def count_failed(self):
+        """How many files have failed since this start."""
+        return len(self.failures) + len(self.refused)
 
     def count_left(self):
         """How many needed files have no result."""
@@ -823,9 +832,9 @@ class Driver:
     def new_pack(self, free):
         """Take pending files for a new pack, of which so many may follow, and set it up; its name,
         None if there are none, or no room."""
-        if not self.pending:
-            return None
         most = pack_size(len(self.pending), self.config, self.seconds_per_file())
+        if not self.pending or self.is_listing and most < self.config.FILES_PER_JOB:
+            return None  # while more files are listed, a pack is to be full
         space, is_from_the_end = self.room(), self.has_bad_luck()
         files = take_files(self.pending, most, space, space / max(free, 1), is_from_the_end,
                            self.bytes_of)
@@ -838,9 +847,13 @@ class Driver:
         self.set_up(name)
         return name
 
+    def is_kept(self, file):
+        """True if an earlier pack has left a file, and it has not changed at the source since."""
+        return self.kept.get(file.path, ())[1:] == file[:3]
+
     def bytes_of(self, file):
         """What a file takes beside what is there of it already."""
-        return 0 if file.path in self.kept else file.size
+        return 0 if self.is_kept(file) else file.size
 
     def check_room(self, space):
         """Nothing is in flight, and MAX_BYTES has room for none of the next files: bring forward
@@ -862,7 +875,7 @@ class Driver:
         folder, place, moved = self.path(name), self.place(name), {}
         pack = self.state.packs[name]
         for index, file in enumerate(pack.files):
-            if file.path in self.kept:
+            if self.is_kept(file):
                 moved[index] = self.kept[file.path].pack
         done = helper.read_indices(folder, "moved") if os.path.isdir(folder) else set()
         helper.write_pack(folder, pack.files, done.union(moved))
@@ -872,8 +885,8 @@ class Driver:
             with contextlib.suppress(OSError):  # it is gone: then it is sent again
                 os.makedirs(os.path.dirname(new), exist_ok=True)
                 os.rename(os.path.join(self.place(old).folder, path), new)
-            del self.kept[path]
-        self.tidy(moved.values())
+        kept = [self.kept.pop(file.path) for file in pack.files if file.path in self.kept]
+        self.tidy([old.pack for old in kept])
 
     def tidy(self, names):
         """Remove what packs that are over have left, and nobody wants any more."""
@@ -1004,6 +1017,7 @@ class Driver:
         if token and not take_token(folder, token, state):
             return False
         is_lost = state == "lost" or token is not None and token.state == "lost"
+        pack.sizes = {}  # read them, whatever a cache of the file system says of their sizes
         self.take_results(name, os.listdir(folder))
         if token and token.step == "get" and why != "given up":
             waiting = read_text(os.path.join(folder, "waiting"))
@@ -1024,7 +1038,7 @@ class Driver:
         self.append("closed", pack=name, attempt=pack.attempt, why=why, at=at, is_vain=is_vain)
         self.ends.append(time.monotonic())
         self.may_submit, pack.missing_since, pack.is_doubtful = True, None, (
-            is_vain or pack.count(True) == 0)
+            is_vain or len(pack.failed()) == len(pack.results))
         if pack.left() and not self.is_halted:
             began = token is not None and token.step is not None
             # One that did not begin may have been cancelled with care, while no driver ran.
@@ -1059,7 +1073,7 @@ class Driver:
         """All files of a pack have a result: what was processed goes, with the pack's folders; what
         has failed stays until the next start, with its logs."""
         pack, folder = self.state.packs[name], self.path(name)
-        failed = [index for index, (status, _, _) in pack.results.items() if status]
+        failed = pack.failed()
         size = sum(file.size for index, file in enumerate(pack.files) if index not in failed)
         self.append("over", pack=name, failed=failed, bytes=size)
         for index in helper.read_indices(folder, "arrived").intersection(failed):
@@ -1089,7 +1103,7 @@ class Driver:
             ready = [name for name in missing
                      if self.state.packs[name].next_download <= time.monotonic()]
             free = 2 * self.config.NUM_JOBS - len(self.ahead())
-            if active >= TASKS_AT_WORK or not ready and (free < 1 or self.is_listing):
+            if active >= TASKS_AT_WORK or not ready and free < 1:
                 return
             name = ready[0] if ready else self.new_pack(free)
             if not name:
@@ -1140,7 +1154,7 @@ class Driver:
             return
         found = {}
         for name, pack in self.submitted().items():
-            entry = entry_of(entries, pack.id, job_name(name, pack.attempt))
+            entry = entry_of(entries, at_work(pack, tokens[name]), job_name(name, pack.attempt))
             if entry and pack.id is None and entry.id:
                 self.append("queued", pack=name, id=entry.id)
                 self.is_accepted = True
@@ -1278,14 +1292,11 @@ class Driver:
     def main_loop(self):
         """Keep the jobs coming until all files are done, or until stopped."""
         self.begun = self.last_end = time.monotonic()
-        pauses, has_halted = helper.backoff(0.05, 0.5, 1.05), False
+        pauses = helper.backoff(0.05, 0.5, 1.05)
         while not self.stopping and (self.submitted() if self.is_halted else
                                      self.pending or self.state.packs):
             if self.step():
                 pauses = helper.backoff(0.05, 0.5, 1.05)  # short again
-            if self.is_halted and not has_halted:
-                self.halt()
-                has_halted = True
             show_progress(self)
             time.sleep(next(pauses))
 
@@ -1298,6 +1309,9 @@ class Driver:
                 self.poll()
             self.fill_slots()  # first: trouble with downloads is not to hold up what has arrived
             self.keep_downloading()
+            if self.is_halted and not self.has_halted:
+                self.halt()
+                self.has_halted = True
             self.reported.pop("disk", None)
             return ended
         except FileNotFoundError:
@@ -1357,11 +1371,11 @@ class Driver:
             elif pack.is_submitted and token and token.state == "at":
                 return
         causes = {cause_of(reason or ""): reason for reason in reasons}
-        words, before = "; ".join(sorted(map(str, causes.values()))), self.stall
-        self.stall = sorted(causes) if reasons and all(reasons) else None
-        if self.stall and self.stall == before:  # not a mere moment
-            self.report_once("stall", f"All downloads wait: {words}", str(self.stall))
-        elif not self.stall:
+        before, self.stall = self.stall, (
+            (sorted(causes), self.last_end) if reasons and all(reasons) else None)
+        if self.stall and self.stall == before:  # and no file has ended since the last poll
+            self.report_once("stall", "All downloads wait: " + "; ".join(sorted(causes.values())))
+        else:
             self.reported.pop("stall", None)
 
 
@@ -1381,6 +1395,14 @@ def id_key(job_id):
     """What of a job's id is the same in all that the scheduler says: number and cluster."""
     number, _, cluster = job_id.partition(";")
     return re.match(r"\d*", number).group(), cluster
+
+
+def at_work(pack, token):
+    """The id of the job that has the token of a pack: of two that came of one submission, it may be
+    the one of which the scheduler did not tell."""
+    if not (pack.id and token and token.id) or token.id == id_key(pack.id)[0]:
+        return pack.id
+    return token.id + pack.id[len(id_key(pack.id)[0]):]
 
 
 def entry_of(entries, job_id, name):
@@ -1432,7 +1454,7 @@ def report_halt(causes, most):
 def show_progress(driver):
     """How far the run is, what matters most first: with a clock, and a bar if there is room for it,
     on a terminal; a line now and then in a log."""
-    done, failed, ahead = driver.count(True), driver.count(False), len(driver.ahead())
+    done, failed, ahead = driver.state.count(), driver.count_failed(), len(driver.ahead())
     total = done + failed + driver.count_left()
     text = f"{done:,} of {helper.plural(total, 'file')}, "
     text += f"{failed:,} failed, " if failed else ""
@@ -1479,20 +1501,20 @@ def print_summary(driver):
     if failures:
         print(f"All failures: {path}\nTheir files are kept in {config.DOWNLOAD_DIR}\n"
               f"Their logs are in {driver.folder}\nThe next start tries them again.")
-    if driver.count(True):
+    if driver.state.count():
         print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
     print(describe_numbers(driver.state, int(time.time())))
-    print_numbers(driver.beyond_limit, f"{driver.count(True)} processed, {len(failures)} failed, "
+    print_numbers(driver.beyond_limit, f"{driver.state.count()} processed, {len(failures)} failed, "
                   f"{driver.not_needed} not needed")
 
 
 def describe_numbers(state, now):
     """How far a run is, in a line: all of it, and what was done since the last start."""
-    done, size, failed = state.numbers()
-    seconds, here = max(now - state.start["begun"], 1), size - state.start["bytes"]
-    return (f"{done:,} of {helper.plural(state.start['total'], 'file')} processed, "
-            f"{failed + state.start['refused']:,} failed. Since {clock(state.start['begun'])}: "
-            f"{helper.plural(done - state.start['done'], 'file')}, {helper.format_bytes(here)} in "
+    (done, size, failed), begun = state.numbers(), state.begin["time"]
+    seconds, here = max(now - begun, 1), size - state.begin["bytes"]
+    return (f"{done:,} of {helper.plural(state.listed['total'], 'file')} processed, "
+            f"{failed + state.listed['refused']:,} failed. Since {clock(begun)}: "
+            f"{helper.plural(done - state.begin['done'], 'file')}, {helper.format_bytes(here)} in "
             f"{helper.format_duration(seconds)}, {helper.format_bytes(here // seconds)}/s")
 
 
@@ -1594,7 +1616,7 @@ def is_needed(config, file):
 
 def plan(driver, files, limit):
     """Sort the files that are listed: those to process are pending now; how many bytes they are.
-    What earlier packs have left of files that are not needed any more is removed."""
+    What earlier packs have left of files that are not needed any more, or not like this, goes."""
     config, old, size = driver.config, driver.kept, 0
     known = driver.state.processed.union(
         file.path for pack in driver.state.packs.values() for file in pack.left().values())
@@ -1620,8 +1642,7 @@ def plan(driver, files, limit):
         elif len(driver.pending) < most:
             driver.pending.append(file)
             size += file.size
-            if old.get(file.path, (None, *file[:3]))[1:] != file[:3]:  # it has changed since
-                unwanted.append(file.path)
+            unwanted += [file.path] if file.path in old and not driver.is_kept(file) else []
         else:
             driver.beyond_limit += 1
     helper.show_progress("")
@@ -1758,7 +1779,7 @@ def report_resume(driver):
     """Say that an interrupted run is resumed."""
     packs = driver.submitted().values()
     ids = [pack.id for pack in packs if pack.id]
-    helper.log(f"Resuming the interrupted run: {driver.count(True):,} processed, "
+    helper.log(f"Resuming the interrupted run: {driver.state.count():,} processed, "
                f"{helper.plural(len(packs), 'job')}{' (' + ' '.join(ids) + ')' if ids else ''}.")
 
 
@@ -1775,7 +1796,8 @@ def resume(driver):
         pack.sizes = {other: helper.size_of(os.path.join(folder, other))
                       for other in os.listdir(folder) if other.startswith("results.")}
         token = find_token(os.listdir(folder), pack.attempt)
-        if token and pack.is_submitted and token.status == helper.NEEDS_LOGIN:
+        if token and pack.is_submitted and token.status == helper.NEEDS_LOGIN and (
+                token.step == "get"):
             driver.close(name, token, "given up", "gone")  # it was reported then
     report_resume(driver)
 
@@ -1801,7 +1823,7 @@ def status(working_dir):
             if pack.is_submitted:
                 lines.append(f"  job {pack.id or '?'}  "
                              + describe_job(os.path.join(folder, name), pack))
-    if state.start:
+    if state.listed:
         print(describe_numbers(state, int(time.time()) if is_held else state.time))
     else:
         print(f"Nothing has been listed yet, in {folder}.")
@@ -1927,12 +1949,14 @@ def batch(driver, is_new, files, limit):
         if not is_new:
             resume(driver)
         done, bytes_done, _ = driver.state.numbers()
-        begun, driver.is_listing = int(time.time()), not is_new
+        driver.append("start", done=done, bytes=bytes_done, failed={
+            name: pack.failed() for name, pack in driver.state.packs.items()})
+        driver.is_listing = not is_new
         size, unwanted = plan(driver, files, limit)
         driver.is_listing = False
         driver.tidy([driver.kept.pop(path).pack for path in unwanted if path in driver.kept])
-        driver.append("start", begun=begun, done=done, bytes=bytes_done, refused=len(
-            driver.refused), total=driver.count(True) + driver.count(False) + driver.count_left())
+        driver.append("listed", refused=len(driver.refused), total=(
+            driver.state.count() + driver.count_failed() + driver.count_left()))
         report_begin(driver, size)
         report_refused(driver.refused)
         report_previous(driver.previous, config, driver.not_needed)
@@ -1950,7 +1974,7 @@ def batch(driver, is_new, files, limit):
         driver.append("finished")
     report_disagreement(config, driver.fresh)
     print_summary(driver)
-    return 1 if driver.count(False) or driver.is_halted else 0
+    return 1 if driver.count_failed() or driver.is_halted else 0
 
 
 def report_previous(was, config, not_needed):

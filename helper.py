@@ -641,14 +641,10 @@ def require_writable(config, name):
             f"cannot be made or written: {place} is not a folder that you may write to")
 
 
-def settings_of(config):
-    """{name: value} of the settings."""
-    return {name: getattr(config, name) for name in SETTINGS if name.isupper()}
-
-
 def freeze(config):
     """The settings as the text that FROZEN holds, with what find_collections() has found."""
-    return json.dumps({**settings_of(config), "VERIFY_CHECKSUM": config.VERIFY_CHECKSUM})
+    names = [name for name in SETTINGS if name.isupper()]
+    return json.dumps({name: getattr(config, name) for name in [*names, "VERIFY_CHECKSUM"]})
 
 
 def token_file():
@@ -1696,13 +1692,9 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     became of them; or it is not new, and was cancelled, or what it brought is not there any more.
     is_kept: a task that this script does not see the end of goes on, to be taken over."""
     try:
-        task, failure = run_task(client, request, is_kept)
+        task, failure = run_task(client, request, is_kept, is_new)
     except GlobusAPIError as error:  # of several files, who knows which one it is about?
-        if not is_new and error.http_status in (403, 404):
-            log("The transfer that was under way is not to be seen with this login, and is begun "
-                f"anew. {describe_error(error)}")
-            return dict.fromkeys((file.path for file in files), None), None
-        if reauth_reason(error) or not is_kept or len(files) > 1:
+        if reauth_reason(error) or not is_kept or len(request["DATA"]) > 1:
             raise
         return {files[0].path: describe_error(error)}, None
     missing = outcomes(client, place, files, task)
@@ -1710,7 +1702,7 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     if code == "EXPIRED":
         log(f"The transfer task {task['task_id']} expired; it is submitted again.")
     is_open = code == "EXPIRED" or code == "CANCELED" and not is_new  # whoever has cancelled it
-    is_stuck = (failure or "").startswith(CANCELLED) and len(files) > 1
+    is_stuck = (failure or "").startswith(CANCELLED) and len(request["DATA"]) > 1
     stuck = stuck_file(client, place, task) if is_stuck else None
     for path, why in missing.items():
         if why == "":
@@ -1747,7 +1739,7 @@ def unfit_files(client, config, place, files, task):
     return unfit
 
 
-def run_task(client, request, is_kept):
+def run_task(client, request, is_kept, is_new):
     """The document of the request's task, at its end, and why it failed or None. An error that
     trying again cannot fix leaves no task behind; nor does anything else, unless it is_kept."""
     task_id = None
@@ -1756,6 +1748,10 @@ def run_task(client, request, is_kept):
         return wait_for_task(client, task_id, lambda task, reason: None)
     except BaseException as error:
         is_final = isinstance(error, GlobusAPIError) and not reauth_reason(error)
+        if is_final and task_id and not is_new and error.http_status in (403, 404):
+            raise LoginNeeded(  # it may be at work, and cannot be cancelled
+                "The transfer that is under way is not to be seen with this login; log in as "
+                f"whoever began it: globus-login.py. {describe_error(error)}") from None
         if is_final and task_id is None:  # refused; but an earlier try may have been accepted
             task_id = find_duplicate_task(client, request, try_once)
         is_refused = task_id is None and isinstance(error, GlobusAPIError)
@@ -1866,8 +1862,9 @@ def read_results(folder, names=None):
 
 def add_result(folder, writer, index, status, words=""):
     """Write the result of one file."""
-    line = " ".join([str(index), str(status), *words.split()]) + "\n"
-    with open(os.path.join(folder, "results." + writer), "ab", buffering=0) as file:
+    # On a new line, whatever a full disk has left of the last one.
+    line = "\n" + " ".join([str(index), str(status), *words.split()]) + "\n"
+    with open(os.path.join(folder, "results." + writer), "ab") as file:
         file.write(os.fsencode(line))
 
 
@@ -1925,19 +1922,20 @@ def download_pack(config, folder):
                 "id": submission_id(client), "files": carried, "to": to})
         if submission:
             carried = [files[index] for index in submission["files"]]
+            asked = [files[index] for index in submission["files"] if index in left]
             moved.difference_update(submission["files"])  # what lies there may be a part
             request = build_request(config, submission["id"], place, carried)
-            missing = dict.fromkeys((file.path for file in carried), None)
+            missing = dict.fromkeys((file.path for file in asked), None)
             if submission["to"] != to:  # the destination has changed: not this one, then
                 stop_task(client, request, None)
             else:
                 missing, failure = transfer_files(
-                    client, config, place, request, carried, True, is_new)
-                is_empty = is_new and failure and len(missing) == len(carried)
+                    client, config, place, request, asked, True, is_new)
+                is_empty = is_new and failure and len(missing) == len(asked)
                 empty_rounds = empty_rounds + 1 if is_empty else 0
             failed.update((path, why) for path, why in missing.items() if why is not None)
             arrived.update(index for index in submission["files"]
-                           if files[index].path not in missing)
+                           if index in left and files[index].path not in missing)
         for index in [index for index, file in left.items() if file.path in failed]:
             add_result(folder, writer, index, 1, failed[left.pop(index).path])
         if not submission:

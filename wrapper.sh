@@ -54,9 +54,7 @@ if [ "$1" = --pack ]; then
   [ -s "$_process.$$" ] && mv -T -- "$_process.$$" "$_process" || finish 1 # empty while it is saved
   [ -e "$_pack/arrived" ] || "$PYTHON" "$_here/globus-single-file-download.py" --pack "$_pack" ||
     finish "${_stopped:-$?}"
-  while read -r _i _; do
-    [[ $_i != +([0-9]) ]] || _over[_i]=yes
-  done < <(cat "$_pack"/results.* 2>&1)
+  while read -r _i _; do _over[_i]=yes; done < <(grep -hE '^[0-9]+ [0-9]+( |$)' "$_pack"/results.*)
   while read -r _i; do [ -n "${_over[_i]}" ] || _todo+=("$_i"); done <"$_pack/arrived"
   _over=()
 else
@@ -68,7 +66,7 @@ fi
 for _i in "${_todo[@]}"; do
   [ -z "$_stopped" ] || finish "$_stopped"
   if [ -n "$_pack" ]; then
-    move "at.$_me.$_step" "at.$_me.$_i" || exit 0 # from here on, the job is at work on this file
+    move "at.$_me.$_step" "at.$_me.$_i" || finish 0 # from here on, it is at work on this file
     _step=$_i _file=$_folder/${_names[_i]}
     exec >"$_pack/$_i.log" 2>&1
     until [ -f "$_file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # a shared disk may be late

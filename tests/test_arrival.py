@@ -3,7 +3,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import BATCH, last_line, processed, wait_until
+from conftest import BATCH, journal, last_line, processed, wait_until
 
 SIMPLE = "globus-simple-download.py"
 SINGLE = ("globus-single-file-download.py", "--globus-path", "/home/share/godata", "--file", "a",
@@ -113,21 +113,28 @@ def cancel_and_die(client, task):
     assert "FAILED f2: " in done.out and "a folder" in done.out
 
 
-def test_a_task_of_another_login_is_told_and_its_files_are_sent_anew(stand_in, emulator):
+@pytest.mark.parametrize("where", ["job", "driver"])
+def test_a_task_that_this_login_may_not_see_is_not_sent_twice_but_asks_for_the_other_login(
+        where, stand_in, emulator):
     emulator.add({"a": b"x", "b": b"y"})
     emulator.bend(task_seconds=2)
-    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "DOWNLOAD_BY = 'driver'")
+    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "DOWNLOAD_BY = %r" % where)
     stand_in.process('printf "%s\\n" "$GLOBUS_NAME" >>processed')
     driver = stand_in.start(BATCH)
-    old, = wait_until(emulator.tasks)
+    task, = wait_until(emulator.tasks)
     driver.kill()
     driver.communicate()
-    wait_until(lambda: emulator.tasks()[0]["status"] == "SUCCEEDED")
-    emulator.fault("GET /v0.10/task/" + old["task_id"], status=404, json={
+    if where == "job":
+        subprocess.run(["scancel", journal(stand_in)[-1]["id"]], check=True, env=stand_in.env)
+    emulator.fault("GET /v0.10/task/" + task["task_id"], status=404, json={
         "code": "ClientError.NotFound", "message": "No task found"})
     done = stand_in.run(BATCH)
+    assert done.returncode == 1
+    assert "is not to be seen with this login; log in as whoever began it" in done.err
+    emulator.clear_faults()
+    done = stand_in.run(BATCH)
     assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
-    assert len(emulator.tasks()) == 2
+    assert len(emulator.tasks()) == 1
 
 
 def test_a_job_that_is_cancelled_while_its_download_is_stuck_says_what_it_was_stuck_at(

@@ -231,7 +231,8 @@ class Actor:
     def with_results(self):
         """Indices of the files that have a result."""
         return {int(line.split()[0]) for name in os.listdir(self.folder)
-                if name.startswith("results.") for line in read_lines(f"{self.folder}/{name}")}
+                if name.startswith("results.") for line in read_lines(f"{self.folder}/{name}")
+                if line}
 
     def download(self):
         """globus-single-file-download.py --pack, without what is Globus's; its exit status."""
@@ -338,7 +339,7 @@ class Incarnation(Actor):
             if self.stopped:
                 return (yield from self.finish(self.stopped))
             if not self.move(f"at.{self.me}.{self.step}", f"at.{self.me}.{index}"):
-                return 0
+                return (yield from self.finish(0))
             self.step = self.at = index
             path = os.path.join(self.downloads, self.paths[index])
             yield
@@ -390,7 +391,7 @@ class Job:
 
     def __init__(self, world, number, name, script):
         words = shlex.split(next(line for line in script.splitlines() if "--pack" in line))
-        self.world, self.number, self.name = world, number, name
+        self.world, self.number, self.name, self.script = world, number, name, script
         self.folder, self.attempt, self.fuse = words[3], int(words[4]), int(words[5])
         self.state, self.is_listed, self.start = "PENDING", True, world.starts
         self.incarnations = []
@@ -573,7 +574,10 @@ class World:
         if mode == "refuses":
             return 1, "", "sbatch: error: no"
         (self.late if mode == "accepts late" else self.jobs).append(job)
-        if mode == "accepts":
+        if mode == "accepts twice":
+            job = Job(self, self.next_number(), job.name, job.script)
+            self.jobs.append(job)
+        if mode in ("accepts", "accepts twice"):
             self.is_accepted = True
             return 0, f"{job.number}\n", ""
         return (0, "motd\n", "") if mode == "does not tell" else (None, "", "did not answer")
@@ -849,8 +853,8 @@ class Protocol(RuleBasedStateMachine):
 
     # -- the scheduler --
 
-    @rule(mode=st.sampled_from(["accepts", "accepts", "refuses", "accepts late", "does not tell",
-                                "does not answer"]))
+    @rule(mode=st.sampled_from(["accepts", "accepts", "refuses", "accepts late", "accepts twice",
+                                "does not tell", "does not answer"]))
     def submissions(self, mode):
         self.world.submit_mode = mode
 
@@ -1045,6 +1049,22 @@ def test_no_file_is_in_two_jobs_if_one_begins_late_while_it_is_given_up():
             return work_up_to_a_file(world.jobs[-1])
 
         yield world, begin
+
+    at_each_call(scenario)
+
+
+def test_no_file_is_in_two_jobs_if_one_of_two_jobs_of_one_submission_has_the_token():
+    def scenario():
+        world = World(4, 2, 1)
+        world.submit_mode = "accepts twice"
+        world.start_driver()
+        while len(world.jobs) < 2:
+            world.run_driver()
+            world.now += 0.5
+        world.submit_mode = "accepts"
+        one = work_up_to_a_file(world.jobs[0])
+        world.jobs[1].begin()  # the one of which the scheduler told
+        yield world, lambda: one
 
     at_each_call(scenario)
 
