@@ -4,7 +4,17 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import BATCH, KEEP, Site, contents, journal, last_line, processed, wait_until
+from conftest import (
+    BATCH,
+    KEEP,
+    SOURCE,
+    Site,
+    contents,
+    journal,
+    last_line,
+    processed,
+    wait_until,
+)
 
 SIMPLE = "globus-simple-download.py"
 NAMES = ["a", "b", "c", "sub/a", "sub/it's b"]
@@ -215,3 +225,39 @@ def test_a_folder_around_the_scripts_or_the_login_is_no_download_folder(
     assert done.returncode == 2 and "must be a folder of its own" in done.err
     assert done.err.startswith("config.py: DOWNLOAD_DIR = ")
     assert emulator.requests() == []
+
+
+def test_a_file_that_failed_and_has_changed_since_is_sent_again_though_its_pack_was_open(
+        stand_in, emulator):
+    emulator.add({"a": b"old", "b": b"1"})
+    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1")
+    stand_in.process('[ "$GLOBUS_NAME" = b ] || [ -e go ] || exit 1',
+                     "touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until((stand_in.folder / "begun").exists)
+    kill(driver)
+    emulator.add({"a": b"new"})
+    os.utime(str(emulator.source / "home/share/godata/a"), (1, 2000000000))
+    driver = stand_in.start(BATCH)
+    assert b"Resuming" in driver.stderr.readline()
+    let_go(stand_in)
+    out, err = driver.communicate()
+    assert contents(stand_in.folder / "out") == {"a": b"new", "b": b"1"}, err
+    *_, numbers, last = out.decode().splitlines()
+    assert last == "2 processed, 0 failed, 0 not needed"
+    assert numbers.startswith("2 of 2 files processed, 0 failed.")
+
+
+def test_packs_are_full_while_files_are_listed(stand_in, emulator):
+    emulator.add({"d%d/%s" % (n, name): b"x" for n in range(6) for name in "ab"})
+    emulator.bend_collection(SOURCE, list_seconds=0.2)
+    stand_in.config("RECURSIVE = True", "FILES_PER_JOB = 4", "NUM_JOBS = 1")
+    stand_in.edit(BATCH, "LISTING_SECONDS = 1 ", "LISTING_SECONDS = 0 ")
+    stand_in.process('printf "%s\\n" "$GLOBUS_NAME" >>processed')
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: sum(processed(stand_in).values()) > 0)
+    kill(driver)
+    stand_in.run(BATCH)
+    packs = [event["files"] for event in journal(stand_in) if event["event"] == "pack"]
+    assert [len(files) for files in packs] == [4, 4, 4]
+    assert sum(processed(stand_in).values()) == 12

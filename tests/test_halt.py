@@ -1,6 +1,7 @@
 """What fails for all files alike: it costs MAX_FAILURES_IN_A_ROW of them, or is said before."""
 import os
 import shutil
+import time
 
 import pytest
 from conftest import (
@@ -12,6 +13,7 @@ from conftest import (
     processed,
     put_before,
     wait_until,
+    with_stand_in,
 )
 
 
@@ -47,6 +49,25 @@ def test_a_success_in_between_begins_the_row_anew(stand_in, emulator):
 
 
 @pytest.mark.long
+def test_a_job_at_work_ends_after_its_file_where_the_queue_tells_no_ends_too(
+        site, emulator, tmp_path):
+    with_stand_in(site, tmp_path, "pbs")
+    emulator.add(dict.fromkeys("abcdef", b"x"))
+    site.config("FILES_PER_JOB = 3", "NUM_JOBS = 2", "MAX_FAILURES_IN_A_ROW = 1",
+                "GRACE_SECONDS = 100", "POLL_SECONDS = 0.5")
+    site.process('case $GLOBUS_NAME in a) until [ -e d ]; do sleep 0.1; done; exit 1 ;;',
+                 'd) touch d; until [ -e go ]; do sleep 0.1; done ;; esac')
+    driver = site.start(BATCH)
+    while b"STOPPING" not in driver.stderr.readline():
+        pass
+    wait_until(lambda: list(site.jobs.glob("*/stop.*")))
+    begun = time.monotonic()
+    (site.folder / "go").touch()
+    out, err = driver.communicate()
+    assert time.monotonic() - begun < 30 and b"lost" not in err
+    assert out.endswith(b"1 processed, 1 failed, 0 not needed\n")
+
+
 def test_none_is_no_limit(stand_in, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(15)})
     stand_in.config("MAX_FAILURES_IN_A_ROW = None")
