@@ -1055,7 +1055,7 @@ def test_no_file_is_in_two_jobs_if_one_begins_late_while_it_is_given_up():
 
 def test_no_file_is_in_two_jobs_if_one_of_two_jobs_of_one_submission_has_the_token():
     def scenario():
-        world = World(4, 2, 1)
+        world = World(1, 1, 2)
         world.submit_mode = "accepts twice"
         world.start_driver()
         while len(world.jobs) < 2:
