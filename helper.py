@@ -1776,7 +1776,8 @@ def stop_task(client, request, task_id):
             reason, may_wait = NOT_ENDED, True
         except (GlobusError, UserError, *MALFORMED, OSError) as error:
             reason = describe_error(error)
-            may_wait = not isinstance(error, GlobusAPIError) or is_transient(error)
+            may_wait = not isinstance(error, GlobusAPIError) or (
+                is_transient(error) if task_id else not error_code(error))
         if not may_wait or time.monotonic() > deadline:
             task = f"the transfer task {task_id}" if task_id else "a task, if there is one,"
             log(f"Stopped, but {task} could not be cancelled: {reason}\n"
