@@ -33,9 +33,10 @@ import time
 from xml.etree import ElementTree
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
+sys.path.append(os.getcwd())  # sbatch runs a copy of this script, in the folder of the scripts
 import helper
 
-HERE = helper.as_named_here(os.path.dirname(os.path.abspath(__file__)))
+HERE = helper.as_named_here(helper.HERE)
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters

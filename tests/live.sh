@@ -5,5 +5,5 @@
 # and cancels its own, and writes what it saw to live.json: no tokens, but names of collections.
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-make_venv
+make_venv "$TESTS/requirements.txt"
 "$PY" "$TESTS/live.py" "$@"

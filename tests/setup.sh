@@ -207,6 +207,7 @@ ANSWERS
   fi
 }
 
+OURS="" # process ids of the Grid Engine that was started here
 # Debian's Grid Engine has its places in /var; it gets one host, this one, and one queue.
 start_grid_engine() {
   export SGE_ROOT=/var/lib/gridengine SGE_CELL=default
@@ -215,9 +216,11 @@ start_grid_engine() {
   mkdir -p "$folder"
   echo "localhost ${host%%.*}" >"$common/host_aliases"
   echo localhost >"$common/act_qmaster"
-  pgrep -x sge_qmaster >/dev/null || OURS_QMASTER=yes
+  local other_master other_execd
+  other_master=$(pgrep -x sge_qmaster)
   /etc/init.d/gridengine-master start
   until_true qconf -sh || return 1
+  [ -n "$other_master" ] || OURS+=" $(pgrep -x sge_qmaster)"
 
   # It refuses root unless told otherwise, and schedules every 15 s as it comes.
   change_file global -sconf -Mconf 's/^(min_uid|min_gid) .*/\1 0/; s/^max_u_jobs .*/max_u_jobs 0/'
@@ -232,10 +235,12 @@ start_grid_engine() {
   qconf -Ae "$folder/host" || qconf -se localhost || return 1
   write_queue >"$folder/queue"
   qconf -Aq "$folder/queue" || qconf -Mq "$folder/queue" || return 1
-  pgrep -x sge_execd >/dev/null || OURS_EXECD=yes
+  other_execd=$(pgrep -x sge_execd)
   /etc/init.d/gridengine-exec start
   # shellcheck disable=SC2016  # that shell expands them
-  until_true bash -c 'qstat -f | grep -q "^all.q@.* lx-" && [ -z "$(qstat -f -qs auE -ne)" ]'
+  until_true bash -c 'qstat -f | grep -q "^all.q@.* lx-" && [ -z "$(qstat -f -qs auE -ne)" ]' ||
+    return 1
+  [ -n "$other_execd" ] || OURS="$(pgrep -x sge_execd) $OURS"
 }
 
 # change_file NAME SHOW MODIFY EXPRESSION: edit a part of Grid Engine's configuration.
@@ -269,6 +274,6 @@ until_true() {
 stop_grid_engine() {
   [ -n "${SGE_ROOT:-}" ] && [ -d "$SCRATCH/sge" ] || return 0
   qdel -u "$(id -un)" >/dev/null 2>&1
-  [ -z "${OURS_EXECD:-}" ] || pkill -x sge_execd
-  [ -z "${OURS_QMASTER:-}" ] || pkill -x sge_qmaster
+  # shellcheck disable=SC2086  # process ids
+  [ -z "$OURS" ] || kill $OURS
 }

@@ -1,6 +1,7 @@
 """The README: what it shows exists, and its examples run."""
 import ast
 import gzip
+import os
 import re
 import subprocess
 import sys
@@ -214,3 +215,18 @@ def test_the_recipe_for_the_driver_as_a_job(real_slurm, emulator):
     log = real_slurm.folder / "batch.log"
     wait_until(lambda: log.exists() and " failed, " in log.read_text())
     assert "1 processed, 0 failed, 0 not needed" in log.read_text()
+
+
+def test_the_driver_submitted_without_a_wrapping_command_works_too(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    real_slurm.env["PATH"] = "%s:%s" % (os.path.dirname(sys.executable), real_slurm.env["PATH"])
+    subprocess.run(["sbatch", "--output=batch.log", BATCH], check=True, env=real_slurm.env,
+                   cwd=str(real_slurm.folder), stdout=subprocess.DEVNULL)
+    log = real_slurm.folder / "batch.log"
+    wait_until(lambda: log.exists() and "not needed\n" in log.read_text(), 120)
+    assert log.read_text().endswith("1 processed, 0 failed, 0 not needed\n")
+
+
+def test_wrapper_sh_by_itself_says_what_it_is(site):
+    done = subprocess.run([str(site.folder / "wrapper.sh")], stderr=subprocess.PIPE, env=site.env)
+    assert done.returncode == 2 and b"usage: wrapper.sh DIR NAME..." in done.stderr
