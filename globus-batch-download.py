@@ -1504,7 +1504,8 @@ def print_summary(driver):
               f"Their logs are in {driver.folder}\nThe next start tries them again.")
     if driver.state.count():
         print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
-    print(describe_numbers(driver.state, int(time.time())))
+    if driver.state.listed["total"]:
+        print(describe_numbers(driver.state, int(time.time())))
     print_numbers(driver.beyond_limit, f"{driver.state.count()} processed, {len(failures)} failed, "
                   f"{driver.not_needed} not needed")
 
