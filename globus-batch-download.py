@@ -44,6 +44,7 @@ VAIN_POLLS = 3  # refusals, a poll apart, before the first acceptance
 MOST_VAIN = 10  # attempts of one pack that bring no result
 MOST_SKIPPED = 1000  # files that MAX_BYTES leaves no room for, when a pack is filled
 MOST_ASKED_AGAIN = 10000  # files; the filter looks at a disk, which may be slow
+GIVEN_UP = "given up"  # why an attempt was closed, of which there is nothing to tell
 LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 JOURNAL_VERSION = 3
@@ -741,7 +742,8 @@ class Driver:
         self.may_submit, self.refusal, self.vain_polls = True, "", 0
         self.next_poll = 0
         self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
-        self.ghosts = 0  # jobs in the queue that were given up
+        self.ghosts = 0  # jobs in the queue that were given up, or have just ended
+        self.ended = {}  # name of a job that has ended by itself: when
         self.quiet_since = None  # since when no job of the queue is running
         self.reported = {}  # topic: text
         self.stall = None  # why all downloads waited at the last poll
@@ -953,10 +955,10 @@ class Driver:
         if token is None:  # just being moved: a listing is not of one moment
             return False
         if token.state in ("gone", "lost"):
-            return self.close(name, token, "given up", token.state)
+            return self.close(name, token, GIVEN_UP, token.state)
         if token.state == "end" and (token.status <= 128 or not pack.left()):
             if token.status == helper.NEEDS_LOGIN and token.step == "get":
-                self.close(name, token, "given up", "gone")
+                self.close(name, token, GIVEN_UP, "gone")
                 raise self.login_needed(name)
             said = last_line(os.path.join(self.path(name), "log"))
             return self.close(name, token, said or f"exit status {token.status}", "gone", True)
@@ -1011,48 +1013,60 @@ class Driver:
         """An attempt is over. Its token is taken away before the results are read, so that they are
         the last ones; then the file at work is charged, if it has to be; the rest comes again.
 
-        state: `gone`, or `lost` if the job may live on, so that its file must not be begun again in
-        this run; is_final: another job would end like this one. False if the job has moved its
-        token meanwhile: it is alive."""
+        why: GIVEN_UP, if there is nothing to tell; state: `gone`, or `lost` if the job may live on,
+        so that its file must not be begun again in this run; is_final: another job would end like
+        this one. False if the job has moved its token meanwhile: it is alive."""
         pack, folder = self.state.packs[name], self.path(name)
         if token and not take_token(folder, token, state):
             return False
-        is_lost = state == "lost" or token is not None and token.state == "lost"
         pack.sizes = {}  # read them, whatever a cache of the file system says of their sizes
         self.take_results(name, os.listdir(folder))
-        if token and token.step == "get" and why != "given up":
-            waiting = read_text(os.path.join(folder, "waiting"))
-            why += f", while it waited: {waiting}" if waiting else ""
-        at = token.step if token and isinstance(token.step, int) else None
-        at = None if at in pack.results or at is not None and at >= len(pack.files) else at
+        at = token.step if token and token.step in pack.left() else None
         if at is not None:
-            writer = "driver." + token.writer  # which names the node
-            if not self.is_still_needed(pack.files[at]):  # killed between success and its report
-                helper.add_result(folder, writer, at, 0)
-            elif is_final or is_lost or pack.kills[at]:
-                helper.add_result(folder, writer, at, 1, why if is_final or is_lost else
-                                  f"killed twice while it was processed: {why}")
-            if is_changed(self.place(name), pack.files[at]):  # half processed: it is sent again
-                helper.remove_if_there(os.path.join(folder, "arrived"))
-            self.take_results(name, os.listdir(folder))
+            self.charge(name, token, why, is_final or "lost" in (state, token.state))
         is_vain = len(pack.results) == pack.begun_with
         self.append("closed", pack=name, attempt=pack.attempt, why=why, at=at, is_vain=is_vain)
         self.ends.append(time.monotonic())
-        self.may_submit, pack.missing_since, pack.is_doubtful = True, None, (
-            is_vain or len(pack.failed()) == len(pack.results))
-        if pack.left() and not self.is_halted:
-            began = token is not None and token.step is not None
-            # One that did not begin may have been cancelled with care, while no driver ran.
-            if is_vain and why != "given up" and (began or not (is_final or pack.is_adopted)):
-                self.count_failure(cause_of(why))
-            if (is_vain or token is None or token.state != "end") and why != "given up" and (
-                    not self.is_halted):
-                helper.log(f"The job of {name} ended early: {why}.\nIts "
-                           f"{helper.plural(len(pack.left()), 'file')} without a result "
-                           "will be submitted again.")
-            if pack.vain >= MOST_VAIN:
-                self.give_up(name, why)
+        if token and token.state == "end":
+            self.ended[job_name(name, pack.attempt)] = time.monotonic()
+        self.may_submit, pack.missing_since = True, None
+        pack.is_doubtful = is_vain or len(pack.failed()) == len(pack.results)
+        if pack.left() and not self.is_halted and why != GIVEN_UP:
+            why = self.tell_early_end(name, token, why, is_vain, is_final)
+        if pack.left() and not self.is_halted and pack.vain >= MOST_VAIN:
+            self.give_up(name, why)
         return True
+
+    def charge(self, name, token, why, is_final):
+        """A job has ended at work on a file: it was killed between process.sh's success and its
+        report; or the file has failed, at once if it is_final, or else at the second time."""
+        pack, folder, at = self.state.packs[name], self.path(name), token.step
+        writer = "driver." + token.writer  # which names the node
+        if not self.is_still_needed(pack.files[at]):
+            helper.add_result(folder, writer, at, 0)
+        elif is_final:
+            helper.add_result(folder, writer, at, 1, why)
+        elif pack.kills[at]:
+            helper.add_result(folder, writer, at, 1, f"killed twice while it was processed: {why}")
+        if is_changed(self.place(name), pack.files[at]):  # half processed: it is sent again
+            helper.remove_if_there(os.path.join(folder, "arrived"))
+        self.take_results(name, os.listdir(folder))
+
+    def tell_early_end(self, name, token, why, is_vain, is_final):
+        """An attempt has ended before its pack was over: count one without a result as a failure,
+        and say that the pack comes again; why, with what it was waiting for."""
+        pack, began = self.state.packs[name], token is not None and token.step is not None
+        if began and token.step == "get":
+            waiting = read_text(os.path.join(self.path(name), "waiting"))
+            why += f", while it waited: {waiting}" if waiting else ""
+        # One that did not begin may have been cancelled with care, while no driver ran.
+        if is_vain and (began or not (is_final or pack.is_adopted)):
+            self.count_failure(cause_of(why))
+        if (is_vain or token is None or token.state != "end") and not self.is_halted:
+            helper.log(f"The job of {name} ended early: {why}.\nIts "
+                       f"{helper.plural(len(pack.left()), 'file')} without a result will be "
+                       "submitted again.")
+        return why
 
     def is_still_needed(self, file):
         """The user's filter; True if it fails."""
@@ -1196,7 +1210,7 @@ class Driver:
         has_begun = token.state != "ticket"
         word = entry.reason.split(",")[0] if entry else ""
         if pack.id is None and not has_begun and not entry:  # it never came to the queue
-            self.close(name, token, "given up", "gone")
+            self.close(name, token, GIVEN_UP, "gone")
         elif token.state == "end" and not (entry and entry.state == "leaving"):
             self.close(name, token, FINAL.get(word) or f"ended by signal {token.status - 128}"
                        + (f" ({word})" if word else ""), "gone", word in FINAL)
@@ -1261,7 +1275,16 @@ class Driver:
         ghosts = [entry for entry in entries if entry.state not in ("ended", "leaving")
                   and entry.name not in current
                   and re.fullmatch(rf"g\d+\.\d+-{self.state.run}", entry.name)]
-        self.ghosts = len(ghosts)
+        # A scheduler that does not notice the end of a job holds its slot for a while only.
+        listed, now = {entry.name for entry in entries}, time.monotonic()
+        self.ended = {name: end for name, end in self.ended.items()
+                      if name in listed or now - end < self.config.GRACE_SECONDS}
+        stale = [entry for entry in ghosts
+                 if now - self.ended.get(entry.name, now) >= self.config.GRACE_SECONDS]
+        self.ghosts = len(ghosts) - len(stale)
+        if stale:
+            self.report_once("stale", f"The scheduler still lists {plural_ids(stale)} that ended a "
+                             "while ago: no slot is held for that any more.")
         waiting = [entry.id for entry in ghosts if entry.state in ("waiting", "held", "blocked")]
         cancel(self.scheduler, waiting)
 
@@ -1285,7 +1308,7 @@ class Driver:
                 ids += [entry.id for entry in entries if entry.id and entry.state != "ended"
                         and entry.name == job_name(name, pack.attempt)]
                 self.close(name, find_token(os.listdir(self.path(name)), pack.attempt),
-                           "given up", "gone")
+                           GIVEN_UP, "gone")
         cancel(self.scheduler, ids)
 
     # -- the loop --
@@ -1396,6 +1419,11 @@ def id_key(job_id):
     """What of a job's id is the same in all that the scheduler says: number and cluster."""
     number, _, cluster = job_id.partition(";")
     return re.match(r"\d*", number).group(), cluster
+
+
+def plural_ids(entries):
+    """'2 jobs (17 18)'."""
+    return f"{helper.plural(len(entries), 'job')} ({' '.join(entry.id for entry in entries)})"
 
 
 def at_work(pack, token):
@@ -1800,7 +1828,7 @@ def resume(driver):
         token = find_token(os.listdir(folder), pack.attempt)
         if token and pack.is_submitted and token.status == helper.NEEDS_LOGIN and (
                 token.step == "get"):
-            driver.close(name, token, "given up", "gone")  # it was reported then
+            driver.close(name, token, GIVEN_UP, "gone")  # it was reported then
     report_resume(driver)
 
 

@@ -54,7 +54,8 @@ if [ "$1" = --pack ]; then
   [ -s "$_process.$$" ] && mv -T -- "$_process.$$" "$_process" || finish 1 # empty while it is saved
   [ -e "$_pack/arrived" ] || "$PYTHON" "$_here/globus-single-file-download.py" --pack "$_pack" ||
     finish "${_stopped:-$?}"
-  while read -r _i _; do _over[_i]=yes; done < <(grep -hE '^[0-9]+ [0-9]+( |$)' "$_pack"/results.*)
+  while read -r _i _; do _over[_i]=yes; done < <(
+    grep -hE '^[0-9]+ [0-9]+( |$)' "$_pack"/results.* 2>/dev/null)
   while read -r _i; do [ -n "${_over[_i]}" ] || _todo+=("$_i"); done <"$_pack/arrived"
   _over=()
 else

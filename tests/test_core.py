@@ -454,6 +454,24 @@ def test_a_killed_job_that_is_stuck_in_completing_is_told_and_does_not_hold_its_
     assert processed(stand_in) == {"b": 1, "c": 1}
 
 
+def test_a_job_that_has_ended_and_that_the_queue_lists_for_ever_holds_its_slot_for_a_while_only(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1", "b": b"2"})
+    stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.3", "NUM_JOBS = 1")
+    stand_in.process("sleep 1", *KEEP)
+    seen = tmp_path / "seen"
+    put_before(stand_in, tmp_path, "squeue", 'said=$("$real" "$@")',
+               'grep "^1000|.*|RUNNING|" <<<"$said" >>%s' % seen,
+               'grep -v "^1000|" <<<"$said"', "head -n 1 %s" % seen)
+    driver = stand_in.start(BATCH)
+    killer = threading.Timer(60, driver.kill)
+    killer.start()
+    last, status, said = end(driver)
+    killer.cancel()
+    assert (last, status) == ("2 processed, 0 failed, 0 not needed", 0), said
+    assert said.count("The scheduler still lists 1 job (1000) that ended a while ago") == 1
+
+
 # ---- nobody listens ----
 
 

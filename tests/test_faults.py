@@ -117,7 +117,7 @@ def test_each_file_is_processed_once_though_a_submission_is(fault, cluster, emul
         assert "\nTrying again every 1 s.\n" in refusal
     else:
         assert "sbatch: error" not in done.err and count_events(cluster, "submit") == 4
-    assert over.exists() == is_late
+    wait_until(lambda: over.exists() == is_late, 120)
 
 
 # name: what the first, the second ... answers are replaced with
