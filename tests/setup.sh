@@ -275,5 +275,5 @@ stop_grid_engine() {
   [ -n "${SGE_ROOT:-}" ] && [ -d "$SCRATCH/sge" ] || return 0
   qdel -u "$(id -un)" >/dev/null 2>&1
   # shellcheck disable=SC2086  # process ids
-  [ -z "$OURS" ] || kill $OURS
+  [ -z "$OURS" ] || kill $OURS 2>/dev/null # those that began them have ended
 }
