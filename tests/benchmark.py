@@ -248,7 +248,7 @@ def restart(sizes):
         site.jobs.mkdir()
         with open(str(site.jobs / "journal.jsonl"), "w") as file:
             def write(**event):
-                file.write(json.dumps(event) + "\n")
+                file.write(json.dumps(dict(event, time=1)) + "\n")
 
             write(event="run", run="abcde", version=3, previous={}, identity={
                 "SOURCE_ENDPOINT_ID": SOURCE, "PATH": PATH + "/",
