@@ -47,6 +47,7 @@ MOST_ASKED_AGAIN = 10000  # files; the filter looks at a disk, which may be slow
 GIVEN_UP = "given up"  # why an attempt was closed, of which there is nothing to tell
 LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
+LOCK_SECONDS = 0.5  # longer than --status holds the lock
 JOURNAL_VERSION = 3
 DAMAGED = (*helper.MALFORMED, IndexError)  # what reading a journal that is none raises
 TASKS_AT_WORK = 3  # active transfer tasks per user (globus.org, "Transfer limits")
@@ -741,9 +742,8 @@ class Driver:
         self.is_halted = self.has_halted = self.is_listing = self.stopping = False
         self.may_submit, self.refusal, self.vain_polls = True, "", 0
         self.next_poll = 0
-        self.ends = collections.deque(maxlen=config.NUM_JOBS)  # when the last jobs ended
         self.ghosts = 0  # jobs in the queue that were given up, or have just ended
-        self.ended = {}  # name of a job that has ended by itself: when
+        self.ended = {}  # name of a job that has told its end, lately or still listed: when
         self.quiet_since = None  # since when no job of the queue is running
         self.reported = {}  # topic: text
         self.stall = None  # why all downloads waited at the last poll
@@ -795,7 +795,7 @@ class Driver:
         if self.stopping or self.is_halted or not self.may_submit:
             return False
         now = time.monotonic()
-        leaving = sum(now - end < self.scheduler.linger_seconds for end in self.ends)
+        leaving = sum(now - end < self.scheduler.linger_seconds for end in self.ended.values())
         return len(self.submitted()) + leaving + self.ghosts < self.config.NUM_JOBS
 
     # -- acting --
@@ -1026,7 +1026,6 @@ class Driver:
             self.charge(name, token, why, is_final or "lost" in (state, token.state))
         is_vain = len(pack.results) == pack.begun_with
         self.append("closed", pack=name, attempt=pack.attempt, why=why, at=at, is_vain=is_vain)
-        self.ends.append(time.monotonic())
         if token and token.state == "end":
             self.ended[job_name(name, pack.attempt)] = time.monotonic()
         self.may_submit, pack.missing_since = True, None
@@ -1283,8 +1282,9 @@ class Driver:
                  if now - self.ended.get(entry.name, now) >= self.config.GRACE_SECONDS]
         self.ghosts = len(ghosts) - len(stale)
         if stale:
-            self.report_once("stale", f"The scheduler still lists {plural_ids(stale)} that ended a "
-                             "while ago: no slot is held for that any more.")
+            ids = " ".join(entry.id for entry in stale)
+            self.report_once("stale", "The scheduler still lists jobs that ended a while ago: "
+                             f"{ids}. No slot is held for them any more.")
         waiting = [entry.id for entry in ghosts if entry.state in ("waiting", "held", "blocked")]
         cancel(self.scheduler, waiting)
 
@@ -1419,11 +1419,6 @@ def id_key(job_id):
     """What of a job's id is the same in all that the scheduler says: number and cluster."""
     number, _, cluster = job_id.partition(";")
     return re.match(r"\d*", number).group(), cluster
-
-
-def plural_ids(entries):
-    """'2 jobs (17 18)'."""
-    return f"{helper.plural(len(entries), 'job')} ({' '.join(entry.id for entry in entries)})"
 
 
 def at_work(pack, token):
@@ -1895,25 +1890,35 @@ def lock_holder(folder):
         return "", False
 
 
+def try_lock(file):
+    """Lock a file; False if somebody else has. Raises OSError where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
 @contextlib.contextmanager
 def lock(folder):
     """Keep a second driver out. Raises UserError if there is one already."""
     path = os.path.join(folder, "driver.lock")
     with open(path, "a+") as file:
         try:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            time.sleep(0.1)  # --status may have held it for a moment
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            is_ours = try_lock(file)
+            if not is_ours:
+                time.sleep(LOCK_SECONDS)
+                is_ours = try_lock(file)
+        except OSError as error:
+            is_ours = True
+            helper.log(f"No flock in {folder} ({error.strerror}): see to it that no second driver "
+                       "is started here.")
+        if not is_ours:
             file.seek(0)
             raise helper.UserError(
                 f"Another globus-batch-download.py is running in {os.path.dirname(folder)}, "
                 f"{file.read().strip() or 'on some host'}.\nHow it is doing: "
                 "globus-batch-download.py --status")
-        except OSError as error:
-            helper.log(f"No flock in {folder} ({error.strerror}): see to it that no second driver "
-                       "is started here.")
         file.truncate(0)
         file.write(f"on {os.uname().nodename} as process {os.getpid()}, since "
                    f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -1963,24 +1968,28 @@ def check_scripts(scheduler, config):
     check_options(scheduler, shlex.split(config.RESOURCES), "config.py: RESOURCES")
 
 
+def begin(driver, is_new):
+    """Begin a run in the journal, or resume it; what earlier packs have left is known then."""
+    driver.journal.open(is_new)
+    if is_new:
+        run = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(5))
+        driver.append("run", version=JOURNAL_VERSION, run=run, previous=driver.previous,
+                      identity=identity_of(driver.config, driver.scheduler))
+    find_kept(driver)
+    if not is_new:
+        resume(driver)
+    done, size, _ = driver.state.numbers()
+    driver.append("start", done=done, bytes=size, failed={
+        name: pack.failed() for name, pack in driver.state.packs.items()})
+
+
 def batch(driver, is_new, files, limit):
     """Run the batch, or resume it; the exit status."""
     config = driver.config
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
     helper.log.is_timed = True
     try:
-        driver.journal.open(is_new)
-        if is_new:
-            run = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(5))
-            driver.append("run", version=JOURNAL_VERSION, run=run,
-                          identity=identity_of(config, driver.scheduler),
-                          previous=driver.previous)
-        find_kept(driver)
-        if not is_new:
-            resume(driver)
-        done, bytes_done, _ = driver.state.numbers()
-        driver.append("start", done=done, bytes=bytes_done, failed={
-            name: pack.failed() for name, pack in driver.state.packs.items()})
+        begin(driver, is_new)
         driver.is_listing = not is_new
         size, unwanted = plan(driver, files, limit)
         driver.is_listing = False

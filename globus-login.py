@@ -38,7 +38,7 @@ def look_at_source(client, config):
 def look(config):
     """Use both collections as the other scripts will, and print what they hold."""
     client = helper.transfer_client()
-    for document in helper.check_collections(client, config):
+    for document in helper.check_collections(client, config).values():
         print("Found: " + helper.escape_control_chars(helper.get_text(document, "display_name")))
     look_at_source(client, config)
     is_there = helper.check_destination(client, config)

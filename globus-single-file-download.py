@@ -51,7 +51,7 @@ def main(argv=None):
         raise helper.UserError(f"The name {names[0]!r} {helper.name_problem(names[0])}.", 2)
     client = helper.transfer_client()
     if helper.FROZEN not in os.environ:  # else the driver has
-        helper.find_collections(client, config)
+        helper.choose_verification(config, helper.find_collections(client, config))
     failed = helper.download_files(client, config, place, names)
     for name in names:
         path, why = helper.join(place.source, name), failed.get(name)

@@ -116,9 +116,9 @@ ERRORS = {
                     ("", 10)),
 }
 UNKNOWN = ("", None)
-GCP = {"GC_NOT_CONNECTED": "Globus Connect Personal is not running; start it: "
-                           "globusconnectpersonal -start &",
-       "GC_PAUSED": "Globus Connect Personal is paused; resume it: globusconnectpersonal -unpause"}
+# What to do about one's own.
+GCP = {"GC_NOT_CONNECTED": "start it: globusconnectpersonal -start &",
+       "GC_PAUSED": "resume it: globusconnectpersonal -unpause"}
 NO_REASON = "no reason given"
 UNTOLD = "Globus does not tell whether it has arrived"
 CANCELLED = "cancelled, because it cannot succeed: "
@@ -606,7 +606,7 @@ def fill_in(config):
                 "means the Globus Connect Personal of this machine, but none is set up here.\n"
                 "Set it up (globusconnectpersonal -setup --no-gui), or write its UUID there.")
     config.RESOURCES = config.RESOURCES or ""
-    config.VERIFY_CHECKSUM = True  # find_collections() may know better
+    config.VERIFY_CHECKSUM = True  # until choose_verification()
     if isinstance(config.MAX_BYTES, str):
         config.MAX_BYTES = parse_bytes(config.MAX_BYTES)
     for name in ("PATH", "DESTINATION_PATH"):
@@ -642,7 +642,7 @@ def require_writable(config, name):
 
 
 def freeze(config):
-    """The settings as the text that FROZEN holds, with what find_collections() has found."""
+    """The settings as the text that FROZEN holds, with what choose_verification() has set."""
     names = [name for name in SETTINGS if name.isupper()]
     return json.dumps({name: getattr(config, name) for name in [*names, "VERIFY_CHECKSUM"]})
 
@@ -1004,9 +1004,8 @@ def backoff(first, longest, growth=1.5):
 
 
 def find_collections(client, config):
-    """The endpoint documents of source and destination, {setting's name: document}; and whether
-    checksums can be compared, as config.VERIFY_CHECKSUM. Raises UserError, which names the setting,
-    if one is none that can be used."""
+    """The endpoint documents of source and destination, {setting's name: document}. Raises
+    UserError, which names the setting, if one is none that can be used."""
     documents = {}
     for name in ("SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"):
         try:
@@ -1020,18 +1019,23 @@ def find_collections(client, config):
                 f"is {title_of(document)}, an endpoint, which holds no files itself. Take the UUID "
                 "of one of its\ncollections, from https://app.globus.org/collections")
         documents[name] = document
-    config.VERIFY_CHECKSUM = not any(map(is_true("disable_verify"), documents.values()))
-    forced = next(filter(is_true("force_verify"), documents.values()), None)
-    if forced and not config.VERIFY_CHECKSUM:
-        raise UserError(f"{title_of(forced)} demands that checksums are compared (force_verify), "
-                        "and the other collection allows none (disable_verify).\nNothing can be "
-                        "transferred until the administrator of one changes that.")
     return documents
 
 
-def is_true(name):
-    """The check that a document has this field, and that it is true."""
-    return lambda document: document.get(name) is True
+def choose_verification(config, documents):
+    """Set config.VERIFY_CHECKSUM, by what both collections allow. Raises UserError if one demands
+    what the other one forbids."""
+    forbid, demand = (
+        [title_of(document) for document in documents.values() if document.get(field) is True]
+        for field in ("disable_verify", "force_verify"))
+    config.VERIFY_CHECKSUM = not forbid
+    if forbid and demand:
+        raise UserError(f"{demand[0]} demands that checksums are compared (force_verify), and "
+                        f"{forbid[0]} allows none (disable_verify).\nNothing can be transferred "
+                        "until the administrator of one changes that.")
+    if forbid:
+        log(f"{forbid[0]} allows no checksums (disable_verify): what has arrived is known by size "
+            "and time only.")
 
 
 def title_of(document):
@@ -1048,16 +1052,14 @@ def check_collections(client, config):
         where = f"{title_of(document)} ({name}, {getattr(config, name)})"
         trouble = gcp_trouble(document)
         if trouble:
-            is_ours = name == "DESTINATION_ENDPOINT_ID"
-            raise UserError(f"{where}:\n{gcp_words(trouble, None if is_ours else document)}")
+            owner = document if name == "SOURCE_ENDPOINT_ID" else None
+            raise UserError(f"{where}:\n{ERRORS[trouble][0]}; {gcp_advice(trouble, owner)}")
         if document.get("high_assurance"):
             minutes = document.get("authentication_timeout_mins") or "few"
             log(f"High-assurance collection: {where}.\nIt requires you to re-authenticate every "
                 f"{minutes} minutes; run globus-login.py again when it does.")
-        if document.get("disable_verify") is True:
-            log(f"{where} allows no checksums (disable_verify): what has arrived is known by size "
-                "and time only.")
-    return list(documents.values())
+    choose_verification(config, documents)
+    return documents
 
 
 def gcp_trouble(document):
@@ -1068,14 +1070,14 @@ def gcp_trouble(document):
     return "GC_PAUSED" if document.get("gcp_paused") else None
 
 
-def gcp_words(code, source=None):
-    """What is wrong with a Globus Connect Personal, and what to do. source: the document of the
-    source collection, if it is that one, which its owner has to mend."""
+def gcp_advice(code, source=None):
+    """What to do about a Globus Connect Personal. source: the document of the source collection, if
+    it is that one, which its owner has to mend."""
     if source is None:
         return GCP[code]
     owner = get_text(source, "owner_string") or get_text(source, "contact_email")
-    return (f"{GCP[code].partition(';')[0]}: {title_of(source)}, the source. "
-            f"Its owner{', ' + owner + ',' if owner else ''} has to start it")
+    return (f"it is the source, {title_of(source)}, whose owner"
+            f"{', ' + owner + ',' if owner else ''} has to start it")
 
 
 def check_destination(client, config):
@@ -1474,8 +1476,7 @@ def status_detail(client, task_id, task):
         documents = {side: try_once(client.get_endpoint, task.get(side + "_endpoint_id"))
                      for side in ("source", "destination")}
         is_source = gcp_trouble(documents["source"]) and not gcp_trouble(documents["destination"])
-        return gcp_words(status, documents["source"] if is_source else None)[
-            len(ERRORS[status][0]):]  # behind a command that is to be copied stands nothing
+        return "; " + gcp_advice(status, documents["source"] if is_source else None)
     elif get_number(task, "faults") and status != "Queued":
         said = join_texts(", ", *last_error(client, task)[1:])
     seconds = ERRORS.get(status, UNKNOWN)[1]
@@ -1898,6 +1899,22 @@ def claim_submission(folder, number, submission):
     return read_submission(folder, number)
 
 
+def new_submission(client, config, folder, number, wanted, to):
+    """The Nth transfer of a pack, for those of the wanted files, {index: File}, that can be
+    downloaded, None if that is none; and {path: why} of the others."""
+    found, failed = find_files(client, config, pack_place(config, folder), {
+        file.path: file.size for file in wanted.values()})
+    carried = [index for index, file in wanted.items() if file.path not in failed]
+    return (claim_submission(folder, number, {
+        "id": submission_id(client), "files": carried, "to": to}) if found else None), failed
+
+
+def pack_request(config, folder, submission, files):
+    """The request of a pack's transfer."""
+    return build_request(config, submission["id"], pack_place(config, folder),
+                         [files[index] for index in submission["files"]])
+
+
 def download_pack(config, folder):
     """Bring what a pack has left, and write down what has arrived, and why the rest has not. A
     transfer that an earlier attempt began is taken over: the same request brings the same task.
@@ -1916,27 +1933,21 @@ def download_pack(config, folder):
             arrived.update(index for index in moved.intersection(left)
                            if not missing_files([files[index]], place.folder))
             wanted = {index: file for index, file in left.items() if index not in arrived}
-            found, failed = find_files(client, config, place, {
-                file.path: file.size for file in wanted.values()})
-            carried = [index for index, file in wanted.items() if file.path not in failed]
-            submission = found and claim_submission(folder, number, {
-                "id": submission_id(client), "files": carried, "to": to})
+            submission, failed = new_submission(client, config, folder, number, wanted, to)
         if submission:
-            carried = [files[index] for index in submission["files"]]
-            asked = [files[index] for index in submission["files"] if index in left]
+            asked = {index: left[index] for index in submission["files"] if index in left}
             moved.difference_update(submission["files"])  # what lies there may be a part
-            request = build_request(config, submission["id"], place, carried)
-            missing = dict.fromkeys((file.path for file in asked), None)
+            request = pack_request(config, folder, submission, files)
+            missing = dict.fromkeys((file.path for file in asked.values()), None)
             if submission["to"] != to:  # the destination has changed: not this one, then
                 stop_task(client, request, None)
             else:
                 missing, failure = transfer_files(
-                    client, config, place, request, asked, True, is_new)
+                    client, config, place, request, list(asked.values()), True, is_new)
                 is_empty = is_new and failure and len(missing) == len(asked)
                 empty_rounds = empty_rounds + 1 if is_empty else 0
             failed.update((path, why) for path, why in missing.items() if why is not None)
-            arrived.update(index for index in submission["files"]
-                           if index in left and files[index].path not in missing)
+            arrived.update(index for index, file in asked.items() if file.path not in missing)
         for index in [index for index, file in left.items() if file.path in failed]:
             add_result(folder, writer, index, 1, failed[left.pop(index).path])
         if not submission:
@@ -1964,10 +1975,9 @@ def pack_status(config, folder):
 
 def cancel_pack(config, folder):
     """Cancel the transfers of a pack that is given up, so that they write nothing any more."""
-    client, place, files = transfer_client(), pack_place(config, folder), read_pack(folder)
+    client, files = transfer_client(), read_pack(folder)
     for number in itertools.count(1):
         submission = read_submission(folder, number)
         if not submission:
             return
-        stop_task(client, build_request(config, submission["id"], place, [
-            files[index] for index in submission["files"]]), None)
+        stop_task(client, pack_request(config, folder, submission, files), None)

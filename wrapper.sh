@@ -60,7 +60,8 @@ if [ "$1" = --pack ]; then
   _over=()
 else
   if [ $# -lt 2 ]; then
-    echo "usage: wrapper.sh DIR NAME...   (globus-batch-download.py submits it as a job)" >&2 && exit 2
+    echo "usage: wrapper.sh DIR NAME...   (globus-batch-download.py submits it as a job)" >&2
+    exit 2
   fi
   _here=${0%/*} _dir=$1 _fuse=0 _process=${0%/*}/process.sh && shift
   _names=("$@") _todo=("${!_names[@]}")

@@ -469,7 +469,7 @@ def test_a_job_that_has_ended_and_that_the_queue_lists_for_ever_holds_its_slot_f
     last, status, said = end(driver)
     killer.cancel()
     assert (last, status) == ("2 processed, 0 failed, 0 not needed", 0), said
-    assert said.count("The scheduler still lists 1 job (1000) that ended a while ago") == 1
+    assert said.count("The scheduler still lists jobs that ended a while ago: 1000. No slot") == 1
 
 
 # ---- nobody listens ----

@@ -147,11 +147,11 @@ def test_no_mail_is_sent_for_each_file(site, emulator):
     assert not any(request["notify_on_" + how] for how in ("succeeded", "failed", "inactive"))
 
 
-def test_a_small_file_by_hand_takes_seven_requests_and_a_pack_in_a_job_four(stand_in, emulator):
+def test_a_small_file_by_hand_takes_six_requests_and_a_pack_in_a_job_four(stand_in, emulator):
     emulator.add({"a": b"1"})
     run_single(stand_in, "a")
     by_hand = len(emulator.requests())
-    assert by_hand <= 7, emulator.requests()  # of which two are for the collections
+    assert by_hand <= 6, emulator.requests()  # of which two are for the collections
     stand_in.run("globus-batch-download.py", "--dry-run")
     checks = len(emulator.requests()) - by_hand
     stand_in.run("globus-batch-download.py")
