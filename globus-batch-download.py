@@ -777,12 +777,12 @@ class Driver:
                                        for pack in self.state.packs.values())
 
     def room(self):
-        """Bytes that MAX_BYTES leaves, beside what is in flight and what was left behind."""
+        """Bytes that MAX_BYTES leaves, beside what is in flight and what was left behind; a pack's
+        files are surely gone only when it is over."""
         if self.config.MAX_BYTES is None:
             return float("inf")
         return (self.config.MAX_BYTES - sum(file.size for file in self.kept.values())
-                - sum(file.size for pack in self.state.packs.values()
-                      for file in pack.left().values()))
+                - sum(file.size for pack in self.state.packs.values() for file in pack.files))
 
     def seconds_per_file(self):
         """The pace of all jobs together; infinite at the beginning."""

@@ -1,4 +1,5 @@
 """globus-batch-download.py, with stand-in schedulers and with the real Slurm and Grid Engine."""
+import contextlib
 import json
 import os
 import re
@@ -420,15 +421,19 @@ class Disk(threading.Thread):
 
     def run(self):
         while not self.is_over:
-            used = 0
-            for folder, _, names in os.walk(str(self.site.downloads)):
-                for name in names:
-                    try:
-                        used += os.path.getsize(os.path.join(folder, name))
-                    except FileNotFoundError:
-                        pass
-            self.most = max(self.most, used)
+            # What is there in both looks was there, at that size, at the moment between them.
+            first, second = self.sizes(), self.sizes()
+            self.most = max(self.most, sum(
+                min(size, second[path]) for path, size in first.items() if path in second))
             time.sleep(0.01)
+
+    def sizes(self):
+        found = {}
+        for folder, _, names in os.walk(str(self.site.downloads)):
+            for path in (os.path.join(folder, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    found[path] = os.path.getsize(path)
+        return found
 
 
 def run_with_disk(site):
@@ -457,6 +462,16 @@ def test_files_that_failures_leave_count_for_max_bytes(stand_in, emulator):
     done, most = run_with_disk(stand_in)
     assert last_line(done) == "6 processed, 2 failed, 0 not needed"
     assert 2000 < most <= 4000
+
+
+def test_what_a_pack_that_is_not_over_has_left_counts_for_max_bytes(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" * 1000 for n in range(9)})
+    stand_in.config("NUM_JOBS = 1", "FILES_PER_JOB = 3", "DOWNLOAD_BY = 'driver'",
+                    "MAX_BYTES = 6000")
+    stand_in.process("case $1 in *f[01]) exit 3 ;; *) sleep 1.5 ;; esac", *KEEP)
+    done, most = run_with_disk(stand_in)
+    assert last_line(done) == "7 processed, 2 failed, 0 not needed"
+    assert 4000 < most <= 6000
 
 
 def fill_the_disk(site, emulator):

@@ -114,7 +114,9 @@ def test_jobs_that_wait_in_the_queue_while_config_py_is_edited_keep_their_data_s
     for value in {"PATH": (PATH, "/home/share/other/"), "SOURCE_ENDPOINT_ID": (
             "6c54cade-bde5-45c1-bdea-f4bd71dba2cc", OTHER)}[setting]:
         assert value in done.err
-    assert "scancel 1000 1001 1002" in done.err and str(stand_in.jobs) in done.err
+    command = next(line for line in done.err.splitlines() if line.startswith("scancel "))
+    assert sorted(command.split()[1:]) == ["1000", "1001", "1002"]  # of the packs, in their order
+    assert str(stand_in.jobs) in done.err
     assert journal(stand_in) == before and calls() == []
     go.touch()
     wait_until(lambda: len(processed(stand_in)) == 3)
