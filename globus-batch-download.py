@@ -40,11 +40,10 @@ HERE = helper.as_named_here(helper.HERE)
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
-VAIN_POLLS = 3  # refusals, a poll apart, before the first acceptance
-MOST_VAIN = 10  # attempts of one pack that bring no result
+MOST_REFUSALS = 3  # of a first job, a poll apart
+MOST_FRUITLESS = 10  # attempts of one pack that bring no result
 MOST_SKIPPED = 1000  # files that MAX_BYTES leaves no room for, when a pack is filled
 MOST_ASKED_AGAIN = 10000  # files; the filter looks at a disk, which may be slow
-GIVEN_UP = "given up"  # why an attempt was closed, of which there is nothing to tell
 LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 LOCK_SECONDS = 0.5  # longer than --status holds the lock
@@ -83,7 +82,7 @@ Scheduler = collections.namedtuple(
 QueueEntry = collections.namedtuple("QueueEntry", "id name state reason")
 
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
-SLURM_LINE = re.compile(r"(\d[^|]*)\|(.*)\|(\w+)\|([^|]*)")
+SLURM_LINE = re.compile(r"(?m)^(\d[^|\n]*)\|(.*)\|(\w+)\|([^|\n]*)$")
 # What the words of a scheduler for a job's state, and Slurm's reason behind them, mean: {state:
 # pattern}, and the first one that is found counts.
 SLURM_STATES = {
@@ -108,10 +107,12 @@ FINAL = {"TIMEOUT": "time limit reached: raise the time in RESOURCES",
          "DEADLINE": "its deadline has passed", "OUT_OF_MEMORY": "out of memory: raise the memory "
          "in RESOURCES", "CANCELLED": "the job was cancelled"}
 
+
 def read_job_id(pattern, text):
     """The job's id, on a line of its own, whatever else was printed; None if there is none."""
     lines = [line.strip() for line in text.splitlines()]
-    return next((line for line in reversed(lines) if re.fullmatch(pattern, line)), None)
+    ids = [line.partition(";")[0] for line in lines if re.fullmatch(pattern, line)]
+    return ids[-1] if ids else None
 
 
 def state_by(patterns, words):
@@ -121,23 +122,15 @@ def state_by(patterns, words):
 
 
 def parse_slurm_queue(text):
-    """The answer of squeue. Its heading tells no jobs from no answer; where clusters were named,
-    each has a heading of its own, below its name."""
+    """The answer of squeue. Its heading tells no jobs from no answer."""
     lines = text.split("\n")
-    clusters = sum(line.startswith("CLUSTER: ") for line in lines)
-    if lines.count(SLURM_HEADING) < max(1, clusters) or lines[-1]:
+    if SLURM_HEADING not in lines or lines[-1]:
         raise ValueError("not the whole answer of squeue")
-    entries, cluster = [], ""
-    for line in lines:
-        if line.startswith("CLUSTER: "):
-            cluster = ";" + line[len("CLUSTER: "):]
-        match = SLURM_LINE.fullmatch(line)
-        if match:
-            number, name, state, reason = match.groups()
-            words = [word for word in (state, reason) if word not in ("PENDING", "None")]
-            entries.append(QueueEntry(number + cluster, name,
-                                      state_by(SLURM_STATES, f"{state} {reason}"),
-                                      ", ".join(words) or state))
+    entries = []
+    for number, name, state, reason in SLURM_LINE.findall(text):
+        words = [word for word in (state, reason) if word not in ("PENDING", "None")]
+        entries.append(QueueEntry(number, name, state_by(SLURM_STATES, f"{state} {reason}"),
+                                  ", ".join(words) or state))
     return entries
 
 
@@ -234,6 +227,9 @@ def find_scheduler(config):
     if not shutil.which(command):
         raise helper.UserError(f"config.py: SCHEDULER = {config.SCHEDULER!r}, but there is no "
                                f"{command} here.\nRun this on a login node of the cluster.", 2)
+    if "," in plain_env().get("SLURM_CLUSTERS", ""):
+        raise helper.UserError(f"SLURM_CLUSTERS={plain_env()['SLURM_CLUSTERS']} names several "
+                               "clusters; the driver works with one.", 2)
     return kind
 
 
@@ -288,27 +284,6 @@ def cluster_name(scheduler):
     command, pattern = scheduler.cluster
     match = re.search(pattern, run_command(command)[1])
     return " ".join([match.group(1), *chosen]) if match else None
-
-
-def commands_for(command, ids):
-    """The commands that cancel or release jobs, one for each cluster that they are in."""
-    by_cluster = {}
-    for job_id in ids:
-        number, _, cluster = job_id.partition(";")
-        by_cluster.setdefault(cluster, []).append(number)
-    return [[command[0], *([f"--clusters={cluster}"] if cluster else []), *command[1:], *numbers]
-            for cluster, numbers in by_cluster.items()]
-
-
-def cancel(scheduler, ids):
-    """Cancel jobs."""
-    for command in commands_for(scheduler.cancel, ids):
-        run_command(command)
-
-
-def shown_command(command, ids):
-    """A command for jobs as a person can copy it."""
-    return "; ".join(" ".join(one) for one in commands_for(command, ids))
 
 
 def plain_env():
@@ -369,6 +344,9 @@ def run_command(command, stdin=subprocess.DEVNULL, seconds=QUEUE_SECONDS, env=No
 #   gone.... or lost.... of each of them   the driver: closed, nobody's any more
 # ID: the number of the scheduler's id; WRITER: HOST-PID-RANDOM of the wrapper.sh at work.
 Token = collections.namedtuple("Token", "name state attempt id writer step status")
+# How an attempt has ended. why: None if there is nothing to tell; is_final: another job would end
+# like this one; may_live: nobody knows, so that the file at work must not be begun elsewhere.
+End = collections.namedtuple("End", "why is_final may_live", defaults=(False, False))
 TOKEN = re.compile(r"(ticket|at|stop|end|gone|lost)\.(\d+)(?:\.(\d*)\.([^.]+)\.(get|\d+)"
                    r"(?:\.(\d+))?)?")
 
@@ -470,9 +448,9 @@ class Pack:
         self.attempt = 0  # how many jobs were submitted for it
         self.is_submitted = False  # the last one is in the scheduler's hands
         self.id = None  # the scheduler's, None until it has told
-        self.begun_with = 0  # files that had a result before this attempt
+        self.results_before = 0  # how many there were when the last one was submitted
+        self.fruitless = 0  # attempts in a row without a result
         self.kills = collections.Counter()  # index: jobs that were killed at work on that file
-        self.vain = 0  # attempts in a row without a result
         self.failed_before = set()  # indices of files that had failed before the last start
         # The rest is not in the journal.
         self.results = {}  # index: status, words and writer, of helper.read_results()
@@ -480,7 +458,6 @@ class Pack:
         self.missing_since = None  # since when the queue does not list the job
         self.download = None  # process id of the driver's download
         self.next_download = 0
-        self.is_doubtful = False  # its last attempt had no success
         self.is_adopted = False  # its job was submitted before this start
         self.is_renamed = False  # the queue calls its job by another name
 
@@ -491,6 +468,10 @@ class Pack:
     def failed(self):
         """The indices of files that have failed."""
         return [index for index, (status, _, _) in self.results.items() if status]
+
+    def is_doubtful(self):
+        """True if its last attempt brought nothing, or no attempt a success."""
+        return self.fruitless or self.results and len(self.failed()) == len(self.results)
 
 
 class State:
@@ -523,13 +504,14 @@ class State:
             self.number += 1
             self.packs[name] = Pack([helper.File(*file, None) for file in event["files"]])
         elif kind == "submit":  # about to be submitted
-            pack.attempt, pack.begun_with = event["attempt"], event["done"]
+            pack.attempt, pack.results_before = event["attempt"], event["results"]
             pack.is_submitted, pack.id = True, None
         elif kind == "queued":  # accepted by the scheduler
             pack.id = event["id"]
         elif kind == "closed":  # the attempt will never work again
             pack.is_submitted, pack.id = False, None
-            pack.vain = pack.vain + 1 if event["is_vain"] else 0
+            is_fruitless = event["results"] == pack.results_before
+            pack.fruitless = pack.fruitless + 1 if is_fruitless else 0
             if event["at"] is not None:
                 pack.kills[event["at"]] += 1
         elif kind == "over":  # each file has a result
@@ -559,13 +541,13 @@ class State:
 # ---- packs ----
 
 
-def take_files(pending, most, space, share, is_from_the_end, bytes_of):
+def take_files(pending, most, space, share, is_from_the_end, bytes_of, most_skipped):
     """The next Files for a pack: at most so many. The first one fits into space, the others into
-    what is left of share, bytes; [] if none fits."""
+    what is left of share, bytes; [] if none of the next ones fits."""
     pack, skipped = [], []
     take, give_back = (pending.pop, pending.append) if is_from_the_end else (
         pending.popleft, pending.appendleft)
-    while pending and len(pack) < most and len(skipped) < MOST_SKIPPED:
+    while pending and len(pack) < most and len(skipped) < most_skipped:
         file = take()
         if bytes_of(file) <= (share if pack else space):
             pack.append(file)
@@ -603,7 +585,7 @@ def job_script(scheduler, config, wrapper, folder, attempt):
     fuse = 0 if config.MAX_FAILURES_IN_A_ROW is None else max(
         1, config.MAX_FAILURES_IN_A_ROW // config.NUM_JOBS)
     words = [folder, attempt, fuse, HERE, config.WORKING_DIR,
-             helper.pack_place(config, folder).folder]
+             helper.pack_place(config, folder).folder, config.PATH]
     lines += ['if [ "${1:-}" != --clean ]; then',
               scheduler.log.format(log=shlex.quote(os.path.join(folder, "log"))).rstrip("\n"),
               "set -- --pack " + " ".join(shlex.quote(str(word)) for word in words),
@@ -666,8 +648,8 @@ def start_download(config, folder):
         log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for number in (1, 2):
             os.dup2(log, number)
-        helper.log.is_timed, helper.show_progress.last = False, ""
-        helper.UNWRITTEN.clear()
+        helper.TOLD.is_timed, helper.TOLD.progress = False, ""
+        helper.TOLD.unwritten.clear()
         helper.stderr_of_our_own.cache_clear()
         if os.getppid() == parent:
             status = helper.run_main(lambda: helper.pack_status(config, folder))
@@ -740,7 +722,7 @@ class Driver:
         self.in_a_row = []  # causes of failures since the last success
         self.is_accepted = False  # a job, since this start
         self.is_halted = self.has_halted = self.is_listing = self.stopping = False
-        self.may_submit, self.refusal, self.vain_polls = True, "", 0
+        self.may_submit, self.refusal, self.refusals = True, "", 0
         self.next_poll = 0
         self.ghosts = 0  # jobs in the queue that were given up, or have just ended
         self.ended = {}  # name of a job that has told its end, lately or still listed: when
@@ -758,6 +740,14 @@ class Driver:
 
     def place(self, name):
         return helper.pack_place(self.config, self.path(name))
+
+    def token_of(self, name):
+        """The Token of a pack's last attempt; None if it is just being moved."""
+        return find_token(os.listdir(self.path(name)), self.state.packs[name].attempt)
+
+    def said(self, name):
+        """The last line of what a pack's job, or its download, said."""
+        return last_line(os.path.join(self.path(name), "log"))
 
     def submitted(self):
         """{name: Pack} of those with a job in the scheduler's hands."""
@@ -822,7 +812,7 @@ class Driver:
                  if pack.download is None and pack.left() and (
                      by_job or os.path.exists(os.path.join(self.path(name), "arrived")))]
         first = [name for name in ready
-                 if not (self.has_bad_luck() and self.state.packs[name].is_doubtful)]
+                 if not (self.has_bad_luck() and self.state.packs[name].is_doubtful())]
         new = self.new_pack(self.config.NUM_JOBS - len(self.submitted())) if (
             by_job and not first) else None
         return next(iter(first or filter(None, [new, *ready])), None)
@@ -838,12 +828,12 @@ class Driver:
         most = pack_size(len(self.pending), self.config, self.seconds_per_file())
         if not self.pending or self.is_listing and most < self.config.FILES_PER_JOB:
             return None  # while more files are listed, a pack is to be full
-        space, is_from_the_end = self.room(), self.has_bad_luck()
-        files = take_files(self.pending, most, space, space / max(free, 1), is_from_the_end,
-                           self.bytes_of)
+        space, is_idle = self.room(), not self.state.packs and not self.is_listing
+        files = take_files(self.pending, most, space, space / max(free, 1), self.has_bad_luck(),
+                           self.bytes_of, len(self.pending) if is_idle else MOST_SKIPPED)
+        if not files and is_idle:
+            raise self.no_room()
         if not files:
-            if not self.state.packs and not self.is_listing:
-                self.check_room(space)
             return None
         name = f"g{self.state.number + 1}-{self.state.run}"
         self.append("pack", pack=name, files=[file[:3] for file in files])
@@ -858,17 +848,9 @@ class Driver:
         """What a file takes beside what is there of it already."""
         return 0 if self.is_kept(file) else file.size
 
-    def check_room(self, space):
-        """Nothing is in flight, and MAX_BYTES has room for none of the next files: bring forward
-        one that fits. Raises UserError if there is none."""
-        for _ in range(len(self.pending)):
-            file = self.pending.popleft()
-            if self.bytes_of(file) <= space:
-                self.pending.appendleft(file)
-                return
-            self.pending.append(file)
+    def no_room(self):
         folders = sorted({self.place(file.pack).folder for file in self.kept.values()})
-        raise helper.UserError(
+        return helper.UserError(
             f"What failures left in {self.config.DOWNLOAD_DIR} leaves no room for another file "
             "within MAX_BYTES.\nRemove what you do not need, or raise MAX_BYTES, and start again:\n"
             "rm -r " + " ".join(map(shlex.quote, folders)))
@@ -911,7 +893,7 @@ class Driver:
         helper.write_whole(script, job_script(
             self.scheduler, self.config, wrapper, folder, attempt))
         helper.write_whole(os.path.join(folder, f"ticket.{attempt}"), "")
-        self.append("submit", pack=name, attempt=attempt, done=len(pack.results))
+        self.append("submit", pack=name, attempt=attempt, results=len(pack.results))
         pack.missing_since, pack.is_adopted, pack.is_renamed = None, False, False
         command = submit_command(self.scheduler, options, os.path.join(folder, "log"),
                                  job_name(name, attempt))
@@ -926,8 +908,7 @@ class Driver:
                 helper.plural(len(left), "file"))
             self.report_event(f"submitted {what} (job {job_id})")
         elif revoke(folder, attempt):  # whatever was said, it will never begin
-            self.append("closed", pack=name, attempt=attempt, why="refused", at=None,
-                        is_vain=False)
+            self.append("closed", pack=name, attempt=attempt, why="refused", at=None, results=None)
             self.may_submit, self.refusal = False, both_ends(output + "\n" + errors)
             self.report_once("submit", "The scheduler did not accept a job: "
                              f"{self.refusal}\nThe command was: "
@@ -950,24 +931,23 @@ class Driver:
         return ended
 
     def look_at_token(self, name, pack, token):
-        """Close an attempt that has ended by itself, or that a driver gave up that was killed then;
-        True if it has ended."""
+        """Close an attempt that has ended by itself, or that was given up by a driver that was
+        killed then; True if it has ended."""
         if token is None:  # just being moved: a listing is not of one moment
             return False
         if token.state in ("gone", "lost"):
-            return self.close(name, token, GIVEN_UP, token.state)
-        if token.state == "end" and (token.status <= 128 or not pack.left()):
-            if token.status == helper.NEEDS_LOGIN and token.step == "get":
-                self.close(name, token, GIVEN_UP, "gone")
-                raise self.login_needed(name)
-            said = last_line(os.path.join(self.path(name), "log"))
-            return self.close(name, token, said or f"exit status {token.status}", "gone", True)
-        return False
+            return self.close(name, token, End(None, may_live=token.state == "lost"))
+        if token.state != "end" or token.status > 128 and pack.left():  # the queue may tell why
+            return False
+        if token.status == helper.NEEDS_LOGIN and token.step == "get":
+            self.close(name, token, End(None))
+            raise self.login_needed(name)
+        why = self.said(name) or f"exit status {token.status}"
+        return self.close(name, token, End(why, is_final=True))
 
     def login_needed(self, name):
-        said = last_line(os.path.join(self.path(name), "log"))
-        return helper.UserError(f"{said}\nThen start this script again; it continues with its jobs "
-                                "and the remaining files.")
+        return helper.UserError(f"{self.said(name)}\nThen start this script again; it continues "
+                                "with its jobs and the remaining files.")
 
     def take_results(self, name, names):
         """Take in the new results of a pack."""
@@ -1009,41 +989,35 @@ class Driver:
             self.is_halted = True
             report_halt(self.in_a_row, most)
 
-    def close(self, name, token, why, state, is_final=False):
+    def close(self, name, token, end):
         """An attempt is over. Its token is taken away before the results are read, so that they are
         the last ones; then the file at work is charged, if it has to be; the rest comes again.
-
-        why: GIVEN_UP, if there is nothing to tell; state: `gone`, or `lost` if the job may live on,
-        so that its file must not be begun again in this run; is_final: another job would end like
-        this one. False if the job has moved its token meanwhile: it is alive."""
+        False if the job has moved its token meanwhile: it is alive."""
         pack, folder = self.state.packs[name], self.path(name)
-        if token and not take_token(folder, token, state):
+        if token and not take_token(folder, token, "lost" if end.may_live else "gone"):
             return False
         pack.sizes = {}  # read them, whatever a cache of the file system says of their sizes
         self.take_results(name, os.listdir(folder))
         at = token.step if token and token.step in pack.left() else None
         if at is not None:
-            self.charge(name, token, why, is_final or "lost" in (state, token.state))
-        is_vain = len(pack.results) == pack.begun_with
-        self.append("closed", pack=name, attempt=pack.attempt, why=why, at=at, is_vain=is_vain)
+            self.charge(name, token, end)
+        self.append("closed", pack=name, attempt=pack.attempt, why=end.why, at=at,
+                    results=len(pack.results))
         if token and token.state == "end":
             self.ended[job_name(name, pack.attempt)] = time.monotonic()
         self.may_submit, pack.missing_since = True, None
-        pack.is_doubtful = is_vain or len(pack.failed()) == len(pack.results)
-        if pack.left() and not self.is_halted and why != GIVEN_UP:
-            why = self.tell_early_end(name, token, why, is_vain, is_final)
-        if pack.left() and not self.is_halted and pack.vain >= MOST_VAIN:
-            self.give_up(name, why)
+        if pack.left() and end.why and not self.is_halted:
+            self.begin_again(name, token, end)
         return True
 
-    def charge(self, name, token, why, is_final):
+    def charge(self, name, token, end):
         """A job has ended at work on a file: it was killed between process.sh's success and its
-        report; or the file has failed, at once if it is_final, or else at the second time."""
+        report; or the file has failed, at once if the end is final, or else at the second time."""
         pack, folder, at = self.state.packs[name], self.path(name), token.step
-        writer = "driver." + token.writer  # which names the node
+        writer, why = "driver." + token.writer, end.why or "its job was given up"  # on which node
         if not self.is_still_needed(pack.files[at]):
             helper.add_result(folder, writer, at, 0)
-        elif is_final:
+        elif end.is_final or end.may_live:
             helper.add_result(folder, writer, at, 1, why)
         elif pack.kills[at]:
             helper.add_result(folder, writer, at, 1, f"killed twice while it was processed: {why}")
@@ -1051,21 +1025,25 @@ class Driver:
             helper.remove_if_there(os.path.join(folder, "arrived"))
         self.take_results(name, os.listdir(folder))
 
-    def tell_early_end(self, name, token, why, is_vain, is_final):
-        """An attempt has ended before its pack was over: count one without a result as a failure,
-        and say that the pack comes again; why, with what it was waiting for."""
-        pack, began = self.state.packs[name], token is not None and token.step is not None
-        if began and token.step == "get":
+    def begin_again(self, name, token, end):
+        """An attempt has ended before its pack was over: count one without a result as a failure in
+        a row, and say that the pack comes again, or give it up."""
+        pack, why = self.state.packs[name], end.why
+        has_begun = token is not None and token.step is not None
+        if has_begun and token.step == "get":
             waiting = read_text(os.path.join(self.path(name), "waiting"))
             why += f", while it waited: {waiting}" if waiting else ""
         # One that did not begin may have been cancelled with care, while no driver ran.
-        if is_vain and (began or not (is_final or pack.is_adopted)):
+        if pack.fruitless and (has_begun or not (end.is_final or pack.is_adopted)):
             self.count_failure(cause_of(why))
-        if (is_vain or token is None or token.state != "end") and not self.is_halted:
+        if self.is_halted:
+            return
+        if pack.fruitless >= MOST_FRUITLESS:
+            self.give_up(name, why)
+        elif pack.fruitless or token is None or token.state != "end":
             helper.log(f"The job of {name} ended early: {why}.\nIts "
                        f"{helper.plural(len(pack.left()), 'file')} without a result will be "
                        "submitted again.")
-        return why
 
     def is_still_needed(self, file):
         """The user's filter; True if it fails."""
@@ -1080,7 +1058,7 @@ class Driver:
         helper.cancel_pack(self.config, self.path(name))
         for index in self.state.packs[name].left():
             helper.add_result(self.path(name), "driver", index, 1,
-                              f"{MOST_VAIN} attempts ended without a result: {why}")
+                              f"{MOST_FRUITLESS} attempts ended without a result: {why}")
         self.take_results(name, os.listdir(self.path(name)))
 
     def finish(self, name):
@@ -1139,11 +1117,10 @@ class Driver:
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == helper.NEEDS_LOGIN:
                 raise self.login_needed(name)
             pack.next_download = time.monotonic() + self.config.POLL_SECONDS
-            pack.is_doubtful, pack.vain = True, pack.vain + 1
-            said = last_line(os.path.join(self.path(name), "log"))
+            pack.fruitless, said = pack.fruitless + 1, self.said(name)
             helper.log(f"The download of {name} ended early: {said}.\nIt will be tried again.")
             self.count_failure(cause_of(said))
-            if pack.vain >= MOST_VAIN:
+            if pack.fruitless >= MOST_FRUITLESS:
                 self.give_up(name, said)
 
     def stop_downloads(self):
@@ -1160,8 +1137,7 @@ class Driver:
     def poll(self):
         """Find out which jobs are in the queue, and which are gone."""
         self.next_poll = time.monotonic() + self.config.POLL_SECONDS
-        tokens = {name: find_token(os.listdir(self.path(name)), pack.attempt)
-                  for name, pack in self.submitted().items()}
+        tokens = {name: self.token_of(name) for name in self.submitted()}
         entries = self.ask_queue()
         self.look()  # what ended meanwhile
         if entries is None:
@@ -1184,67 +1160,37 @@ class Driver:
         self.report_queue(ours)
         self.report_stall()
         if not self.may_submit and not self.is_accepted and not self.submitted():
-            self.vain_polls += 1
-            if self.vain_polls >= VAIN_POLLS:
+            self.refusals += 1
+            if self.refusals >= MOST_REFUSALS:
                 raise helper.UserError(
-                    f"The scheduler has accepted no job in {VAIN_POLLS} tries: {self.refusal}\n"
+                    f"The scheduler has accepted no job in {MOST_REFUSALS} tries: {self.refusal}\n"
                     "Fix that, often RESOURCES in config.py, and start this script again; nothing "
                     "is lost.")
         self.may_submit = True
 
     def look_at_entry(self, name, entry, token):
-        """Close an attempt whose job is over, as the queue says; not at once, because a shared file
-        system may show results late."""
+        """Close an attempt whose job is over, as the queue says."""
         pack, now = self.state.packs[name], time.monotonic()
-        if pack.is_renamed and entry.state == "ended":
-            entry = entry._replace(reason="that it has ended, under another name")
         if entry and entry.state not in ("ended", "leaving"):
             pack.missing_since = None
             return
-        is_first, pack.missing_since = pack.missing_since is None, pack.missing_since or now
-        if token is None:  # just being moved; or somebody has removed it
-            if now - pack.missing_since > self.config.GRACE_SECONDS:
-                self.close(name, None, "its token is gone", "gone")
-            return
-        has_begun = token.state != "ticket"
-        word = entry.reason.split(",")[0] if entry else ""
-        if pack.id is None and not has_begun and not entry:  # it never came to the queue
-            self.close(name, token, GIVEN_UP, "gone")
-        elif token.state == "end" and not (entry and entry.state == "leaving"):
-            self.close(name, token, FINAL.get(word) or f"ended by signal {token.status - 128}"
-                       + (f" ({word})" if word else ""), "gone", word in FINAL)
-        elif is_first or entry and entry.state == "leaving" and (
-                now - pack.missing_since < self.config.GRACE_SECONDS):
-            return
-        elif entry and entry.state == "ended":
-            why = FINAL.get(word) or f"the scheduler says {entry.reason}"
-            self.close(name, token, why if has_begun or word == "CANCELLED" else
-                       self.never_started(name, why), "gone", word in FINAL)
-        elif not has_begun:
-            self.close(name, token, self.never_started(
-                name, "it is not in the queue any more"), "gone")
-        elif now - pack.missing_since >= self.config.GRACE_SECONDS:
-            self.close(name, token, "the job was lost: no exit status, and " + (
-                f"the scheduler says {entry.reason}" if entry else
-                "it is not in the queue any more"), "lost" if token.step != "get" else "gone")
-
-    def never_started(self, name, why):
-        said = last_line(os.path.join(self.path(name), "log"))
-        return (f"the job never started: {why}{': ' + said if said else ''}. Can the compute nodes "
-                f"see, and write, {self.config.WORKING_DIR}? Does a start-up file of your shell "
-                "exit?")
+        if pack.is_renamed:
+            entry = entry._replace(reason="that it has ended, under another name")
+        pack.missing_since = pack.missing_since or now
+        end = end_of(entry, token, pack.id is not None, now - pack.missing_since,
+                     self.config.GRACE_SECONDS, self.said(name))
+        if end:
+            self.close(name, token, end)
 
     def ask_queue(self):
         """[QueueEntry, ...], or None if the scheduler gave no answer that can be understood."""
-        scheduler, env = self.scheduler, plain_env()
-        status, output, errors = run_command(scheduler.queue, env=env)
+        scheduler = self.scheduler
+        status, output, errors = run_command(scheduler.queue)
         entries = None
         if status == 0:
             with contextlib.suppress(ValueError):
                 entries = scheduler.parse_queue(output)
-        clusters = env.get("SLURM_CLUSTERS", "").split(",")
-        is_whole = len(clusters) < 2 or all(f"CLUSTER: {name}\n" in output for name in clusters)
-        if entries is None or not is_whole or not entries and not self.confirm_empty(output):
+        if entries is None or not entries and not self.confirm_empty(output):
             self.report_once("queue", f"The scheduler does not answer ({scheduler.queue[0]}: "
                              f"{helper.first_line(errors or output)}).\nAsking again every "
                              f"{self.config.POLL_SECONDS:g} s.", errors or "nonsense")
@@ -1286,7 +1232,7 @@ class Driver:
             self.report_once("stale", "The scheduler still lists jobs that ended a while ago: "
                              f"{ids}. No slot is held for them any more.")
         waiting = [entry.id for entry in ghosts if entry.state in ("waiting", "held", "blocked")]
-        cancel(self.scheduler, waiting)
+        self.cancel(waiting)
 
     def stop_job(self, folder, attempt):
         """Let a job begin no other file; its Token, as it was."""
@@ -1307,9 +1253,18 @@ class Driver:
             if token and token.step in (None, "get") and token.state != "end":
                 ids += [entry.id for entry in entries if entry.id and entry.state != "ended"
                         and entry.name == job_name(name, pack.attempt)]
-                self.close(name, find_token(os.listdir(self.path(name)), pack.attempt),
-                           GIVEN_UP, "gone")
-        cancel(self.scheduler, ids)
+                self.close(name, self.token_of(name), End(None))
+        self.cancel(ids)
+
+    def cancel(self, ids):
+        if ids:
+            run_command(self.scheduler.cancel + ids)
+
+    def shown_command(self, command, ids):
+        """A command for jobs as a person can copy it, with the variables that choose the cluster,
+        which stand behind its name."""
+        cluster = self.state.identity.get("cluster") if self.scheduler.cluster else None
+        return " ".join([*(cluster or "").split()[1:], *command, *ids])
 
     # -- the loop --
 
@@ -1377,18 +1332,19 @@ class Driver:
         lines = ["No job is running; the scheduler says of "
                  f"{helper.plural(len(entries), 'job')}: {words}"]
         if held:
-            lines.append("To release: " + shown_command(self.scheduler.release, held))
+            lines.append("To release: " + self.shown_command(self.scheduler.release, held))
         if stuck:
             lines[0] += error_reason(self.scheduler, stuck[0].id)
             lines.append("If RESOURCES has to be fixed, stop this script, cancel, and start again: "
-                         + shown_command(self.scheduler.cancel, [entry.id for entry in stuck]))
+                         + self.shown_command(self.scheduler.cancel,
+                                              [entry.id for entry in stuck]))
         self.report_once("waiting", "\n".join(lines), words + str(sorted(held)))
 
     def report_stall(self):
         """When all downloads wait for Globus, say why."""
         reasons = []
         for name, pack in self.state.packs.items():
-            token = find_token(os.listdir(self.path(name)), pack.attempt)
+            token = self.token_of(name)
             if pack.download or pack.is_submitted and token and token.step == "get":
                 lines = read_text(os.path.join(self.path(name), "waiting"))
                 reasons.append(lines.split("  (task ")[0] if lines else None)
@@ -1415,18 +1371,15 @@ def read_text(path):
 # ---- the queue ----
 
 
-def id_key(job_id):
-    """What of a job's id is the same in all that the scheduler says: number and cluster."""
-    number, _, cluster = job_id.partition(";")
-    return re.match(r"\d*", number).group(), cluster
+def number_of(job_id):
+    """What of a job's id is the same in all that the scheduler says."""
+    return re.match(r"\d*", job_id).group()
 
 
 def at_work(pack, token):
     """The id of the job that has the token of a pack: of two that came of one submission, it may be
     the one of which the scheduler did not tell."""
-    if not (pack.id and token and token.id) or token.id == id_key(pack.id)[0]:
-        return pack.id
-    return token.id + pack.id[len(id_key(pack.id)[0]):]
+    return token.id if pack.id and token and token.id else pack.id
 
 
 def entry_of(entries, job_id, name):
@@ -1434,10 +1387,40 @@ def entry_of(entries, job_id, name):
     line of its id cannot be read; None if there is none."""
     if job_id:
         for entry in entries:
-            if id_key(entry.id) == id_key(job_id):
+            if number_of(entry.id) == number_of(job_id):
                 return entry
     return next((entry for entry in entries if entry.name == name and not (
         job_id and entry.id)), None)
+
+
+def end_of(entry, token, is_known, seconds, grace, said):
+    """The End of an attempt whose job the queue does not list as alive; None while that is not
+    sure, because a shared file system may show late what the job has done.
+
+    entry: of the queue, or None; token: as it was before the queue was asked; is_known: the
+    scheduler has told the job's id; seconds: since the queue said so first; said: the job's last
+    word."""
+    word = entry.reason.split(",")[0] if entry else ""
+    told = FINAL.get(word) or (
+        f"the scheduler says {entry.reason}" if entry else "it is not in the queue any more")
+    is_leaving, is_late = entry is not None and entry.state == "leaving", seconds >= grace
+    if token is None:  # just being moved; or somebody has removed it
+        return End("its token is gone") if seconds > grace else None
+    if token.state == "end" and not is_leaving:
+        return End(FINAL.get(word) or f"ended by signal {token.status - 128}"
+                   + (f" ({word})" if word else ""), word in FINAL)
+    if token.state == "ticket" and not is_known and not entry:  # it never came to the queue
+        return End(None)
+    if seconds == 0 or is_leaving and not is_late:
+        return None
+    if token.state == "ticket" and word != "CANCELLED":
+        return End(f"the job never started: {told}{': ' + said if said else ''}. Can the compute "
+                   "nodes see, and write, WORKING_DIR? Does a start-up file of your shell exit?",
+                   word in FINAL)
+    if entry and entry.state == "ended":
+        return End(told, word in FINAL)
+    return End(f"the job was lost: no exit status, and {told}", may_live=token.step != "get") if (
+        is_late) else None
 
 
 def error_reason(scheduler, job_id):
@@ -1611,7 +1594,7 @@ def report_stop(driver):
     helper.log(f"Stopped. {helper.plural(len(packs), 'job')} left in the queue{unknown}.\n"
                "Start this script again to continue.")
     if ids:
-        helper.log("To cancel them: " + shown_command(driver.scheduler.cancel, ids))
+        helper.log("To cancel them: " + driver.shown_command(driver.scheduler.cancel, ids))
 
 
 def report_transfers(driver):
@@ -1794,7 +1777,7 @@ def refuse_another(driver, identity):
     ids = [pack.id for pack in driver.submitted().values() if pack.id]
     is_copy = was.get("WORKING_DIR") != identity["WORKING_DIR"]  # its jobs are not to be cancelled
     jobs = "," if is_copy or not ids else (
-        f", cancel its jobs:\n{shown_command(driver.scheduler.cancel, ids)}\nand")
+        f", cancel its jobs:\n{driver.shown_command(driver.scheduler.cancel, ids)}\nand")
     raise helper.UserError(
         f"There is an interrupted run here, with {'; '.join(differs)}.\nFinish it as it was begun; "
         f"or, to forget it{jobs} remove the folder {driver.folder}", 2)
@@ -1823,7 +1806,7 @@ def resume(driver):
         token = find_token(os.listdir(folder), pack.attempt)
         if token and pack.is_submitted and token.status == helper.NEEDS_LOGIN and (
                 token.step == "get"):
-            driver.close(name, token, GIVEN_UP, "gone")  # it was reported then
+            driver.close(name, token, End(None))  # it was reported then
     report_resume(driver)
 
 
@@ -1987,7 +1970,7 @@ def batch(driver, is_new, files, limit):
     """Run the batch, or resume it; the exit status."""
     config = driver.config
     os.makedirs(config.DOWNLOAD_DIR, exist_ok=True)
-    helper.log.is_timed = True
+    helper.TOLD.is_timed = True
     try:
         begin(driver, is_new)
         driver.is_listing = not is_new

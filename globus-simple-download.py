@@ -95,7 +95,8 @@ def check_result(client, config, files, task):
     missing = helper.outcomes(client, place, files, task)
     if task["status"] != "SUCCEEDED":
         absent = {file.path for file in helper.missing_files(files, config.DOWNLOAD_DIR)}
-        here = [path for path, why in missing.items() if not why and path not in absent]
+        here = [path for path, why in missing.items()
+                if why in (helper.TASK_FAILED, helper.UNTOLD) and path not in absent]
         stuck = helper.stuck_file(client, place, task)
         compared = [path for path in here if path != stuck]
         # Globus counts what it compared and found in place, but does not name it.
@@ -114,8 +115,7 @@ def check_result(client, config, files, task):
             os.path.join(config.DOWNLOAD_DIR, files[0].path)) is None:
         helper.log(unfit[files[0].path])
         return dict.fromkeys(unfit, "")
-    return {path: helper.UNTOLD if why is None else why
-            for path, why in {**missing, **unfit}.items()}
+    return {**missing, **unfit}
 
 
 def download(client, config, files, refused):

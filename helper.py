@@ -119,7 +119,9 @@ UNKNOWN = ("", None)
 # What to do about one's own.
 GCP = {"GC_NOT_CONNECTED": "start it: globusconnectpersonal -start &",
        "GC_PAUSED": "resume it: globusconnectpersonal -unpause"}
+# Why a file did not arrive, where Globus does not say it of this file.
 NO_REASON = "no reason given"
+TASK_FAILED = ""  # the task as a whole did
 UNTOLD = "Globus does not tell whether it has arrived"
 CANCELLED = "cancelled, because it cannot succeed: "
 NOT_ENDED = "Globus has accepted the cancel request, but the task has not ended"
@@ -145,6 +147,15 @@ Place = namedtuple("Place", "source folder destination")
 
 
 # ---- telling ----
+
+# What this process has told so far, and how.
+TOLD = types.SimpleNamespace(
+    is_timed=False,  # lines begin with the time, in a log with the date
+    unwritten=deque(maxlen=10000),  # what stderr did not take yet, bytes
+    progress="",  # the line of progress on a terminal
+    progress_logged=time.monotonic(),  # when one was written to a log
+    waiting_path=None,  # of the file that tells the batch driver for what its download waits
+    outages=0)  # how many; after one wait_for_task() tells its own reason again
 
 
 class UserError(Exception):
@@ -210,14 +221,11 @@ def raise_interrupt(number, frame):
 
 def log(text):
     """A line on stderr; none where that is closed or its disk full, and the work goes on."""
-    if log.is_timed:
+    if TOLD.is_timed:
         pattern = "%H:%M:%S" if is_terminal() else "%Y-%m-%d %H:%M:%S"
         text = f"{time.strftime(pattern)}  {text}"
     show_progress("")
     write_to_stderr(escape_control_chars(text) + "\n")
-
-
-log.is_timed = False  # the batch driver's lines begin with the time; in a log with the date
 
 
 def write_to_stderr(text, is_last=False):
@@ -226,21 +234,18 @@ def write_to_stderr(text, is_last=False):
     if not sys.stderr:
         return
     if text:
-        UNWRITTEN.append(text.encode(sys.stderr.encoding or "utf-8", "backslashreplace"))
+        TOLD.unwritten.append(text.encode(sys.stderr.encoding or "utf-8", "backslashreplace"))
     with contextlib.suppress(OSError, ValueError):  # it is closed, or its disk is full
-        while UNWRITTEN:
+        while TOLD.unwritten:
             try:
-                written = os.write(stderr_of_our_own(), UNWRITTEN[0])
+                written = os.write(stderr_of_our_own(), TOLD.unwritten[0])
             except BlockingIOError:
                 if not is_last:
                     return
                 select.select([], [stderr_of_our_own()], [])
                 continue
-            rest = UNWRITTEN.popleft()[written:]
-            UNWRITTEN.extendleft([rest] if rest else [])
-
-
-UNWRITTEN = deque(maxlen=10000)
+            rest = TOLD.unwritten.popleft()[written:]
+            TOLD.unwritten.extendleft([rest] if rest else [])
 
 
 @functools.lru_cache(maxsize=None)
@@ -257,38 +262,31 @@ def stderr_of_our_own():
 def report_waiting(reason):
     """Say for what a script waits; in a pack's download, to the batch driver, too."""
     log("Waiting: " + reason)
-    if report_waiting.path:
-        write_whole(report_waiting.path, reason)
-
-
-report_waiting.path = None  # of the file for the batch driver
+    if TOLD.waiting_path:
+        write_whole(TOLD.waiting_path, reason)
 
 
 def report_resumed():
     """Say that what the script has waited for has come."""
     log("Resumed.")
-    if report_waiting.path:
-        remove_if_there(report_waiting.path)
+    if TOLD.waiting_path:
+        remove_if_there(TOLD.waiting_path)
 
 
 def show_progress(text):
     """Say how far it is: on the last line of a terminal; in a log as a line, once a minute."""
     write_to_stderr("")  # what could not be written before
     if not is_terminal():
-        if text and time.monotonic() - show_progress.when >= QUIET_SECONDS:
-            show_progress.when = time.monotonic()
+        if text and time.monotonic() - TOLD.progress_logged >= QUIET_SECONDS:
+            TOLD.progress_logged = time.monotonic()
             log(text)
         return
     line = escape_control_chars(text)[:terminal_width()]
-    before = show_progress.last
-    if line != before and (not line or not UNWRITTEN):
+    before = TOLD.progress
+    if line != before and (not line or not TOLD.unwritten):
         # Spaces over what is left of the last text: a dumb terminal knows no code for that.
-        show_progress.last = line
+        TOLD.progress = line
         write_to_stderr("\r" + line.ljust(len(before)) + "\r" + line)
-
-
-show_progress.last = ""
-show_progress.when = time.monotonic()
 
 
 def terminal_width():
@@ -923,15 +921,12 @@ def keep_trying(function, *arguments, **options):
             if gist != told:
                 report_waiting(f"{trouble}. Trying again until it works.")
                 told = gist
-                keep_trying.outages += 1
+                TOLD.outages += 1
             time.sleep(max(pause, trouble.seconds))
         else:
             if told:
                 report_resumed()
             return answer
-
-
-keep_trying.outages = 0  # that have been told; wait_for_task() then tells its own reason again
 
 
 def try_once(call, *arguments, **options):
@@ -1379,9 +1374,9 @@ def wait_for_task(client, task_id, progress):
     is_fatal, since, pause = stall_detector(), (None, time.monotonic()), SOONEST_POLL / 2
     while True:
         time.sleep(pause)
-        outages = keep_trying.outages
+        outages = TOLD.outages
         task = retry(client.get_task, task_id, required=TASK)
-        reported = reported if outages == keep_trying.outages else None  # its end was the last word
+        reported = reported if outages == TOLD.outages else None  # its end was the last word
         if task["status"] in ENDED:
             failure = failure_reason(client, task)
             if reported and not failure:
@@ -1523,8 +1518,8 @@ def failure_reason(client, task):
 
 def outcomes(client, place, files, task):
     """{path: why} of those Files that a task which has ended did not bring, or did not prove to be
-    whole; why is empty where only the task as a whole failed, and None where Globus does not tell
-    what became of the file. Whether those of which it says nothing are there is for the caller."""
+    whole; why may be TASK_FAILED or UNTOLD. Whether those of which Globus says nothing are there is
+    for the caller."""
     is_success, skips = task["status"] == "SUCCEEDED", get_number(task, "subtasks_skipped_errors")
     if is_success and not skips:
         return {}
@@ -1536,9 +1531,9 @@ def outcomes(client, place, files, task):
         absent = set() if is_success else {file.path for file in missing_files(files, place.folder)}
         rest = [file.path for file in files if file.path not in missing
                 and (file.path not in sent or file.path in absent)]
-        why = "" if len(skipped) >= skips and len(sent) >= count else None
+        why = TASK_FAILED if len(skipped) >= skips and len(sent) >= count else UNTOLD
         if is_success:
-            why = NO_REASON if len(rest) == skips - len(skipped) else None
+            why = NO_REASON if len(rest) == skips - len(skipped) else UNTOLD
         missing.update(dict.fromkeys(rest, why))
     return {file.path: missing[file.path] for file in files if file.path in missing}
 
@@ -1688,10 +1683,12 @@ def build_request(config, submission, place, files):
 
 def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     """Submit the request for these Files, and wait: {path: why} of those that have not arrived
-    whole, and why the task failed, None if it did not, or EXPIRED. why is None for those to be
-    asked for again: the task was stuck at another file, or EXPIRED, or Globus does not tell what
-    became of them; or it is not new, and was cancelled, or what it brought is not there any more.
-    is_kept: a task that this script does not see the end of goes on, to be taken over."""
+    whole, and why the task failed, None if it did not, or expired.
+
+    why is None for those to be asked for again: Globus does not tell what became of them, or the
+    task says nothing about them, because it was stuck at another file, or expired, or was cancelled
+    before it was taken over, or what it brought is not there any more. is_kept: a task that this
+    script does not see the end of goes on, to be taken over; is_new: it is not being taken over."""
     try:
         task, failure = run_task(client, request, is_kept, is_new)
     except GlobusAPIError as error:  # of several files, who knows which one it is about?
@@ -1702,12 +1699,14 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     code = get_text(task.get("fatal_error") or {}, "code")
     if code == "EXPIRED":
         log(f"The transfer task {task['task_id']} expired; it is submitted again.")
-    is_open = code == "EXPIRED" or code == "CANCELED" and not is_new  # whoever has cancelled it
+    is_verdict = code != "EXPIRED" and (code != "CANCELED" or is_new)  # not somebody's cancel
     is_stuck = (failure or "").startswith(CANCELLED) and len(request["DATA"]) > 1
     stuck = stuck_file(client, place, task) if is_stuck else None
     for path, why in missing.items():
-        if why == "":
-            missing[path] = None if is_open or is_stuck and path != stuck else failure
+        if why == TASK_FAILED:
+            missing[path] = failure if is_verdict and (not is_stuck or path == stuck) else None
+        elif why == UNTOLD:
+            missing[path] = None
     sent = [file for file in files if file.path not in missing]
     for path, why in unfit_files(client, config, place, sent, task).items():
         missing[path] = why if is_new else None
@@ -1920,8 +1919,8 @@ def download_pack(config, folder):
     transfer that an earlier attempt began is taken over: the same request brings the same task.
     Raises GlobusAPIError or UserError where something is wrong that is no single file's fault."""
     client, place, files = transfer_client(), pack_place(config, folder), read_pack(folder)
-    report_waiting.path = os.path.join(folder, "waiting")
-    remove_if_there(report_waiting.path)
+    TOLD.waiting_path = os.path.join(folder, "waiting")
+    remove_if_there(TOLD.waiting_path)
     writer, results = f"download-{os.uname().nodename}-{os.getpid()}", read_results(folder)
     left = {index: file for index, file in enumerate(files) if index not in results}
     moved, arrived, empty_rounds = read_indices(folder, "moved"), set(), 0
@@ -1955,7 +1954,7 @@ def download_pack(config, folder):
         if empty_rounds == MOST_EMPTY_ROUNDS and left:  # no verdict on the others
             raise UserError(failure)
     write_whole(os.path.join(folder, "arrived"), "".join(f"{i}\n" for i in sorted(arrived)))
-    remove_if_there(report_waiting.path)
+    remove_if_there(TOLD.waiting_path)
 
 
 def pack_status(config, folder):

@@ -23,29 +23,29 @@ cd -- "$2" && shift 2 && set +o posix || exit
 _stopped='' # by a signal to the job, which ends the current step; this script survives to say so
 trap '_stopped=129' HUP; trap '_stopped=130' INT; trap '_stopped=143' TERM
 trap '_stopped=140' USR2; trap '_stopped=152' XCPU; trap : USR1
-_names=() _todo=() _over=() _pack='' _step=get _row=0 _worst=0
+_names=() _todo=() _over=() _pack='' _step=get _failures=0 _worst=0
 
 # In a job, exactly one of job and driver moves the token. (NFS may deny a rename that it has made.)
 move() { mv -T -- "$_pack/$1" "$_pack/$2" 2>/dev/null || [ -e "$_pack/$2" ]; }
 delete() { [ ${#_over[@]} = 0 ] || rm -f -- "${_over[@]}"; _over=(); }
 finish() {
-  local end=end.$_me.$_step.$1 && delete
-  [ -z "$_pack" ] || move "at.$_me.$_step" "$end" || move "stop.$_me.$_step" "$end"
+  local end=end.$_job.$_step.$1 && delete
+  [ -z "$_pack" ] || move "at.$_job.$_step" "$end" || move "stop.$_job.$_step" "$end"
   exit $((${#_pack} ? $1 != 0 : $1)) # to some schedulers 99 and 100 have a meaning
 }
 
 if [ "$1" = --pack ]; then
-  _pack=$2 _fuse=$4 _here=$5 _folder=$7 _id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
-  _me=$3.${_id%%[!0-9]*}
+  _pack=$2 _fuse=$4 _here=$5 _folder=$7 _dir=$8 _id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
+  _job=$3.${_id%%[!0-9]*}
   cd -- "$6" && exec </dev/null || exit
-  for _token in "$_pack/at.$_me".*.[0-9]*; do # killed at work, and requeued: the driver decides
+  for _token in "$_pack/at.$_job".*.[0-9]*; do # killed at work, and requeued: the driver decides
     move "${_token##*/}" "end${_token##*/at}.137"
   done
-  for _token in "$_pack/ticket.$3" "$_pack/at.$_me".*.get; do
-    _new=$_me.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM
-    if move "${_token##*/}" "at.$_new.get"; then _me=$_new && break; fi
+  for _token in "$_pack/ticket.$3" "$_pack/at.$_job".*.get; do
+    _new=$_job.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM
+    if move "${_token##*/}" "at.$_new.get"; then _job=$_new && break; fi
   done
-  [ -e "$_pack/at.$_me.get" ] || exit 0 # given up, or somebody else's
+  [ -e "$_pack/at.$_job.get" ] || exit 0 # given up, or somebody else's
   mapfile -t _names <"$_pack/files" && _names=("${_names[@]#*$'\t'*$'\t'}") # below size and date
   printf 'wrapper.sh on %s, %(%F %T)T: pack of %s, %s\n' "$HOSTNAME" -1 ${#_names[@]} "${_names[0]}"
   GLOBUS_SETTINGS=$(<"$_pack/settings.json") _process=$_pack/process.sh
@@ -71,7 +71,7 @@ fi
 for _i in "${_todo[@]}"; do
   [ -z "$_stopped" ] || finish "$_stopped"
   if [ -n "$_pack" ]; then
-    move "at.$_me.$_step" "at.$_me.$_i" || finish 0 # from here on, it is at work on this file
+    move "at.$_job.$_step" "at.$_job.$_i" || finish 0 # from here on, it is at work on this file
     _step=$_i _file=$_folder/${_names[_i]}
     exec >"$_pack/$_i.log" 2>&1
     until [ -f "$_file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # a shared disk may be late
@@ -83,20 +83,20 @@ for _i in "${_todo[@]}"; do
     [ $_status = 0 ] || { _worst=$_status && continue; }
     [ -f "$_file" ] || echo "wrapper.sh: expected the path of the download, but got: $_file" >&2
   fi
-  [ -f "$_file" ] && GLOBUS_NAME=${_names[_i]} "$_process" "$_file"
+  [ -f "$_file" ] && GLOBUS_PATH=$_dir GLOBUS_NAME=${_names[_i]} "$_process" "$_file"
   _status=$?
   [ $_status -le 128 ] || sleep 1 # a signal that was for the whole job is no result of the file
   [ $_status = 0 ] || [ -z "$_stopped" ] || finish "$_stopped"
-  until [ -z "$_pack" ] || echo "$_i $_status" >>"$_pack/results.$_me"; do # a full disk? or
+  until [ -z "$_pack" ] || echo "$_i $_status" >>"$_pack/results.$_job"; do # a full disk? or
     [ -d "$_pack" ] || [ ! -d "$_here" ] || exit 1 # jobs/ was removed
-    sleep 5 && echo >>"$_pack/results.$_me"
+    sleep 5 && echo >>"$_pack/results.$_job"
   done
   if [ $_status = 0 ]; then
-    _row=-1000000 _over+=("$_file" ${_pack:+"$_pack/$_i.log"})
+    _fuse=0 _over+=("$_file" ${_pack:+"$_pack/$_i.log"})
     [ $SECONDS = "${_last:-}" ] || delete && _last=$SECONDS # once a second
   else
     _worst=$_status
-    [ $((++_row)) != "$_fuse" ] || finish "$_status" # all may fail alike: do not go on
+    [ $((++_failures)) != "$_fuse" ] || finish "$_status" # all may fail alike: do not go on
   fi
 done
 finish "$_worst"

@@ -257,9 +257,9 @@ def restart(sizes):
             for n in range(sizes.ended):
                 pack = f"g{n + 1}-abcde"
                 write(event="pack", pack=pack, files=[[f"sample-{n:06d}.txt", 1, ""]])
-                write(event="submit", pack=pack, attempt=1, done=0)
+                write(event="submit", pack=pack, attempt=1, results=0)
                 write(event="queued", pack=pack, id=str(n))
-                write(event="closed", pack=pack, attempt=1, why="", at=None, is_vain=False)
+                write(event="closed", pack=pack, attempt=1, why="", at=None, results=1)
                 write(event="over", pack=pack, failed=[], bytes=1)
         journal = (site.jobs / "journal.jsonl").read_bytes()
         costs = []

@@ -5,19 +5,17 @@ The stand-ins know one cluster; two lines on PATH before them make it a far one.
 import subprocess
 
 import pytest
-from conftest import BATCH, KEEP, last_line, load, processed, put_before, wait_until, with_stand_in
+from conftest import BATCH, KEEP, last_line, processed, put_before, wait_until, with_stand_in
 
-DRIVER = load("globus-batch-download")
 HEADING = "JOBID|NAME|STATE|REASON"
 
 # sbatch goes where SBATCH_CLUSTERS or SLURM_CLUSTERS says; squeue and scancel where SLURM_CLUSTERS
-# or --clusters does.
+# does.
 SBATCH = ['far=${SBATCH_CLUSTERS:-$SLURM_CLUSTERS}',
           'id=$("$real" "$@") && echo "$id${far:+;far}"']
-SQUEUE = ['for name in ${SLURM_CLUSTERS//,/ }; do [ $name = dead ] || echo "CLUSTER: $name"',
-          'case $name in far) "$real" "$@" ;; near) echo "%s"; echo ;; esac; done' % HEADING,
-          '[ -n "$SLURM_CLUSTERS" ] || echo "%s"' % HEADING]
-SCANCEL = ['if [[ $1 = --clusters=far ]]; then shift; exec "$real" "$@"; fi',
+SQUEUE = ['[ -z "$SLURM_CLUSTERS" ] || echo "CLUSTER: $SLURM_CLUSTERS"',
+          'case $SLURM_CLUSTERS in far) exec "$real" "$@" ;; *) echo "%s" ;; esac' % HEADING]
+SCANCEL = ['[ "$SLURM_CLUSTERS" != far ] || exec "$real" "$@"',
            'echo "scancel: error: Kill job error: Invalid job id" >&2; exit 1']
 
 
@@ -35,7 +33,6 @@ NAMED = {
     "SBATCH_CLUSTERS": {"SBATCH_CLUSTERS": "far"},
     "SLURM_CLUSTERS": {"SLURM_CLUSTERS": "far"},
     "both": {"SLURM_CLUSTERS": "near", "SBATCH_CLUSTERS": "far"},
-    "two clusters": {"SLURM_CLUSTERS": "near,far"},
 }
 
 
@@ -68,7 +65,7 @@ def test_a_cluster_at_the_top_of_wrapper_sh_is_refused_too(far):
     assert "wrapper.sh holds '--clusters=far'. " in done.err and "SLURM_CLUSTERS" in done.err
 
 
-def test_they_are_taken_up_by_a_driver_that_knows_the_cluster_from_their_ids(far, emulator):
+def test_jobs_in_another_cluster_are_taken_up(far, emulator):
     emulator.add({"a": b"1"})
     far.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
     far.env["SBATCH_CLUSTERS"] = "far"
@@ -114,16 +111,30 @@ def test_the_command_to_cancel_names_the_cluster(far, emulator):
     driver = far.start(BATCH)
     wait_until((far.folder / "begun").exists)
     driver.terminate()
-    assert b"To cancel them: scancel --clusters=far 1000\n" in driver.communicate()[1]
+    assert b"To cancel them: SLURM_CLUSTERS=far scancel 1000\n" in driver.communicate()[1]
 
 
-def test_the_silence_of_one_of_two_clusters_is_no_answer(far, emulator):
-    emulator.add({"a": b"1"})
-    far.env["SLURM_CLUSTERS"] = "near,dead"
-    far.process("sleep 2", *KEEP)
+def test_several_clusters_are_refused(far):
+    far.env["SLURM_CLUSTERS"] = "near,far"
     done = far.run(BATCH)
-    assert last_line(done) == "1 processed, 0 failed, 0 not needed"
-    assert done.err.count("The scheduler does not answer") == 1
+    assert done.returncode == 2 and not far.jobs.exists()
+    assert done.err == (
+        "SLURM_CLUSTERS=near,far names several clusters; the driver works with one.\n")
+
+
+def test_the_command_to_forget_a_run_names_its_cluster(far, emulator):
+    emulator.add({"a": b"1"})
+    far.env["SLURM_CLUSTERS"] = "far"
+    far.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = far.start(BATCH)
+    wait_until((far.folder / "begun").exists)
+    driver.kill()
+    driver.communicate()
+    far.env["SLURM_CLUSTERS"] = "near"
+    done = far.run(BATCH)
+    (far.folder / "go").touch()
+    assert done.returncode == 2
+    assert "cancel its jobs:\nSLURM_CLUSTERS=far scancel 1000\n" in done.err
 
 
 def test_a_variable_that_filters_what_scancel_cancels_is_not_obeyed(stand_in, emulator, tmp_path):
@@ -172,18 +183,3 @@ def test_jobs_at_another_pbs_server_are_not_looked_for_at_this_one(site, emulato
     assert done.returncode == 2
     assert "cluster = 'pbshost PBS_SERVER=far', not 'pbshost PBS_SERVER=near'" in done.err
     assert "qdel 1000.pbshost\n" in done.err
-
-
-TWO = ("CLUSTER: near\n%s\n1|g1-1|RUNNING|None\n\nCLUSTER: far\n%s\n7|g1-2|PENDING|Priority\n"
-       % (HEADING, HEADING))
-
-
-def test_the_answers_of_two_clusters_are_read():
-    assert [entry[:3] for entry in DRIVER.parse_slurm_queue(TWO)] == [
-        ("1;near", "g1-1", "running"), ("7;far", "g1-2", "waiting")]
-
-
-@pytest.mark.parametrize("text", [TWO[:-1], TWO.replace(HEADING, "", 1), "CLUSTER: near\n", ""])
-def test_half_an_answer_of_them_is_none(text):
-    with pytest.raises(ValueError):
-        DRIVER.parse_slurm_queue(text)

@@ -378,7 +378,8 @@ def test_a_start_up_file_changes_no_result(how, stand_in, emulator, tmp_path):
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_what_environment_lines_export_reaches_process_sh_unchanged(by_hand, stand_in, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    names = [name for name in NAMES if name not in ("_", "GLOBUS_NAME", "wrapper_command")]
+    names = [name for name in NAMES if name not in (
+        "_", "GLOBUS_NAME", "GLOBUS_PATH", "wrapper_command")]
     bend_environment(stand_in, "\n".join(
         ["export %s=mine-%s" % (name, name) for name in names]
         + ["tool() { echo 'of a module'; }; export -f tool"]))
@@ -398,13 +399,23 @@ def test_what_environment_lines_export_reaches_process_sh_unchanged(by_hand, sta
     assert processed(stand_in) == {"a": 1, "b": 1}
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_process_sh_knows_the_directory_on_the_source_collection(by_hand, stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.process('echo "$GLOBUS_PATH" >path')
+    done = run_wrapper(stand_in, "a") if by_hand else stand_in.run(BATCH)
+    assert done.returncode == 0
+    assert (stand_in.folder / "path").read_text().rstrip("/\n") == PATH.rstrip("/")
+
+
 def test_nothing_of_the_driver_s_bookkeeping_is_in_process_sh_s_environment(stand_in, emulator):
     emulator.add({"a": b"1"})
     stand_in.process("env -0 >environment", *KEEP)
     assert stand_in.run(BATCH).returncode == 0
     text = (stand_in.folder / "environment").read_bytes().decode()
     env = dict(line.split("=", 1) for line in text.split("\0") if line)
-    known = {*stand_in.env, "GLOBUS_NAME", "PYTHON", "SLURM_JOB_ID", "PWD", "OLDPWD", "SHLVL", "_"}
+    known = {*stand_in.env, "GLOBUS_NAME", "GLOBUS_PATH", "PYTHON", "SLURM_JOB_ID", "PWD", "OLDPWD",
+             "SHLVL", "_"}
     known.add("GLOBUS_SETTINGS")  # for wrapper.sh, if process.sh calls it
     assert set(env) <= known
     assert str(stand_in.jobs) not in json.dumps(

@@ -94,7 +94,7 @@ def test_a_folder_that_the_nodes_do_not_see_costs_a_few_files(stand_in, emulator
     stand_in.config("MAX_FAILURES_IN_A_ROW = 2", "GRACE_SECONDS = 0.5", "POLL_SECONDS = 0.3")
     done = stand_in.run(BATCH)
     assert done.returncode == 1
-    assert "Can the compute nodes see, and write, %s?" % stand_in.folder in done.err
+    assert "Can the compute nodes see, and write, WORKING_DIR?" in done.err
     assert "failed in a row (MAX_FAILURES_IN_A_ROW = 2), 2 of them with: the job never" in done.err
     assert last_line(done) == "0 processed, 0 failed, 0 not needed"
     assert sum(event["event"] == "queued" for event in journal(stand_in)) <= 2 + 3

@@ -184,7 +184,7 @@ def test_files_whose_jobs_are_always_killed_while_they_download_fail_in_the_end(
         stand_in, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
     stand_in.config("FILES_PER_JOB = 4", "NUM_JOBS = 1", "POLL_SECONDS = 0.5")
-    stand_in.edit(BATCH, "MOST_VAIN = 10", "MOST_VAIN = 3")
+    stand_in.edit(BATCH, "MOST_FRUITLESS = 10", "MOST_FRUITLESS = 3")
     download_with(stand_in, tmp_path, "echo >>%s" % (tmp_path / "tries"), KILL)
     done = stand_in.run(BATCH)
     assert last_line(done) == "0 processed, 4 failed, 0 not needed"

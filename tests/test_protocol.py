@@ -160,7 +160,7 @@ class Hooks:
         DRIVER.install_signal_handlers = lambda driver: None
         DRIVER.print = lambda *texts, **options: self.world.printed.append(" ".join(texts))
         HELPER.log = lambda text: self.world.log.append(text)
-        HELPER.log.is_timed = False
+        HELPER.TOLD.is_timed = False
         HELPER.is_terminal = lambda: False
         HELPER.show_progress = lambda text: None
         HELPER.cancel_pack = lambda config, folder: None
@@ -454,6 +454,7 @@ class World:
         self.not_needed = set()  # paths, in this start
         self.lost = {}  # (folder, attempt): the start in which it was given up as lost
         self.vain = collections.Counter()  # pack: jobs and downloads without a result
+        self.results = {}  # pack: how many there were at its last submission
         self.checked = set()
         self.is_accepted = False
         HOOKS.world, HELPER.HERE, DRIVER.HERE = self, self.root, self.root
@@ -613,8 +614,10 @@ class World:
     def note_event(self, event):
         if event["event"] == "run":
             self.run = event["run"]
+        elif event["event"] == "submit":
+            self.results[event["pack"]] = event["results"]
         elif event["event"] == "closed":
-            self.vain[event["pack"]] += event["is_vain"]
+            self.vain[event["pack"]] += event["results"] == self.results[event["pack"]]
 
     def note_renamed(self, new):
         lost = re.fullmatch(r"lost\.(\d+)\..*", os.path.basename(new))

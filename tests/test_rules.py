@@ -344,8 +344,8 @@ def test_a_job_that_never_began_is_told_at_once_without_a_log_that_is_not_there(
     put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | sed "s/None$/JobLaunchFailure/"')
     stand_in.config("GRACE_SECONDS = 1000", "POLL_SECONDS = 0.3", "MAX_FAILURES_IN_A_ROW = 2")
     done = stand_in.run(BATCH)
-    words = (f"the job never started: the scheduler says FAILED, JobLaunchFailure. Can the compute "
-             f"nodes see, and write, {stand_in.folder}?")
+    words = ("the job never started: the scheduler says FAILED, JobLaunchFailure. Can the compute "
+             "nodes see, and write, WORKING_DIR?")
     assert done.returncode == 1 and done.err.count(f"ended early: {words}") == 1
     assert "STOPPING: 2 files or jobs failed in a row" in done.err
     assert "2 of them with: the job never started: the scheduler says FAILED, Job" in done.err
@@ -368,7 +368,7 @@ def test_a_folder_has_the_name_that_the_shell_gives_it(stand_in, emulator, tmp_p
     assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
     script = (folder / "sbatch.script").read_text()
     pack, = {event["pack"] for event in journal(stand_in) if "pack" in event}
-    assert (f"\nset -- --pack {named}/jobs/{pack} 1 3 {named} {named} {named}/downloads/{pack}\n"
+    assert (f"\nset -- --pack {named}/jobs/{pack} 1 3 {named} {named} {named}/downloads/{pack} "
             in script)
     assert str(stand_in.folder) not in script
 

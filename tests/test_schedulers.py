@@ -34,7 +34,7 @@ def called(name, queue):
 
 @pytest.mark.parametrize("reader,text,number", [
     ("slurm", "123\n", "123"),
-    ("slurm", "123;cluster\n", "123;cluster"),
+    ("slurm", "123;cluster\n", "123"),
     ("slurm", "some news of the site\n123\n", "123"),
     ("slurm", "123\nsome news of 2026\n", "123"),
     ("pbs", "4.pbshost\n", "4.pbshost"),
@@ -240,8 +240,6 @@ OURS = [
     ([("", "g1.1-abcde")], "7", ""),  # on a line that cannot be read
     ([("71", "of-mine"), ("17", "of-mine")], "7", None),
     ([("7.pbshost", "g1.1-abcde")], "7.pbshost.example.org", "7.pbshost"),
-    ([("7;near", "theirs"), ("7;far", "g1.1-abcde")], "7;far", "7;far"),
-    ([("7;near", "theirs")], "7;far", None),
 ]
 
 
