@@ -1031,7 +1031,7 @@ class Driver:
         pack, why = self.state.packs[name], end.why
         has_begun = token is not None and token.step is not None
         if has_begun and token.step == "get":
-            waiting = read_text(os.path.join(self.path(name), "waiting"))
+            waiting = helper.read_text(os.path.join(self.path(name), "waiting"))
             why += f", while it waited: {waiting}" if waiting else ""
         # One that did not begin may have been cancelled with care, while no driver ran.
         if pack.fruitless and (has_begun or not (end.is_final or pack.is_adopted)):
@@ -1271,11 +1271,11 @@ class Driver:
     def main_loop(self):
         """Keep the jobs coming until all files are done, or until stopped."""
         self.begun = self.last_end = time.monotonic()
-        pauses = helper.backoff(0.05, 0.5, 1.05)
+        pauses = helper.backoff(0.05, 0.5, 1.2)
         while not self.stopping and (self.submitted() if self.is_halted else
                                      self.pending or self.state.packs):
             if self.step():
-                pauses = helper.backoff(0.05, 0.5, 1.05)  # short again
+                pauses = helper.backoff(0.05, 0.5, 1.2)  # short again
             show_progress(self)
             time.sleep(next(pauses))
 
@@ -1346,7 +1346,7 @@ class Driver:
         for name, pack in self.state.packs.items():
             token = self.token_of(name)
             if pack.download or pack.is_submitted and token and token.step == "get":
-                lines = read_text(os.path.join(self.path(name), "waiting"))
+                lines = helper.read_text(os.path.join(self.path(name), "waiting"))
                 reasons.append(lines.split("  (task ")[0] if lines else None)
             elif pack.is_submitted and token and token.state == "at":
                 return
@@ -1357,15 +1357,6 @@ class Driver:
             self.report_once("stall", "All downloads wait: " + "; ".join(sorted(causes.values())))
         else:
             self.reported.pop("stall", None)
-
-
-def read_text(path):
-    """The text of a file, or None if there is none."""
-    try:
-        with open(path, errors="surrogateescape") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
 
 
 # ---- the queue ----
@@ -1666,7 +1657,7 @@ def find_kept(driver):
         if not re.fullmatch(r"g\d+-\w{5}", name) or name in others:
             continue
         names.append(name)
-        settings = json.loads(read_text(os.path.join(folder, "settings.json")) or "{}")
+        settings = json.loads(helper.read_text(os.path.join(folder, "settings.json")) or "{}")
         is_ours = all(settings.get(key) == getattr(driver.config, key)
                       for key in ("SOURCE_ENDPOINT_ID", "PATH", "DOWNLOAD_DIR"))
         files, arrived = helper.read_pack(folder), helper.read_indices(folder, "arrived")

@@ -1806,6 +1806,7 @@ def stop_task(client, request, task_id):
 # and the token of each attempt, see globus-batch-download.py.
 
 NEEDS_LOGIN = 3  # exit status of a pack's download
+RESULT = re.compile(r"(?ma)^(\d{1,9}) (\d{1,9})(?: (.*))?\n")  # a whole line
 
 
 def write_whole(path, text):
@@ -1816,13 +1817,18 @@ def write_whole(path, text):
     os.replace(new, path)
 
 
-def read_lines(path):
-    """The whole lines of a file; [] if there is none."""
+def read_text(path):
+    """The text of a file; None if there is none."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            return file.read().split("\n")[:-1]
+            return file.read()
     except FileNotFoundError:
-        return []
+        return None
+
+
+def read_lines(path):
+    """The whole lines of a file; [] if there is none."""
+    return (read_text(path) or "").split("\n")[:-1]
 
 
 def write_pack(folder, files, moved):
@@ -1852,12 +1858,9 @@ def read_results(folder, names=None):
     for name in sorted(names if names is not None else os.listdir(folder)):
         if not name.startswith("results."):
             continue
-        for line in read_lines(os.path.join(folder, name)):
-            match = re.fullmatch(r"(\d{1,9}) (\d{1,9})(?: (.*))?", line, re.ASCII)
-            if match:
-                index, status, words = int(match[1]), int(match[2]), match[3] or ""
-                if status == 0 or index not in results:
-                    results[index] = (status, words, name[len("results."):])
+        for index, status, words in RESULT.findall(read_text(os.path.join(folder, name)) or ""):
+            if status == "0" or int(index) not in results:
+                results[int(index)] = (int(status), words, name[len("results."):])
     return results
 
 
