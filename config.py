@@ -1,4 +1,7 @@
-"""The settings. Edit or append lines; of two assignments to the same name the later one wins."""
+"""The settings. Edit or append lines; of two assignments to the same name the later one wins.
+
+Edits count from the next start of a script; those of wrapper.sh from the next job that is
+submitted, those of process.sh from the next job that begins."""
 import os
 
 # ---- your login ----
@@ -22,7 +25,7 @@ RECURSIVE = False
 # Folder where jobs run and keep their state, absolute; by default the folder of this file.
 WORKING_DIR = os.path.dirname(os.path.abspath(__file__))
 
-# Your Globus Connect Personal, a UUID; None = the one that is set up on this machine.
+# Collection to download to, a UUID; None = the Globus Connect Personal that is set up here.
 DESTINATION_ENDPOINT_ID = None
 
 # Folder where the files arrive, as this cluster's file system names it, absolute.
