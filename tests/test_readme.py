@@ -115,7 +115,7 @@ def test_its_links_into_itself_lead_somewhere():
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= titles
 
 
-def test_it_is_as_short_as_a_newcomer_can_bear():
+def test_it_has_at_most_350_lines_wrapped_at_120_columns():
     lines = README.splitlines()
     assert len(lines) <= 350
     assert max(len(line) for line in lines if not line.startswith("|")) <= 120
@@ -123,7 +123,7 @@ def test_it_is_as_short_as_a_newcomer_can_bear():
 
 def test_its_numbers_of_jobs_follow_from_its_formula():
     text = topic("4. `NUM_JOBS`")
-    assert "3 x (download + processing) / download, plus two or three" in " ".join(text.split())
+    assert "`3 x (download + processing) / download`, plus two or three" in " ".join(text.split())
     assert list(map(int, re.findall(r"\*\*(\d+)\*\*", text))) == [
         3 * (1 + processing) + 3 for processing in (0, 1, 3)]
 
