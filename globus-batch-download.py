@@ -43,7 +43,8 @@ BAR = 8  # characters
 MOST_REFUSALS = 3  # of a first job, a poll apart
 MOST_FRUITLESS = 10  # attempts of one pack that bring no result
 MOST_SKIPPED = 1000  # files that MAX_BYTES leaves no room for, when a pack is filled
-MOST_ASKED_AGAIN = 10000  # files; the filter looks at a disk, which may be slow
+MOST_ASKED_AGAIN = 1000  # files; the filter looks at a disk, which may be slow
+MOST_LINES = 3  # for failures of one cause at a time
 LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 LOCK_SECONDS = 0.5  # longer than --status holds the lock
@@ -479,13 +480,14 @@ class State:
     processed, or in one open pack, or pending, or it has failed since this start."""
 
     def __init__(self):
-        self.run, self.identity = None, {}
+        self.run, self.identity, self.run_begun = None, {}, None
         self.number = 0  # of packs so far
         self.packs = {}  # name: Pack, while it is open
         self.processed = set()  # paths, of packs that are over
         self.bytes = 0  # of those
         self.failed = set()  # paths, of packs that are over, since the last start
         self.begin = self.listed = None  # the last events of these kinds
+        self.retries = 0  # jobs that were submitted for a pack again, since the last start
         self.time = 0  # of the last event
 
     def apply(self, event):
@@ -493,9 +495,9 @@ class State:
         kind, name, self.time = event["event"], event.get("pack"), event["time"]
         pack = self.packs.get(name)
         if kind == "run":
-            self.run, self.identity = event["run"], event["identity"]
+            self.run, self.identity, self.run_begun = event["run"], event["identity"], self.time
         elif kind == "start":  # of a driver, which tries again what has failed
-            self.begin, self.failed = event, set()
+            self.begin, self.failed, self.retries = event, set(), 0
             for other, indices in event["failed"].items():
                 self.packs[other].failed_before = set(indices)
         elif kind == "listed":
@@ -506,6 +508,7 @@ class State:
         elif kind == "submit":  # about to be submitted
             pack.attempt, pack.results_before = event["attempt"], event["results"]
             pack.is_submitted, pack.id = True, None
+            self.retries += pack.attempt > 1
         elif kind == "queued":  # accepted by the scheduler
             pack.id = event["id"]
         elif kind == "closed":  # the attempt will never work again
@@ -603,6 +606,17 @@ def submit_command(scheduler, options, log, name):
     return command
 
 
+def config_path():
+    return os.path.join(helper.HERE, "config.py")
+
+
+def version_of(path):
+    """What differs after an edit of a file; None if it is not there."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def read_wrapper():
     """The text of wrapper.sh. Raises OSError while it is being saved."""
     path = os.path.join(HERE, "wrapper.sh")
@@ -657,7 +671,8 @@ def start_download(config, folder):
         os._exit(status)
 
 
-# What has failed. words: why; log: the path of a log, or None; node: where, or None.
+# What has failed. words: why; log: the path of a log, below WORKING_DIR, or None; node: where, or
+# None.
 Failure = collections.namedtuple("Failure", "path words log node")
 
 
@@ -665,13 +680,15 @@ def failure_of(folder, index, file, result):
     """The Failure of a file, from its result."""
     status, words, writer = result
     log = os.path.join(folder, f"{index}.log")
-    node = writer.rsplit("-", 2)[0].rsplit(".", 1)[-1] if writer.count("-") > 1 else None
+    node = re.search(r"\.([^.]+)-\d+-\d+$", writer)
     if words:
         log = os.path.join(folder, "log")
     else:
         said = last_line(log)
         words = f"exit status {status}" + (": " + said if said else "")
-    return Failure(file.path, words, log if os.path.exists(log) else None, node)
+    is_there, below = os.path.exists(log), os.path.dirname(os.path.dirname(folder))
+    return Failure(file.path, words, os.path.relpath(log, below) if is_there else None,
+                   node and node.group(1))
 
 
 def last_line(path):
@@ -716,12 +733,15 @@ class Driver:
         self.pending = helper.Files()
         self.kept = {}  # path: Kept, what failures left in DOWNLOAD_DIR; of others NAME/path
         self.failures = {}  # path: Failure, since this start
+        self.unreported = []  # Failures of which no line has been written
         self.fresh = []  # Files that were processed since this start, the first ones
+        self.check_filter_at = float("inf")  # when to ask the filter whether they still are needed
         self.refused = []  # Failures, of what is listed but cannot be downloaded
         self.not_needed = self.beyond_limit = self.processed_here = self.bytes_here = 0
         self.in_a_row = []  # causes of failures since the last success
         self.is_accepted = False  # a job, since this start
         self.is_halted = self.has_halted = self.is_listing = self.stopping = False
+        self.is_submitting = False  # sbatch or qsub has been asked
         self.may_submit, self.refusal, self.refusals = True, "", 0
         self.next_poll = 0
         self.ghosts = 0  # jobs in the queue that were given up, or have just ended
@@ -730,6 +750,7 @@ class Driver:
         self.reported = {}  # topic: text
         self.stall = None  # why all downloads waited at the last poll
         self.previous = {}  # the identity of the last run, if another one begins
+        self.config_version = version_of(config_path())
         self.begun = self.last_end = time.monotonic()
 
     # -- asking --
@@ -897,8 +918,10 @@ class Driver:
         pack.missing_since, pack.is_adopted, pack.is_renamed = None, False, False
         command = submit_command(self.scheduler, options, os.path.join(folder, "log"),
                                  job_name(name, attempt))
+        self.is_submitting = True
         with open(script, "rb") as file:
             status, output, errors = run_command(command, file, SUBMIT_SECONDS, submit_env())
+        self.is_submitting = False
         job_id = read_job_id(self.scheduler.id, output) if status == 0 else None
         if job_id:
             self.append("queued", pack=name, id=job_id)
@@ -969,15 +992,27 @@ class Driver:
                 self.in_a_row.clear()
                 self.processed_here += 1
                 self.bytes_here += pack.files[index].size
-                self.fresh += [pack.files[index]] if len(self.fresh) < MOST_ASKED_AGAIN else []
+                self.keep_fresh(pack.files[index])
                 self.report_event("processed " + path)
             else:
                 self.add_failure(failure_of(folder, index, pack.files[index], result))
 
+    def keep_fresh(self, file):
+        """Note one of the first files that were processed, to ask the filter about them once."""
+        if not self.fresh:
+            self.check_filter_at = time.monotonic() + helper.ARRIVAL_SECONDS
+        if len(self.fresh) < MOST_ASKED_AGAIN and self.check_filter_at:
+            self.fresh.append(file)
+
+    def check_filter(self):
+        """Say so if the filter still wants files that were processed a while ago."""
+        self.check_filter_at = 0  # not again
+        report_disagreement(self.config, self.fresh)
+
     def add_failure(self, failure):
         """A file has failed."""
         self.failures[failure.path] = failure
-        helper.log("FAILED " + describe_failure(failure))
+        self.unreported.append(failure)
         self.count_failure(cause_of(failure.words, failure.path))
 
     def count_failure(self, cause):
@@ -987,7 +1022,6 @@ class Driver:
         if most is not None and len(self.in_a_row) >= most and not self.is_halted and (
                 self.count_left()):
             self.is_halted = True
-            report_halt(self.in_a_row, most)
 
     def close(self, name, token, end):
         """An attempt is over. Its token is taken away before the results are read, so that they are
@@ -1156,6 +1190,8 @@ class Driver:
         for name, entry in found.items():
             self.look_at_entry(name, entry, tokens[name])
         self.cancel_ghosts(entries)
+        if version_of(config_path()) != self.config_version:
+            self.report_once("config", "config.py has changed; it takes effect at the next start.")
         ours = [entry for entry in found.values() if entry and entry.id]
         self.report_queue(ours)
         self.report_stall()
@@ -1246,6 +1282,8 @@ class Driver:
     def halt(self):
         """Too many files fail: jobs that have not begun a file are cancelled, the others end their
         file and begin no other."""
+        self.has_halted = True
+        report_halt(self.in_a_row, self.config.MAX_FAILURES_IN_A_ROW)
         self.stop_downloads()
         entries, ids = self.ask_queue() or [], []
         for name, pack in self.submitted().items():
@@ -1286,11 +1324,13 @@ class Driver:
             ended = self.look()
             if time.monotonic() >= self.next_poll:
                 self.poll()
+            if self.check_filter_at and time.monotonic() >= self.check_filter_at:
+                self.check_filter()
             self.fill_slots()  # first: trouble with downloads is not to hold up what has arrived
             self.keep_downloading()
+            report_failures(self.unreported)
             if self.is_halted and not self.has_halted:
                 self.halt()
-                self.has_halted = True
             self.reported.pop("disk", None)
             return ended
         except FileNotFoundError:
@@ -1433,6 +1473,25 @@ def both_ends(text):
 # ---- reporting ----
 
 
+def report_failures(failures):
+    """A line for each Failure, and forget them; for many of one cause, such as jobs that were
+    cancelled together, one line."""
+    for group in by_cause(failures):
+        more = len(group) if len(group) > MOST_LINES else 1
+        for failure in group[:1] if more > 1 else group:
+            helper.log("FAILED " + (f"{helper.plural(more, 'file')}, such as " if more > 1 else "")
+                       + describe_failure(failure))
+    failures.clear()
+
+
+def by_cause(failures):
+    """Lists of those Failures that have one cause."""
+    groups = {}
+    for failure in failures:
+        groups.setdefault(cause_of(failure.words, failure.path), []).append(failure)
+    return list(groups.values())
+
+
 def describe_failure(failure):
     """A Failure in a line."""
     node = f" on {failure.node}" if failure.node else ""
@@ -1502,9 +1561,20 @@ def print_summary(driver):
     if driver.state.count():
         print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
     if driver.state.listed["total"]:
+        print(describe_run(driver.state, int(time.time())))
         print(describe_numbers(driver.state, int(time.time())))
+    if driver.not_needed:
+        print(f"{helper.plural(driver.not_needed, 'file')} not needed: is_file_needed says that "
+              "they are done, or not wanted")
     print_numbers(driver.beyond_limit, f"{driver.state.count()} processed, {len(failures)} failed, "
                   f"{driver.not_needed} not needed")
+
+
+def describe_run(state, now):
+    """What a run is, and when it was, in a line."""
+    identity = state.identity
+    return (f"Run {state.run}: {identity['PATH']} of collection {identity['SOURCE_ENDPOINT_ID']}, "
+            f"{clock(state.run_begun)} to {clock(now)}")
 
 
 def describe_numbers(state, now):
@@ -1514,7 +1584,8 @@ def describe_numbers(state, now):
     return (f"{done:,} of {helper.plural(state.listed['total'], 'file')} processed, "
             f"{failed + state.listed['refused']:,} failed. Since {clock(begun)}: "
             f"{helper.plural(done - state.begin['done'], 'file')}, {helper.format_bytes(here)} in "
-            f"{helper.format_duration(seconds)}, {helper.format_bytes(here // seconds)}/s")
+            f"{helper.format_duration(seconds)}, {helper.format_bytes(here // seconds)}/s"
+            + (f", {helper.plural(state.retries, 'retry', 'retries')}" if state.retries else ""))
 
 
 def clock(seconds):
@@ -1531,12 +1602,9 @@ def print_numbers(beyond_limit, text):
 
 def print_failures(failures):
     """The failures by cause, the most frequent first, with as many names as fit a screen."""
-    groups, hidden = {}, len(failures)
-    for failure in failures:
-        groups.setdefault(cause_of(failure.words, failure.path), []).append(failure)
-    rows = max(10, shutil.get_terminal_size().lines - 10)
-    largest = sorted(groups.items(), key=lambda group: len(group[1]), reverse=True)[:rows // 2]
-    for _, group in largest:
+    rows, hidden = max(10, shutil.get_terminal_size().lines - 10), len(failures)
+    largest = sorted(by_cause(failures), key=len, reverse=True)[:rows // 2]
+    for group in largest:
         shown = group[:max(1, rows // len(largest) - 1)]
         hidden -= len(shown)
         lines = ["FAILED " + describe_failure(failure) for failure in shown]
@@ -1616,13 +1684,13 @@ def is_needed(config, file):
 def plan(driver, files, limit):
     """Sort the files that are listed: those to process are pending now; how many bytes they are.
     What earlier packs have left of files that are not needed any more, or not like this, goes."""
-    config, old, size = driver.config, driver.kept, 0
+    config, old = driver.config, driver.kept
+    pending = driver.pending if limit is None else helper.Files()
     known = driver.state.processed.union(
         file.path for pack in driver.state.packs.values() for file in pack.left().values())
     known.update(pack.files[index].path for pack in driver.state.packs.values()
                  for index, result in pack.results.items() if result[0] == 0)
-    most = float("inf") if limit is None else limit - len(known)
-    next_look, unwanted = time.monotonic() + LISTING_SECONDS, []
+    next_look, unwanted, size = time.monotonic() + LISTING_SECONDS, [], 0
     for number, file in enumerate(files):
         if number % 1000 == 0:
             helper.show_progress("Listing: " + helper.plural(number, "file"))
@@ -1638,14 +1706,27 @@ def plan(driver, files, limit):
             driver.refused.append(Failure(
                 file.path, file.refused or "is larger than MAX_BYTES "
                 f"({helper.format_bytes(file.size)})", None, None))
-        elif len(driver.pending) < most:
-            driver.pending.append(file)
+        else:
+            pending.append(file)
             size += file.size
             unwanted += [file.path] if file.path in old and not driver.is_kept(file) else []
-        else:
-            driver.beyond_limit += 1
+    if limit is not None:
+        driver.beyond_limit, size = len(pending), 0
+        for file in take_spread(pending, max(0, limit - len(known))):
+            driver.pending.append(file)
+            driver.beyond_limit, size = driver.beyond_limit - 1, size + file.size
     helper.show_progress("")
     return size, unwanted
+
+
+def take_spread(files, most):
+    """At most so many of the Files in a queue, evenly spread, so that a trial meets more than the
+    first ones; the others are forgotten."""
+    total = len(files)
+    for number in range(total):
+        file = files.popleft()
+        if number * most // total != (number + 1) * most // total:
+            yield file
 
 
 def find_kept(driver):
@@ -1695,8 +1776,10 @@ def report_begin(driver, size):
     """The first lines of a log: what it is about."""
     config = driver.config
     limit = None if config.MAX_BYTES is None else helper.format_bytes(config.MAX_BYTES)
+    total = len(driver.pending) + driver.beyond_limit
     helper.log(
-        f"{helper.plural(len(driver.pending), 'file')} to process ({helper.format_bytes(size)}), "
+        (f"{len(driver.pending):,} of " if driver.beyond_limit else "")
+        + f"{helper.plural(total, 'file')} to process ({helper.format_bytes(size)}), "
         f"{driver.not_needed:,} not needed, from\n"
         f"{config.PATH} on collection {config.SOURCE_ENDPOINT_ID}\n"
         f"{config.SCHEDULER}, NUM_JOBS = {config.NUM_JOBS}, FILES_PER_JOB = "
@@ -1908,6 +1991,9 @@ def install_signal_handlers(driver):
     def stop(number, frame):
         driver.stopping = True
         signal.signal(number, signal.default_int_handler)
+        if driver.is_submitting:
+            helper.log(f"Stopping, as soon as {driver.scheduler.submit[0]} has answered. (A second "
+                       "Ctrl-C does not wait for it.)")
 
     for number in helper.ENDING_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -1985,7 +2071,8 @@ def batch(driver, is_new, files, limit):
         return 130
     if not driver.pending and not driver.state.packs:
         driver.append("finished")
-    report_disagreement(config, driver.fresh)
+    if driver.check_filter_at:
+        driver.check_filter()
     print_summary(driver)
     return 1 if driver.count_failed() or driver.is_halted else 0
 

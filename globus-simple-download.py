@@ -113,7 +113,7 @@ def check_result(client, config, files, task):
     helper.show_progress("")
     if len(unfit) == len(files) and helper.size_of(
             os.path.join(config.DOWNLOAD_DIR, files[0].path)) is None:
-        helper.log(unfit[files[0].path])
+        helper.log(f"{files[0].path} {unfit[files[0].path]}")
         return dict.fromkeys(unfit, "")
     return {**missing, **unfit}
 

@@ -55,12 +55,10 @@ def main(argv=None):
     failed = helper.download_files(client, config, place, names)
     for name in names:
         path, why = helper.join(place.source, name), failed.get(name)
-        if why is not None and len(names) == 1:
-            helper.log(why if why.startswith(path) else f"The transfer of {path} failed: {why}")
-            continue
         if why is not None:
-            helper.log(f"{name}: {why}")
-        print(os.path.join(config.DOWNLOAD_DIR, name) if why is None else "")
+            helper.log(f"{path}: {why}")
+        if why is None or len(names) > 1:
+            print(os.path.join(config.DOWNLOAD_DIR, name) if why is None else "")
     return 1 if failed else 0
 
 

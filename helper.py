@@ -307,9 +307,9 @@ def escape_control_chars(text):
                    else c.encode("unicode_escape").decode() for c in text)
 
 
-def plural(number, noun):
+def plural(number, noun, nouns=None):
     """'1 file', '12,345 files'."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def format_bytes(size):
@@ -1278,19 +1278,19 @@ def list_once(client, config, folder, query, since):
 
 
 def stat_file(client, collection, path):
-    """The File with that path on a collection. Raises UserError if there is none, or none of a
-    known size."""
+    """The File with that path on a collection. Raises UserError, whose text begins with a verb, if
+    there is none, or none of a known size."""
     try:
         entry = retry(client.operation_stat, collection, path=globus_path(path),
                       required={"type": str})
     except GlobusAPIError as error:
         if error.http_status != 404:
             raise
-        raise UserError(f"{path} is not on the source collection. {describe_error(error)}")
+        raise UserError(f"is not on the source collection. {describe_error(error)}")
     if entry["type"] != "file":
-        raise UserError(f"{path} is not a file ({get_text(entry, 'type')}).")
+        raise UserError(f"is not a file ({get_text(entry, 'type')})")
     if not isinstance(entry.get("size"), int):
-        raise UserError(f"{path} has no size in the listing.")
+        raise UserError("has no size in the listing")
     return File(path, entry["size"], entry.get("last_modified"), None)
 
 
@@ -1618,14 +1618,13 @@ def wait_for_files(files, folder):
 
 
 def missing_reason(place, file):
-    """Words on a File that Globus says has arrived, but has not."""
+    """Words, beginning with a verb, on a File that Globus says has arrived, but has not."""
     here = size_of(os.path.join(place.folder, file.path))
     if here is not None:
-        return (f"{file.path} came with {plural(here, 'byte')}, but was listed with {file.size:,}: "
-                "did it change on the source collection? Start again.")
-    return (f"Globus says that {file.path} arrived, but it is not in {place.folder}. Is "
-            f"{place.destination} the same folder, as the destination collection names it? "
-            "(DOWNLOAD_DIR, DESTINATION_PATH)")
+        return (f"came with {plural(here, 'byte')}, but was listed with {file.size:,}: did it "
+                "change on the source collection? Start again.")
+    return (f"has arrived, says Globus, but is not in {place.folder}. Is {place.destination} the "
+            "same folder, as the destination collection names it? (DOWNLOAD_DIR, DESTINATION_PATH)")
 
 
 # ---- downloading files ----
@@ -1655,14 +1654,13 @@ def find_files(client, config, place, sizes):
         path, problem = join(place.source, name), name_problem(name)
         try:
             if problem:
-                raise UserError(f"The name {name!r} {problem}.")
+                raise UserError(problem)
             file = File(name, size, None, None)
             if size is None or config.MAX_BYTES is not None:
                 file = stat_file(client, config.SOURCE_ENDPOINT_ID, path)._replace(path=name)
             if config.MAX_BYTES is not None and size is not None and file.size > size:
-                raise UserError(f"{path} has grown from {size:,} to {file.size:,} bytes since it "
-                                "was listed, which may exceed MAX_BYTES. The next run will process "
-                                "it.")
+                raise UserError(f"has grown from {size:,} to {file.size:,} bytes since it was "
+                                "listed, which may exceed MAX_BYTES; the next run will process it")
             files.append(file)
         except (UserError, GlobusAPIError) as error:
             if isinstance(error, GlobusAPIError) and reauth_reason(error):
@@ -1704,7 +1702,8 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     stuck = stuck_file(client, place, task) if is_stuck else None
     for path, why in missing.items():
         if why == TASK_FAILED:
-            missing[path] = failure if is_verdict and (not is_stuck or path == stuck) else None
+            is_its = is_verdict and (not is_stuck or path == stuck)
+            missing[path] = without_names(failure, place, path) if is_its else None
         elif why == UNTOLD:
             missing[path] = None
     sent = [file for file in files if file.path not in missing]
@@ -1713,6 +1712,13 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
     if not failure and None in missing.values() and is_new:
         failure = UNTOLD
     return missing, None if code == "EXPIRED" else failure
+
+
+def without_names(words, place, path):
+    """Why a task failed, without the names of the only file that it is about."""
+    for folder in (place.source, place.destination):
+        words = words.replace(", " + join(folder, globus_path(path)), "")
+    return words
 
 
 def unfit_files(client, config, place, files, task):

@@ -50,7 +50,9 @@ def test_a_second_run_does_nothing(cluster, emulator):
     cluster.run(BATCH)
     done = cluster.run(BATCH)
     assert done.returncode == 0
-    assert done.out == "0 processed, 0 failed, 2 not needed\n"
+    assert done.out == (
+        "2 files not needed: is_file_needed says that they are done, or not wanted\n"
+        "0 processed, 0 failed, 2 not needed\n")
     assert len(emulator.tasks()) == 2
 
 
@@ -68,9 +70,8 @@ def test_a_failing_process_sh_is_named_with_its_log_and_keeps_the_download(every
     assert last_line(done) == "2 processed, 1 failed, 0 not needed"
     failure, = [line for line in done.out.splitlines() if line.startswith("FAILED bad")]
     assert "exit status 3: no good data" in failure
-    log = re.search(r"\((/.*\.log)\)", failure).group(1)
-    with open(log) as file:
-        assert "no good data" in file.read()
+    log = re.search(r"\((jobs/.*\.log)\)", failure).group(1)
+    assert "no good data" in (every_cluster.folder / log).read_text()
     assert every_cluster.downloaded() == {"bad": b"22"}
 
 

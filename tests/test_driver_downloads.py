@@ -258,7 +258,7 @@ def test_a_size_that_globus_will_not_tell_fails_that_file_alone(driven, emulator
         "code": "PermissionDenied", "message": "not yours"})
     done = driven.run(BATCH)
     assert last_line(done) == "3 processed, 1 failed, 0 not needed"
-    assert "FAILED f2: f2 came with 4 bytes, but was listed with 1: did it change" in done.out
+    assert "FAILED f2: came with 4 bytes, but was listed with 1: did it change" in done.out
 
 
 def test_a_node_that_sees_a_file_late_waits_for_it(driven, emulator, tmp_path):
@@ -277,7 +277,7 @@ def test_a_file_that_has_grown_is_not_asked_for_under_a_limit(driven, emulator):
                   % str(emulator.source / "home/share/godata/f2"), "    return True")
     done = driven.run(BATCH)
     assert last_line(done) == "3 processed, 1 failed, 0 not needed"
-    assert "f2 has grown from 1 to 1,000 bytes" in done.out
+    assert "FAILED f2: has grown from 1 to 1,000 bytes" in done.out
     assert "f2" not in str([task["request"]["DATA"] for task in emulator.tasks()])
 
 
@@ -451,7 +451,7 @@ def test_a_file_that_the_task_of_a_killed_driver_did_not_carry_is_not_taken_for_
     (pack / "a").write_bytes(b"?")  # as long as a was when it was listed
     done = driven.run(BATCH)
     assert last_line(done) == "1 processed, 1 failed, 0 not needed"
-    assert "a has grown from 1 to 10 bytes" in done.out and processed(driven) == {"b": 1}
+    assert "FAILED a: has grown from 1 to 10 bytes" in done.out and processed(driven) == {"b": 1}
 
 
 @pytest.mark.long

@@ -221,7 +221,7 @@ def test_what_takes_effect_when(stand_in, emulator):
 
 
 # What differs from one run to the next: a pattern for such words, and one for what they may be.
-VARIABLE = [(r"/scratch/\S+(?=\))|node\d+|login\d+", r"\S+"),
+VARIABLE = [(r"jobs/\S+(?=\))|node\d+|login\d+", r"\S+"),
             (r"\d[\d.]* [kMGT]?B", r"[\d.]+ [kMGT]?B"), (r"\d+ (?:min|s)\b", r"[\d.]+ (?:min|s)"),
             (r"jobs?\b", "jobs?"), (r"files?\b", "files?"), (r"\d+", r"\d+")]
 

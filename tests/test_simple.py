@@ -134,7 +134,7 @@ def test_a_size_that_is_not_that_of_the_destination_is_not_believed(site, emulat
                 "DOWNLOAD_DIR = %r" % str(other))
     done = site.run("globus-simple-download.py")
     assert done.returncode == 1
-    assert "Did not arrive: a (a came with 3 bytes, but was listed with 7" in done.out
+    assert "Did not arrive: a (came with 3 bytes, but was listed with 7" in done.out
 
 
 def test_a_task_that_fails_is_told_at_once_with_each_file_that_is_missing(site, emulator):

@@ -26,7 +26,7 @@ def test_prints_the_local_path_and_nothing_else(site, emulator, name):
 def test_a_missing_file_fails_at_once_with_its_name(site, emulator):
     done = run_single(site, "nothing")
     assert done.returncode == 1
-    assert done.err.startswith(PATH + "nothing is not on the source collection.")
+    assert done.err.startswith(PATH + "nothing: is not on the source collection.")
     assert done.out == "" and emulator.tasks() == []
 
 
@@ -137,7 +137,7 @@ def test_a_file_that_did_not_arrive_whole_is_a_failure(site, emulator):
     site.config("helper.ARRIVAL_SECONDS = 1")
     done = run_single(site, "a")
     assert done.returncode == 1
-    assert "a came with 5 bytes, but was listed with 7" in done.err and done.out == ""
+    assert PATH + "a: came with 5 bytes, but was listed with 7" in done.err and done.out == ""
 
 
 def test_no_mail_is_sent_for_each_file(site, emulator):

@@ -218,10 +218,12 @@ def test_failures_of_one_reason_are_one_group_that_fits_a_screen(stand_in, emula
     done = stand_in.run(BATCH)
     assert re.match(r"FAILED 40 files: exit status 3: no FILE \(all on %s\)\n"
                     % os.uname().nodename.split(".")[0], done.out)
-    logs = re.findall(r"(?m)^  f\d\d  (/.*/g\d+-\w{5}/\d+\.log)$", done.out)
-    assert len(logs) > 5 and all(map(os.path.exists, logs))
+    logs = re.findall(r"(?m)^  f\d\d  (jobs/g\d+-\w{5}/\d+\.log)$", done.out)
+    assert len(logs) > 5 and all((stand_in.folder / log).exists() for log in logs)
     assert len(done.out.splitlines()) <= 24 and "more files" in done.out
-    assert len(re.findall(r"FAILED f\d\d: exit status 3: no f\d\d on \S+ \(", done.err)) == 40
+    told = re.findall(r"FAILED (?:(\d+) files, such as )?f\d\d: exit status 3: no f\d\d on \S+ \(",
+                      done.err)
+    assert sum(int(number or 1) for number in told) == 40 and len(told) < 40
 
 
 def test_the_end_names_a_file_with_all_failures(stand_in, emulator):
@@ -264,8 +266,8 @@ def test_a_busy_log_says_now_and_then_how_far_it_is(stand_in, emulator):
 def test_the_log_of_a_job_begins_with_its_file_and_host(stand_in, emulator):
     emulator.add({"a b": b"1"})
     stand_in.process("exit 3")
-    log = re.search(r"\((/.*\.log)\)", stand_in.run(BATCH).err).group(1)
-    with open(os.path.join(os.path.dirname(log), "log")) as file:
+    log = re.search(r"\((jobs/.*\.log)\)", stand_in.run(BATCH).err).group(1)
+    with open(str((stand_in.folder / log).parent / "log")) as file:
         assert re.fullmatch(r"wrapper\.sh on %s, \d{4}-[\d-]+ [\d:]+: pack of 1, a b"
                             % os.uname().nodename, file.readline().rstrip("\n"))
 
