@@ -1,93 +1,126 @@
 #!/bin/bash
-# See it work, without a Globus account:   tests/demo.sh
-# An emulated Globus with a small tree of files, a login, a simple download, and a batch of a dozen
-# files through Slurm. Everything is in a temporary folder and gone at the end.
+# See it work, without a Globus account:   tests/demo.sh [--keep | --end FOLDER]
+# An emulated Globus, a login, a simple download, and a batch that is interrupted and in which a file
+# fails. Everything is in a temporary folder, which is removed at the end. --keep leaves it there,
+# and says how to go on by hand; --end FOLDER ends what --keep has left running.
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-title() { printf '\n\033[1m--- %s ---\033[0m\n' "$*"; }
+[ -t 1 ] && BOLD=$'\e[1m' PLAIN=$'\e[0m' || BOLD='' PLAIN=''
+announce() { printf '\n%s--- %s ---%s\n' "$BOLD" "$*" "$PLAIN"; }
 
-# Show a command as a user types it, and run it in the user's folder.
+# type_in COMMAND [STATUS]: run it in the user's folder; it has to end with that exit status.
 type_in() {
-  printf '\n\033[1m$ %s\033[0m\n' "$*"
-  (cd -- "$USER_FOLDER" && "$@")
+  local status=0
+  printf '\n%s$ %s%s\n' "$BOLD" "$1" "$PLAIN"
+  (cd -- "$USER_FOLDER" && bash -c "$1") || status=$?
+  [ "$status" = 0 ] || echo "[exit status $status]"
+  [ "$status" = "${2:-0}" ] || { say "the exit status should have been ${2:-0}"; exit 1; }
 }
 
-# Run globus-login.py; open the page that it names, and type the code that the page shows.
+# Play the person who logs in: open the page that is named, and type (3) the code that it shows.
 log_in() {
-  printf '\n\033[1m$ %s\033[0m\n' "./globus-login.py"
-  "$PY" -u - "$PY" "$USER_FOLDER/globus-login.py" <<'PYTHON'
-import re, subprocess, sys, time, urllib.request
+  local line code
+  while IFS= read -r line; do
+    printf '%s\n' "${line#Code: }"
+    [[ $line == http*/authorize* ]] || continue
+    code=$("$PY" -c 'import re, sys, urllib.request as web
+print(re.search(r"auth-code.>(\w+)<", web.urlopen(sys.argv[1]).read().decode()).group(1))' "$line")
+    printf '\n[the demo opens that page, and types the code that it shows]\nCode: %s\n' "$code"
+    echo "$code" >&3
+  done
+}
 
-login = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-for line in iter(login.stdout.readline, b""):
-    # The prompt has no line of its own in a pipe; the demo has shown it already.
-    sys.stdout.write(line.decode().replace("Code: ", "", 1))
-    url = re.search(rb"https?://\S+/authorize\S+", line)
-    if url:
-        with urllib.request.urlopen(url.group().decode()) as page:
-            code = re.search(r"auth-code'>(\w+)<", page.read().decode()).group(1)
-        time.sleep(1)
-        print("\n   [the demo opens that page, which shows the code, and types it for you]")
-        print("Code: " + code, flush=True)
-        login.stdin.write(code.encode() + b"\n")
-        login.stdin.flush()
-sys.exit(login.wait())
-PYTHON
+# Play the person who asks how it is doing, once some files are processed, and then interrupts it.
+interrupt() {
+  local command="./globus-batch-download.py --status" answer
+  cd -- "$USER_FOLDER" || exit
+  until answer=$($command) &&
+    [[ $answer =~ ^([2-9]|10)\ of.*job.*sample.*\ as\ process\ ([0-9]+) ]]; do
+    sleep 0.2 && [ -d "$USER_FOLDER" ] || exit
+  done
+  printf '\n\n[in another terminal]\n%s$ %s%s\n%s\n' "$BOLD" "$command" "$PLAIN" "$answer"
+  printf '\n[the demo presses Ctrl-C]\n'
+  kill -INT "${BASH_REMATCH[2]}"
 }
 
 make_files() {
-  local data=$SCRATCH/globus/source/home/share/godata n
-  mkdir -p "$data/more/deep"
-  for n in 1 2 3; do echo "This is file $n." >"$data/file$n.txt"; done
-  echo "names may hold anything" >"$data/more/it's \$5, \"ok\".txt"
-  for n in $(seq 8); do head -c "$((n * 100000))" /dev/urandom >"$data/more/deep/sample $n.bin"; done
+  local data=$SCRATCH/globus/source/home/share n
+  mkdir -p "$data/godata" "$data/samples"
+  for n in 1 2 3; do echo "This is file $n." >"$data/godata/file$n.txt"; done
+  for n in {01..12}; do seq "$n" 10000 | gzip >"$data/samples/sample-$n.txt.gz"; done
+  seq 10000 >"$data/samples/sample-10.txt.gz" # somebody forgot to compress it
 }
+
+case ${1:-} in
+  '' | --keep) ;;
+  --end) end_kept "${2:-}" ;;
+  *) say "usage: tests/demo.sh [--keep | --end FOLDER]" && exit 2 ;;
+esac
 
 # shellcheck disable=SC2119  # no more than what the scripts need
 make_venv
 start_scheduler
-USER_FOLDER=$SCRATCH/collection
-mkdir -p "$USER_FOLDER" "$SCRATCH/home/.globusonline/lta"
-cp -- "$COLLECTION"/*.py "$COLLECTION"/*.sh "$USER_FOLDER"
 make_files
-"$PY" "$TESTS/globus_emulator.py" --root "$SCRATCH/globus" >"$SCRATCH/emulator.json" &
-EMULATOR=$!
-until [ -s "$SCRATCH/emulator.json" ]; do
-  kill -0 "$EMULATOR" || { say "the emulator did not start"; exit 1; }
-  sleep 0.1
-done
-read -r URL ID < <("$PY" -c 'import json, sys
-answer = json.load(open(sys.argv[1]))
-print(answer["url"], answer["destination"])' "$SCRATCH/emulator.json")
-export GLOBUS_SDK_SERVICE_URL_AUTH=$URL GLOBUS_SDK_SERVICE_URL_TRANSFER=$URL
-export HOME=$SCRATCH/home PATH=${PY%/*}:$PATH
-echo "$ID" >"$HOME/.globusonline/lta/client-id.txt" # what Globus Connect Personal writes
-begun=$SECONDS
+start_emulator
+USER_FOLDER=$SCRATCH/collection
+export PATH=${PY%/*}:$PATH
+mkdir -p "$USER_FOLDER"
+cp -- "$COLLECTION"/*.py "$COLLECTION"/*.sh "$USER_FOLDER"
 
-title "1. Log in, once"
-log_in || exit
+announce "1. Log in, once"
+keyboard=$SCRATCH/keyboard && mkfifo "$keyboard"
+# shellcheck disable=SC2094  # it is a fifo
+(set -o pipefail && type_in ./globus-login.py <"$keyboard" | log_in 3>"$keyboard") || exit
 
-title "2. A simple download"
-type_in ./globus-simple-download.py || exit
-type_in ls downloads
-rm -r -- "$USER_FOLDER/downloads"
+announce "2. A simple download: all files of a directory"
+type_in ./globus-simple-download.py
+type_in "ls downloads"
 
-title "3. A batch: three jobs at a time, of up to two files; each is deleted when it is processed"
+announce "3. A batch: each job downloads a file, processes it, and deletes it"
+cat >"$USER_FOLDER/process.sh" <<'PROCESS'
+#!/bin/bash
+set -eo pipefail
+result=results/$GLOBUS_NAME.lines
+mkdir -p "$(dirname "$result")"
+sleep 2  # your work takes longer
+zcat "$1" | wc -l >"$result.new"
+mv "$result.new" "$result"
+PROCESS
 cat >>"$USER_FOLDER/config.py" <<'CONFIG'
 
-RECURSIVE = True
-FILES_PER_JOB = 2
-POLL_SECONDS = 5
+PATH = "/home/share/samples/"
+
+def is_file_needed(file):
+    result = os.path.join(WORKING_DIR, "results", file.path + ".lines")
+    return not os.path.exists(result)
 CONFIG
-type_in tail -n 3 config.py
-type_in cat process.sh
-type_in ./globus-batch-download.py --dry-run || exit
-type_in ./globus-batch-download.py || exit
-type_in find results -type f
-type_in ls -A downloads
+type_in "cat process.sh"
+type_in "tail -n 5 config.py"
+type_in "./globus-batch-download.py --dry-run"
 
-title "4. The batch again: there is nothing left to do"
-type_in ./globus-batch-download.py || exit
+announce "4. Ask how it is doing, and interrupt it: its jobs go on"
+interrupt &
+type_in ./globus-batch-download.py 130
 
-kill "$EMULATOR"
-say "the demo took $((SECONDS - begun)) s"
+announce "5. Start it again: it resumes. One file fails, the others are processed"
+type_in ./globus-batch-download.py 1
+type_in "head -n 3 jobs/*/0.log downloads/*/sample-10.txt.gz"
+
+announce "6. That file is not compressed: fix process.sh, and start again"
+type_in "sed -i 's/zcat/zcat -f/' process.sh"
+type_in ./globus-batch-download.py
+type_in "grep . results/*"
+
+if [ "${1:-}" != --keep ]; then
+  stop_all
+  say "the end, after $SECONDS s. Nothing is left running; ${PY%/bin/*} is kept for the next time"
+  exit
+fi
+announce "Go on by hand"
+keep_running
+printf '\nFor example, in bash in a new terminal:\n\n'
+printf '    . %q\n    cd %q\n' "$SCRATCH/environment" "$USER_FOLDER"
+printf '    %s\n' "rm results/sample-0*" "./globus-batch-download.py" \
+  "./globus-batch-download.py --status"
+printf '\nTo end all of it, and remove that folder:\n\n    %q --end %q\n\n' \
+  "$TESTS/demo.sh" "$SCRATCH"

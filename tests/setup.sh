@@ -1,5 +1,6 @@
 #!/bin/bash
 # What run.sh and demo.sh share: a private virtual environment, and a private Slurm or its stand-in.
+# What is started here notes its process id in a file, and is ended by that id.
 # To be sourced. Everything lands in dot-folders of this collection and in one temporary folder.
 
 # Begin again in an environment from nothing: what this machine exports would hide faults that every
@@ -19,30 +20,95 @@ TESTS=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 COLLECTION=$(dirname -- "$TESTS")
 SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/globus-download.XXXXXX")
 trap 'leave $?' EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
+trap 'exit 141' PIPE
 trap 'exit 143' TERM
 
 say() { printf '=== %s\n' "$*" >&2; }
 
 leave() {
+  trap '' HUP INT PIPE TERM # a second Ctrl-C would leave half of it
+  stop_all
+  # A job that was killed may still write its last line while the folder goes.
+  rm -rf -- "$SCRATCH" 2>/dev/null || { sleep 1; rm -rf -- "$SCRATCH"; }
+  report_installed
+  exit "$1"
+}
+
+# End all that was started here, and wait until it has ended.
+stop_all() {
+  local job pid
+  for job in "$SCRATCH"/stand-in/*; do
+    [ "$(cat -- "$job/state" 2>/dev/null)" = RUNNING ] || continue
+    pid=$(<"$job/pid") && is_ours "$pid" && kill -KILL -- "-$pid"
+  done
   stop_slurm
   stop_grid_engine
-  # Slurm's daemons may still write their last line while the folder goes.
-  rm -rf -- "$SCRATCH" 2>/dev/null || { sleep 1; rm -rf -- "$SCRATCH"; }
-  exit "$1"
+  stop_process "$SCRATCH/emulator.pid"
+}
+
+# End the process whose id is in that file.
+stop_process() {
+  local pid
+  pid=$(cat -- "$1" 2>/dev/null) || return 0
+  if is_ours "$pid" && kill "$pid"; then
+    until_true has_ended "$pid" || kill -KILL "$pid"
+  fi
+  rm -f -- "$1"
+}
+
+# An id may be another process's by now; all that are started here name this folder.
+is_ours() { grep -qsaF -- "$SCRATCH/" "/proc/$1/cmdline" "/proc/$1/environ"; }
+
+has_ended() { ! kill -0 "$1"; }
+
+# Leave $SCRATCH and what was started; its file `environment` leads another shell there.
+keep_running() {
+  trap - EXIT HUP INT PIPE TERM
+  declare -px HOME PATH GLOBUS_SDK_SERVICE_URL_{AUTH,TRANSFER} SLURM_CONF STAND_IN_DIR \
+    2>/dev/null >"$SCRATCH/environment"
+  printf 'Still running, in %s:\n' "$SCRATCH"
+  (cd -- "$SCRATCH" && grep -H . -- *.pid | sed 's/^/  /; s/\.pid:/, process /')
+  report_installed
+}
+
+# End what keep_running has left in a folder, and remove the folder.
+end_kept() {
+  local kept
+  kept=$(CDPATH='' cd -- "$1" 2>/dev/null && pwd) && [ -f "$kept/environment" ] &&
+    [ -f "$kept/emulator.pid" ] || { say "nothing was left running in $1"; exit 2; }
+  # shellcheck source=/dev/null
+  . "$kept/environment"
+  rmdir -- "$SCRATCH"
+  SCRATCH=$kept
+  leave 0
 }
 
 may_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 
+INSTALLED="" # packages that were not here before
 install_packages() {
+  local package new=""
   say "installing $* (apt-get)"
+  for package; do dpkg -s "$package" >/dev/null 2>&1 || new+=" $package"; done
   export DEBIAN_FRONTEND=noninteractive
-  apt-get install -y --no-install-recommends "$@" >"$SCRATCH/apt.log" 2>&1 && return
   # A fresh machine has no package lists, or old ones.
-  apt-get update >"$SCRATCH/apt.log" 2>&1
-  apt-get install -y --no-install-recommends "$@" >>"$SCRATCH/apt.log" 2>&1 && return
-  tail -n 5 "$SCRATCH/apt.log" >&2
-  return 1
+  if apt-get install -y --no-install-recommends "$@" >"$SCRATCH/apt.log" 2>&1 ||
+    { apt-get update && apt-get install -y --no-install-recommends "$@"; } >"$SCRATCH/apt.log" 2>&1
+  then
+    INSTALLED+=$new
+  else
+    tail -n 5 "$SCRATCH/apt.log" >&2
+    return 1
+  fi
+}
+
+report_installed() {
+  [ -n "$INSTALLED" ] || return 0
+  say "apt-get has installed$INSTALLED; to remove: apt-get purge --autoremove$INSTALLED"
+  [[ "$INSTALLED" != *munge* ]] || ! munge -n </dev/null >/dev/null 2>&1 ||
+    say "a munged is running that the package munge has started; it goes with the package"
 }
 
 # Sets PY to the Python of a virtual environment that has what the requirements files name.
@@ -97,6 +163,24 @@ make_peers() {
   PEERS=
 }
 
+# Starts an emulated Globus, with its source collection in $SCRATCH/globus/source, and directs the
+# scripts to it; HOME becomes one where its destination is the Globus Connect Personal.
+start_emulator() {
+  local started=$SCRATCH/emulator.json pid url destination
+  setsid "$PY" "$TESTS/globus_emulator.py" --root "$SCRATCH/globus" </dev/null >"$started" \
+    2>"$SCRATCH/emulator.log" & # a terminal that is closed does not end it
+  pid=$! && echo "$pid" >"$SCRATCH/emulator.pid" && disown
+  until [ -s "$started" ]; do
+    kill -0 "$pid" 2>/dev/null || { cat "$SCRATCH/emulator.log" >&2; exit 1; }
+    sleep 0.1
+  done
+  read -r url destination < <("$PY" -c 'import json, sys
+print("{url} {destination}".format(**json.load(sys.stdin)))' <"$started")
+  export GLOBUS_SDK_SERVICE_URL_AUTH=$url GLOBUS_SDK_SERVICE_URL_TRANSFER=$url HOME=$SCRATCH/home
+  mkdir -p "$HOME/.globusonline/lta"
+  echo "$destination" >"$HOME/.globusonline/lta/client-id.txt"
+}
+
 # Starts a Slurm of our own, or puts executables that run the jobs themselves in its place.
 # $TEST_SCHEDULERS names the real schedulers that are up.
 export TEST_SCHEDULERS=""
@@ -106,7 +190,7 @@ start_scheduler() {
   elif ! install_slurm; then
     use_stand_in "its packages cannot be installed"
   elif ! start_slurm; then
-    use_stand_in "it did not start: $(grep -h error "$SCRATCH"/slurm/*.log | tail -n 1)"
+    use_stand_in "it did not start: $(grep -his error "$SCRATCH"/slurm/*.log | tail -n 1)"
     stop_slurm
   else
     say "a private Slurm is up: $(sbatch --version)"
@@ -150,10 +234,11 @@ SlurmdPort=$((40000 + $$ % 20000))
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
+AuthInfo=socket=$folder/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
-SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
+SlurmctldPidFile=$SCRATCH/slurmctld.pid
+SlurmdPidFile=$SCRATCH/slurmd.pid
 SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/slurmd.log
 ProctrackType=proctrack/linuxproc
@@ -172,10 +257,11 @@ CONF
   # in a chroot or a container; nothing here needs them.
   echo CgroupPlugin=cgroup/v1 >"$folder/cgroup.conf"
   export SLURM_CONF=$folder/slurm.conf
-  if ! munge -n </dev/null >/dev/null 2>&1; then
-    mkdir -p /run/munge && chown munge: /run/munge
-    runuser -u munge -- munged || return 1
-  fi
+  # --force: nobody else can reach its socket, which is as it should be.
+  (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")
+  munged --force --socket="$folder/munge" --key-file="$folder/munge.key" \
+    --pid-file="$SCRATCH/munged.pid" --log-file="$folder/munged.log" \
+    --seed-file="$folder/munge.seed" 2>/dev/null || return 1
   slurmctld && slurmd || return 1
   local tries
   for tries in $(seq 300); do
@@ -186,13 +272,14 @@ CONF
   return 1
 }
 
+has_no_jobs() { [ -z "$(squeue --noheader 2>&1)" ]; }
+
 stop_slurm() {
   [ -f "${SLURM_CONF:-}" ] && [[ "$SLURM_CONF" == "$SCRATCH"/* ]] || return 0
-  scancel --quiet --user "$(id -un)" >/dev/null 2>&1
+  # Its jobs would outlive the daemons.
+  if scancel --quiet --user "$(id -un)" >/dev/null 2>&1; then until_true has_no_jobs; fi
   local daemon
-  for daemon in slurmd slurmctld; do
-    [ -f "$SCRATCH/slurm/$daemon.pid" ] && kill "$(cat "$SCRATCH/slurm/$daemon.pid")" 2>/dev/null
-  done
+  for daemon in slurmd slurmctld munged; do stop_process "$SCRATCH/$daemon.pid"; done
   unset SLURM_CONF
 }
 
