@@ -676,8 +676,8 @@ def start_download(config, folder):
 Failure = collections.namedtuple("Failure", "path words log node")
 
 
-def failure_of(folder, index, file, result):
-    """The Failure of a file, from its result."""
+def failure_of(folder, place, index, file, result):
+    """The Failure of a file of a pack, from its result."""
     status, words, writer = result
     log = os.path.join(folder, f"{index}.log")
     node = re.search(r"\.([^.]+)-\d+-\d+$", writer)
@@ -685,6 +685,7 @@ def failure_of(folder, index, file, result):
         log = os.path.join(folder, "log")
     else:
         said = last_line(log)
+        said = said.replace(os.path.join(place.folder, file.path), file.path)
         words = f"exit status {status}" + (": " + said if said else "")
     is_there, below = os.path.exists(log), os.path.dirname(os.path.dirname(folder))
     return Failure(file.path, words, os.path.relpath(log, below) if is_there else None,
@@ -926,10 +927,7 @@ class Driver:
         if job_id:
             self.append("queued", pack=name, id=job_id)
             self.is_accepted = True
-            left = pack.left()
-            what = next(iter(left.values())).path if len(left) == 1 else (
-                helper.plural(len(left), "file"))
-            self.report_event(f"submitted {what} (job {job_id})")
+            self.report_event(f"submitted {describe_left(pack)} (job {job_id})")
         elif revoke(folder, attempt):  # whatever was said, it will never begin
             self.append("closed", pack=name, attempt=attempt, why="refused", at=None, results=None)
             self.may_submit, self.refusal = False, both_ends(output + "\n" + errors)
@@ -995,7 +993,8 @@ class Driver:
                 self.keep_fresh(pack.files[index])
                 self.report_event("processed " + path)
             else:
-                self.add_failure(failure_of(folder, index, pack.files[index], result))
+                self.add_failure(failure_of(
+                    folder, self.place(name), index, pack.files[index], result))
 
     def keep_fresh(self, file):
         """Note one of the first files that were processed, to ask the filter about them once."""
@@ -1138,7 +1137,7 @@ class Driver:
                                helper.freeze(self.config))
             pack = self.state.packs[name]
             pack.download = start_download(self.config, self.path(name))
-            self.report_event(f"downloading {helper.plural(len(pack.left()), 'file')}")
+            self.report_event("downloading " + describe_left(pack))
 
     def take_in_download(self, name, pack):
         """Note that a download has ended; one that did not do its work is begun again."""
@@ -1473,6 +1472,12 @@ def both_ends(text):
 # ---- reporting ----
 
 
+def describe_left(pack):
+    """What a pack has left: its file, or how many."""
+    left = list(pack.left().values())
+    return left[0].path if len(left) == 1 else helper.plural(len(left), "file")
+
+
 def report_failures(failures):
     """A line for each Failure, and forget them; for many of one cause, such as jobs that were
     cancelled together, one line."""
@@ -1494,9 +1499,8 @@ def by_cause(failures):
 
 def describe_failure(failure):
     """A Failure in a line."""
-    node = f" on {failure.node}" if failure.node else ""
-    log = f" ({failure.log})" if failure.log else ""
-    return f"{failure.path}: {failure.words}{node}{log}"
+    where = helper.join_texts(", ", failure.node and "on " + failure.node, failure.log)
+    return f"{failure.path}: {failure.words}" + (f" ({where})" if where else "")
 
 
 def report_halt(causes, most):
@@ -1556,10 +1560,8 @@ def print_summary(driver):
     except OSError as error:  # the numbers are to be said even so
         path = f"not written ({error.strerror})"
     if failures:
-        print(f"All failures: {path}\nTheir files are kept in {config.DOWNLOAD_DIR}\n"
-              f"Their logs are in {driver.folder}\nThe next start tries them again.")
-    if driver.state.count():
-        print(f"Results are where process.sh writes them, in {config.WORKING_DIR}")
+        print(f"All failures: {path}\nThe next start tries them again. Until then their logs are "
+              f"kept, there, and\ntheir files, in {config.DOWNLOAD_DIR}")
     if driver.state.listed["total"]:
         print(describe_run(driver.state, int(time.time())))
         print(describe_numbers(driver.state, int(time.time())))
@@ -1571,18 +1573,18 @@ def print_summary(driver):
 
 
 def describe_run(state, now):
-    """What a run is, and when it was, in a line."""
+    """What a run is, and when it was."""
     identity = state.identity
-    return (f"Run {state.run}: {identity['PATH']} of collection {identity['SOURCE_ENDPOINT_ID']}, "
-            f"{clock(state.run_begun)} to {clock(now)}")
+    return (f"Run {state.run}, {clock(state.run_begun)} to {clock(now)}, from\n"
+            f"{identity['PATH']} on collection {identity['SOURCE_ENDPOINT_ID']}")
 
 
 def describe_numbers(state, now):
-    """How far a run is, in a line: all of it, and what was done since the last start."""
+    """How far a run is: all of it, and what was done since the last start."""
     (done, size, failed), begun = state.numbers(), state.begin["time"]
     seconds, here = max(now - begun, 1), size - state.begin["bytes"]
     return (f"{done:,} of {helper.plural(state.listed['total'], 'file')} processed, "
-            f"{failed + state.listed['refused']:,} failed. Since {clock(begun)}: "
+            f"{failed + state.listed['refused']:,} failed.\nSince the start at {clock(begun)}: "
             f"{helper.plural(done - state.begin['done'], 'file')}, {helper.format_bytes(here)} in "
             f"{helper.format_duration(seconds)}, {helper.format_bytes(here // seconds)}/s"
             + (f", {helper.plural(state.retries, 'retry', 'retries')}" if state.retries else ""))
@@ -1653,7 +1655,7 @@ def report_stop(driver):
     helper.log(f"Stopped. {helper.plural(len(packs), 'job')} left in the queue{unknown}.\n"
                "Start this script again to continue.")
     if ids:
-        helper.log("To cancel them: " + driver.shown_command(driver.scheduler.cancel, ids))
+        helper.log("To cancel: " + driver.shown_command(driver.scheduler.cancel, ids))
 
 
 def report_transfers(driver):
@@ -1662,7 +1664,7 @@ def report_transfers(driver):
     if tasks:
         helper.log(f"{helper.plural(tasks, 'transfer task')} of this script will go on, "
                    "but jobs for their files are submitted only after the next start.\n"
-                   "To cancel them: https://app.globus.org/activity")
+                   "To cancel: https://app.globus.org/activity")
 
 
 # ---- what is to be done ----
@@ -1777,10 +1779,12 @@ def report_begin(driver, size):
     config = driver.config
     limit = None if config.MAX_BYTES is None else helper.format_bytes(config.MAX_BYTES)
     total = len(driver.pending) + driver.beyond_limit
+    known = driver.state.count() + driver.count_left() - len(driver.pending)
     helper.log(
         (f"{len(driver.pending):,} of " if driver.beyond_limit else "")
         + f"{helper.plural(total, 'file')} to process ({helper.format_bytes(size)}), "
-        f"{driver.not_needed:,} not needed, from\n"
+        f"{driver.not_needed:,} not needed"
+        + (f", {known:,} processed or in the queue" if known else "") + ", from\n"
         f"{config.PATH} on collection {config.SOURCE_ENDPOINT_ID}\n"
         f"{config.SCHEDULER}, NUM_JOBS = {config.NUM_JOBS}, FILES_PER_JOB = "
         f"{config.FILES_PER_JOB}, DOWNLOAD_BY = {config.DOWNLOAD_BY!r}\n"
@@ -1924,7 +1928,7 @@ def describe_job(folder, pack):
         since = ", since " + clock(os.stat(os.path.join(folder, token.name)).st_ctime)
     if token.state not in ("at", "stop"):
         return "has ended" + since
-    what = f"downloading {helper.plural(len(pack.left()), 'file')}" if token.step == "get" else (
+    what = "downloading " + describe_left(pack) if token.step == "get" else (
         pack.files[token.step].path)
     return f"on {token.writer.rsplit('-', 2)[0]}  {helper.escape_control_chars(what)}{since}"
 

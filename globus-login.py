@@ -31,18 +31,20 @@ def look_at_source(client, config):
         kind, bytes_here = str(entry.get("type")), entry.get("size")
         counts[kind] += 1
         size += bytes_here if kind == "file" and isinstance(bytes_here, int) else 0
-    print(f"Source: {config.PATH} holds {helper.plural(counts['file'], 'file')} "
+    print(f"{config.PATH} holds {helper.plural(counts['file'], 'file')} "
           f"({helper.format_bytes(size)}) and {helper.plural(counts['dir'], 'folder')}.")
 
 
 def look(config):
     """Use both collections as the other scripts will, and print what they hold."""
     client = helper.transfer_client()
-    for document in helper.check_collections(client, config).values():
-        print("Found: " + helper.escape_control_chars(helper.get_text(document, "display_name")))
+    names = [helper.escape_control_chars(helper.get_text(document, "display_name"))
+             for document in helper.check_collections(client, config).values()]
+    print(f"Source: {names[0]}")
     look_at_source(client, config)
+    print(f"Destination: {names[1]}")
     is_there = helper.check_destination(client, config)
-    print(f"Destination: {config.DESTINATION_PATH} "
+    print(f"{config.DESTINATION_PATH} "
           + ("exists." if is_there else "will be created by the first download."))
 
 

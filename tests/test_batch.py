@@ -70,7 +70,7 @@ def test_a_failing_process_sh_is_named_with_its_log_and_keeps_the_download(every
     assert last_line(done) == "2 processed, 1 failed, 0 not needed"
     failure, = [line for line in done.out.splitlines() if line.startswith("FAILED bad")]
     assert "exit status 3: no good data" in failure
-    log = re.search(r"\((jobs/.*\.log)\)", failure).group(1)
+    log = re.search(r"(jobs/.*\.log)\)", failure).group(1)
     assert "no good data" in (every_cluster.folder / log).read_text()
     assert every_cluster.downloaded() == {"bad": b"22"}
 

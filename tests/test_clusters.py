@@ -111,7 +111,7 @@ def test_the_command_to_cancel_names_the_cluster(far, emulator):
     driver = far.start(BATCH)
     wait_until((far.folder / "begun").exists)
     driver.terminate()
-    assert b"To cancel them: SLURM_CLUSTERS=far scancel 1000\n" in driver.communicate()[1]
+    assert b"To cancel: SLURM_CLUSTERS=far scancel 1000\n" in driver.communicate()[1]
 
 
 def test_several_clusters_are_refused(far):

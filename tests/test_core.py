@@ -247,7 +247,7 @@ def test_a_stop_prints_no_command_that_would_cancel_a_job_of_another_name(
     driver.send_signal(signal.SIGINT)
     last, status, rest = end(driver)
     assert status == 130
-    assert "To cancel them" not in rest or "1000" not in rest.split("To cancel them")[1], said
+    assert "To cancel: " not in rest or "1000" not in rest.split("To cancel: ")[1], said
 
 
 def test_a_job_of_ours_that_its_owner_renames_is_neither_lost_nor_cancelled(

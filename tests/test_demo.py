@@ -14,7 +14,7 @@ STORY = [  # lines that a newcomer has to see, in this order
     r"\$ ./globus-login\.py", r"You are logged in; .*", r"3 files: 3 sent, .*",
     r"12 to process, 0 refused, 0 not needed",
     # asked while it runs, and interrupted
-    r"(\d+) of 12 files processed, 0 failed\. Since .*", r"  job \d+  on \S+ .*",
+    r"(\d+) of 12 files processed, 0 failed\.", r"  job \d+  on \S+ .*",
     r"The driver is running, .*", r".*Stopped\. \d jobs? left in the queue\.",
     r"\[exit status 130\]",
     # resumed, with the file that fails

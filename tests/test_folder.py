@@ -243,7 +243,7 @@ def test_a_file_that_failed_and_has_changed_since_is_sent_again_though_its_pack_
     let_go(stand_in)
     out, err = driver.communicate()
     assert contents(stand_in.folder / "out") == {"a": b"new", "b": b"1"}, err
-    *_, numbers, last = out.decode().splitlines()
+    *_, numbers, _, last = out.decode().splitlines()
     assert last == "2 processed, 0 failed, 0 not needed"
     assert numbers.startswith("2 of 2 files processed, 0 failed.")
 

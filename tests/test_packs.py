@@ -86,7 +86,7 @@ def test_a_file_that_fails_in_process_sh_fails_alone_with_its_own_last_words(pac
                   "echo fine", *KEEP)
     done = packs.run(BATCH)
     assert last_line(done) == "8 processed, 2 failed, 0 not needed"
-    assert re.search(r"FAILED f1: exit status 3: no good on \S+ \(jobs/.*\.log\)", done.out)
+    assert re.search(r"FAILED f1: exit status 3: no good \(on \S+, jobs/.*\.log\)", done.out)
     assert "FAILED f2: exit status 4" in done.out
     assert packs.downloaded() == {"f1": b"x", "f2": b"x"}
 

@@ -251,7 +251,7 @@ def test_a_failure_and_the_status_look_as_it_shows_them(stand_in, emulator):
     (stand_in.folder / "go").touch()
     log = driver.communicate()[1].decode().splitlines()
     shown = indented(section("Watch it"))[1:]
-    assert len(shown) == len(status) == 3
+    assert len(shown) == len(status) == 4
     for line, real in zip(shown, status):
         assert re.fullmatch(as_pattern(line), real)
     failed = as_pattern(indented(section("When it fails"))[0])
