@@ -1757,7 +1757,10 @@ def find_kept(driver):
 def dry_run(driver, files, limit):
     """Print what a run would do; the exit status."""
     try:
-        if not read_journal(driver, cut=False):  # a driver may be at work
+        is_new, (holder, is_held) = read_journal(driver, cut=False), lock_holder(driver.folder)
+        if is_held:
+            helper.log(f"The driver is running, {holder}; this is what it has left.")
+        elif not is_new:
             report_resume(driver)
     except helper.UserError as problem:
         helper.log(f"A run would not start: {problem}")

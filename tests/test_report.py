@@ -45,8 +45,8 @@ def test_jobs_that_are_cancelled_together_are_one_line(stand_in, emulator):
     ids = [event["id"] for event in journal(stand_in) if event["event"] == "queued"]
     subprocess.run(["scancel", *ids], check=True, env=stand_in.env)
     out, err = driver.communicate()
-    told = re.findall(r"FAILED (?:(\d+) files, such as )?f\d\d: the job was cancelled \(on \S+, jobs/"
-                      r"\S+/log\)\n", err.decode())
+    told = re.findall(r"FAILED (?:(\d+) files, such as )?f\d\d: the job was cancelled "
+                      r"\(on \S+, jobs/\S+/log\)\n", err.decode())
     # Unless a poll comes in between, it is one line.
     assert sum(int(number or 1) for number in told) == 12 and len(told) < 7, err
     assert out.decode().splitlines()[-1] == "0 processed, 12 failed, 0 not needed"

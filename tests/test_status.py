@@ -121,3 +121,10 @@ def test_another_driver_is_refused_with_how_to_ask(at_work):
     assert done.returncode == 1
     assert "as process %d, since" % at_work.driver.pid in done.err
     assert "How it is doing: globus-batch-download.py --status" in done.err
+
+
+def test_a_dry_run_beside_a_driver_says_that_it_is_running(at_work):
+    done = at_work.run(BATCH, "--dry-run")
+    assert "The driver is running, on %s as process %d, since" % (
+        os.uname().nodename, at_work.driver.pid) in done.err and "interrupted" not in done.err
+    assert done.out.splitlines()[-1].startswith("2 to process")  # the one that failed, and e

@@ -238,8 +238,9 @@ def test_the_end_says_where_everything_is_and_that_failures_are_tried_again(stan
     emulator.add({"a": b"1", "b": b"1"})
     stand_in.process("[ $GLOBUS_NAME = a ]")
     out = stand_in.run(BATCH).out
-    assert ("All failures: %s/failed.txt\nThe next start tries them again. Until then their logs "
-            "are kept, there, and\ntheir files, in %s\n" % (stand_in.jobs, stand_in.downloads)) in out
+    words = ("All failures: %s/failed.txt\nThe next start tries them again. Until then their logs "
+             "are kept, there, and\ntheir files, in %s\n")
+    assert words % (stand_in.jobs, stand_in.downloads) in out
 
 
 # ---- logs ----
