@@ -704,11 +704,15 @@ def last_line(path):
     return line if len(line) <= 200 else "... " + line[-200:]  # the reason stands at the end
 
 
+def without_name(words, path):
+    """Words without the name of the file that they are about."""
+    return re.sub(rf"(?<!\w){re.escape(path)}(?!\w)", "FILE", words)
+
+
 def cause_of(words, path=None):
     """A reason without what differs from one failure to the next: words with a digit or a slash,
     such as ids, times, paths and nodes, and the file's own name."""
-    if path:
-        words = words.replace(path, "FILE")
+    words = without_name(words, path) if path else words
     head = re.match(r"exit status \d+", words)
     rest = words[head.end():] if head else words
     return (head.group() if head else "") + re.sub(r"\S*[\d/]\S*", "...", rest)
@@ -1327,7 +1331,8 @@ class Driver:
                 self.check_filter()
             self.fill_slots()  # first: trouble with downloads is not to hold up what has arrived
             self.keep_downloading()
-            report_failures(self.unreported)
+            helper.log_lines(failure_lines(self.unreported))
+            self.unreported.clear()
             if self.is_halted and not self.has_halted:
                 self.halt()
             self.reported.pop("disk", None)
@@ -1478,15 +1483,18 @@ def describe_left(pack):
     return left[0].path if len(left) == 1 else helper.plural(len(left), "file")
 
 
-def report_failures(failures):
-    """A line for each Failure, and forget them; for many of one cause, such as jobs that were
-    cancelled together, one line."""
-    for group in by_cause(failures):
-        more = len(group) if len(group) > MOST_LINES else 1
-        for failure in group[:1] if more > 1 else group:
-            helper.log("FAILED " + (f"{helper.plural(more, 'file')}, such as " if more > 1 else "")
-                       + describe_failure(failure))
-    failures.clear()
+def failure_lines(failures, word="FAILED"):
+    """Lines that tell Failures, those with the most frequent cause first; many with the same cause,
+    such as jobs that were cancelled together, are one line."""
+    lines = []
+    for group in sorted(by_cause(failures), key=len, reverse=True):
+        if len(group) <= MOST_LINES:
+            lines += [f"{word} {describe_failure(failure)}" for failure in group]
+        else:
+            one = group[0] if len({failure.node for failure in group}) == 1 else group[0]._replace(
+                node=None)  # a node that fails every job is named
+            lines.append(f"{word} {len(group):,} files, such as {describe_failure(one)}")
+    return lines
 
 
 def by_cause(failures):
@@ -1500,7 +1508,8 @@ def by_cause(failures):
 def describe_failure(failure):
     """A Failure in a line."""
     where = helper.join_texts(", ", failure.node and "on " + failure.node, failure.log)
-    return f"{failure.path}: {failure.words}" + (f" ({where})" if where else "")
+    path = failure.path.replace("\n", "\\n")
+    return f"{path}: {failure.words}" + (f" ({where})" if where else "")
 
 
 def report_halt(causes, most):
@@ -1613,7 +1622,7 @@ def print_failures(failures):
         if len(group) > 1:
             nodes = {failure.node for failure in group} - {None}
             where = f" (all on {nodes.pop()})" if len(nodes) == 1 else ""
-            words = group[0].words.replace(group[0].path, "FILE")
+            words = without_name(group[0].words, group[0].path)
             lines = [f"FAILED {helper.plural(len(group), 'file')}: {words}{where}"]
             lines += [f"  {failure.path}  {failure.log or ''}".rstrip() for failure in shown]
         print(helper.escape_control_chars("\n".join(lines)))
@@ -1766,7 +1775,7 @@ def dry_run(driver, files, limit):
         helper.log(f"A run would not start: {problem}")
         driver.state = State()
     plan(driver, files, limit)
-    report_refused(driver.refused)
+    helper.log_lines(failure_lines(driver.refused, "Refused:"))
     report_previous(driver.previous, driver.config, driver.not_needed)
     count = len(driver.pending)
     for _ in range(count):
@@ -1792,17 +1801,6 @@ def report_begin(driver, size):
         f"{config.SCHEDULER}, NUM_JOBS = {config.NUM_JOBS}, FILES_PER_JOB = "
         f"{config.FILES_PER_JOB}, DOWNLOAD_BY = {config.DOWNLOAD_BY!r}\n"
         f"RESOURCES = {config.RESOURCES!r}, MAX_BYTES = {limit}")
-
-
-def report_refused(failures):
-    """Say which files cannot be downloaded; of all that are too large, how many."""
-    large = [failure for failure in failures if "larger than MAX_BYTES" in failure.words]
-    for failure in failures:
-        if failure not in large:
-            helper.log(f"Refused: {failure.path!r} {failure.words}.")
-    if large:
-        helper.log(f"Refused: {helper.plural(len(large), 'file')} larger than MAX_BYTES, such as "
-                   f"{large[0].path!r}.")
 
 
 # ---- start or resume ----
@@ -2064,7 +2062,7 @@ def batch(driver, is_new, files, limit):
         driver.append("listed", refused=len(driver.refused), total=(
             driver.state.count() + driver.count_failed() + driver.count_left()))
         report_begin(driver, size)
-        report_refused(driver.refused)
+        helper.log_lines(failure_lines(driver.refused, "Refused:"))
         report_previous(driver.previous, config, driver.not_needed)
         install_signal_handlers(driver)
         driver.main_loop()

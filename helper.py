@@ -228,6 +228,12 @@ def log(text):
     write_to_stderr(escape_control_chars(text) + "\n")
 
 
+def log_lines(lines):
+    """Each of them, if there are any."""
+    for line in lines:
+        log(line)
+
+
 def write_to_stderr(text, is_last=False):
     """Write, unless that would block: a terminal stopped by Ctrl-S, or a pipe that nobody reads,
     gets the text later, and holds nothing up. is_last: wait until all is written."""

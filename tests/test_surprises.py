@@ -295,11 +295,11 @@ def test_what_the_users_own_wrapper_does_not_delete_goes_with_its_pack(stand_in,
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=str)
 def test_all_files_that_are_too_large_are_one_line(options, stand_in, emulator):
-    emulator.add({"a": b"1" * 2000, "b": b"1" * 4000, "c": b"1" * 3000})
+    emulator.add(dict.fromkeys("abcd", b"1" * 2000))
     stand_in.config("MAX_BYTES = 1000")
     done = stand_in.run(BATCH, *options)
     assert done.err.count("Refused: ") == 1
-    assert "Refused: 3 files larger than MAX_BYTES, such as 'a'.\n" in done.err
+    assert "Refused: 4 files, such as a: is larger than MAX_BYTES (2 kB)\n" in done.err
 
 
 # ---- process.sh ----
