@@ -2111,7 +2111,7 @@ def main(argv=None):
     """Check that all is fit to run, list, and run the batch; the exit status."""
     options = parse(argv)
     if options.status:
-        return status(helper.read_working_dir())
+        return status(helper.read_setting("WORKING_DIR"))
     config = helper.load_config()
     client = helper.transfer_client()
     scheduler = find_scheduler(config)

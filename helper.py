@@ -543,8 +543,8 @@ def load_config():
     for name in SETTINGS:
         require(config, name, hasattr(config, name), "is missing; see the original config.py")
     fill_in(config)
-    for name, (is_fit, what) in SETTINGS.items():
-        require(config, name, is_fit(getattr(config, name)), what)
+    for name in SETTINGS:
+        read_setting(name)
     work, downloads = os.path.realpath(config.WORKING_DIR), os.path.realpath(config.DOWNLOAD_DIR)
     login = os.path.dirname(os.path.realpath(token_file()))
     require(config, "DOWNLOAD_DIR", not is_in(downloads, os.path.join(work, "jobs")) and not any(
@@ -651,20 +651,16 @@ def freeze(config):
     return json.dumps({name: getattr(config, name) for name in [*names, "VERIFY_CHECKSUM"]})
 
 
+def read_setting(name):
+    """One setting, checked; of config.py nothing else may be right."""
+    config, (is_fit, what) = read_config(), SETTINGS[name]
+    require(config, name, is_fit(getattr(config, name, None)), what)
+    return getattr(config, name)
+
+
 def token_file():
     """The path of the token file."""
-    config = read_config()
-    is_fit, what = SETTINGS["TOKEN_FILE"]
-    require(config, "TOKEN_FILE", is_fit(config.TOKEN_FILE), what)
-    return os.path.expanduser(config.TOKEN_FILE)
-
-
-def read_working_dir():
-    """WORKING_DIR, of a config.py of which nothing else may be right."""
-    config = read_config()
-    is_fit, what = SETTINGS["WORKING_DIR"]
-    require(config, "WORKING_DIR", is_fit(getattr(config, "WORKING_DIR", None)), what)
-    return config.WORKING_DIR
+    return os.path.expanduser(read_setting("TOKEN_FILE"))
 
 
 def config_error(error, what=""):

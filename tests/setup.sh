@@ -7,7 +7,7 @@
 # newcomer meets, or make some. What passes leads to the network, or is a choice of run.sh's user.
 if [ -z "${IS_CLEAN:-}" ] && [ -f "$0" ]; then
   kept=(IS_CLEAN=yes LANG=C.UTF-8)
-  for name in HOME PATH TERM TMPDIR PYTHON SOAK_SEED KILLS KILL_SEED HYPOTHESIS_RANDOM http_proxy https_proxy \
+  for name in HOME PATH TERM TMPDIR PYTHON SOAK_SEED SOAK_MINUTES KILLS KILL_SEED HYPOTHESIS_RANDOM http_proxy https_proxy \
     no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE \
     CURL_CA_BUNDLE PIP_CERT PIP_CONFIG_FILE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS; do
     [ -z "${!name:-}" ] || kept+=("$name=${!name}")

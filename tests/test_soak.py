@@ -1,7 +1,12 @@
 """An hour of bad weather squeezed into a minute or two: 200 files, 8 jobs, faults by a seed."""
+import contextlib
 import os
 import random
+import shutil
+import signal
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from conftest import BATCH, DESTINATION, SOURCE, contents, last_line, processed, wait_until
@@ -86,3 +91,95 @@ def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator
     assert contents(stand_in.folder / "out") == files
     assert len(emulator.tasks()) == 200  # no lost answer has made a second task
     print(weather.storms, "storms")
+
+
+# ---- for as long as somebody wants:   tests/run.sh --soak MINUTES ----
+
+
+WORK = ['exec 9>"lock.$GLOBUS_NAME" && %s -n 9 || exit 9' % shutil.which("flock"),
+        "sleep 0.$((RANDOM % 5))",
+        'mkdir -p out && cp -- "$1" "$GLOBUS_NAME.new" && mv -- "$GLOBUS_NAME.new" '
+        '"out/$GLOBUS_NAME"']
+NEEDED = """
+def is_file_needed(file):
+    return not os.path.exists(os.path.join(WORKING_DIR, "out", file.path))
+"""
+
+
+def jobs_of(site):
+    """The processes that run wrapper.sh for a site."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes()
+            if b"--pack\0" + os.fsencode(str(site.jobs)) in words:
+                found.append(int(process.name))
+    return found
+
+
+def trouble(site, chance, driver):
+    """Kill the driver, or a job, or edit what a user may edit at any time."""
+    act = chance.choice(["driver", "job", "job", "config.py", "process.sh"])
+    with contextlib.suppress(ProcessLookupError):
+        if act == "driver":
+            driver.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT]))
+        elif act == "job":
+            for job in jobs_of(site)[:1]:
+                os.kill(job, chance.choice([signal.SIGKILL, signal.SIGTERM]))
+        elif act == "config.py":
+            site.config("# edited")
+        else:
+            site.process(*WORK, "# edited %d" % chance.randrange(1000))
+
+
+def soak(site, emulator, chance, name):
+    """One batch, in a folder of its own, through weather, kills and edits, until all is done."""
+    files = {"f%02d" % n: (b"%d " % n) * 100 for n in range(60)}
+    folder = "home/share/" + name
+    for path, data in files.items():
+        (emulator.source / folder).mkdir(exist_ok=True)
+        (emulator.source / folder / path).write_bytes(data)
+    shutil.rmtree(str(site.folder / "out"), ignore_errors=True)
+    where, size = chance.choice(["job", "driver"]), chance.choice([1, 5, 20])
+    site.config("PATH = %r" % ("/" + folder), "FILES_PER_JOB = %d" % size, NEEDED,
+                "DOWNLOAD_BY = %r" % where, "NUM_JOBS = 6", "POLL_SECONDS = 0.5",
+                "GRACE_SECONDS = 5", "MAX_FAILURES_IN_A_ROW = None")
+    site.process(*WORK)
+    weather = Weather(emulator, chance.random(), site.jobs / "journal.jsonl")
+    weather.start()
+    starts, is_over = 0, False
+    while not is_over:
+        starts += 1
+        driver = site.start(BATCH)
+        said = threading.Thread(target=driver.communicate, daemon=True)
+        said.start()
+        while driver.poll() is None and starts < 30:
+            time.sleep(chance.uniform(0.2, 2))
+            trouble(site, chance, driver)
+        driver.wait()
+        assert driver.returncode in (0, 1, 130, -signal.SIGKILL) and starts < 60, name
+        is_over = contents(site.folder / "out") == files
+    weather.is_over.set()
+    weather.join()
+    done = site.run(BATCH)
+    assert last_line(done) == "0 processed, 0 failed, 60 not needed", (name, done.err)
+    assert site.downloaded() == {} and list(site.jobs.glob("g*")) == []
+    assert "exit status 9" not in done.out, "a file was in two jobs at a time"
+    return where, size, starts
+
+
+@pytest.mark.skipif("SOAK_MINUTES" not in os.environ, reason="tests/run.sh --soak MINUTES")
+@pytest.mark.timeout(0)
+def test_batches_come_through_weather_kills_and_edits_for_as_long_as_somebody_wants(
+        cluster, emulator):
+    seed = int(os.environ.get("SOAK_SEED") or random.randrange(1000000))
+    end = time.monotonic() + 60 * float(os.environ["SOAK_MINUTES"])
+    print("SOAK_SEED=%d" % seed)
+    chance, rounds = random.Random(seed), 0
+    cluster.config("helper.patient = helper.backoff", "helper.HTTP_TIMEOUT = 1",
+                   "helper.backoff = lambda first, longest, *growth: "
+                   "patient(first / 20, longest / 20, *growth)")
+    emulator.bend(retry_seconds=0.2, task_seconds=0.05)
+    while time.monotonic() < end:
+        rounds += 1
+        print(rounds, *soak(cluster, emulator, chance, "round%d" % rounds), flush=True)
