@@ -43,7 +43,7 @@ BAR = 8  # characters
 MOST_REFUSALS = 3  # of a first job, a poll apart
 MOST_FRUITLESS = 10  # attempts of one pack that bring no result
 MOST_SKIPPED = 1000  # files that MAX_BYTES leaves no room for, when a pack is filled
-MOST_ASKED_AGAIN = 1000  # files; the filter looks at a disk, which may be slow
+MOST_ASKED_AGAIN = 20  # files; the filter looks at a disk, which may be slow
 MOST_LINES = 3  # for failures of one cause at a time
 LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
@@ -125,7 +125,7 @@ def state_by(patterns, words):
 def parse_slurm_queue(text):
     """The answer of squeue. Its heading tells no jobs from no answer."""
     lines = text.split("\n")
-    if SLURM_HEADING not in lines or lines[-1]:
+    if lines.count(SLURM_HEADING) != 1 or lines[-1]:
         raise ValueError("not the whole answer of squeue")
     entries = []
     for number, name, state, reason in SLURM_LINE.findall(text):
@@ -228,9 +228,10 @@ def find_scheduler(config):
     if not shutil.which(command):
         raise helper.UserError(f"config.py: SCHEDULER = {config.SCHEDULER!r}, but there is no "
                                f"{command} here.\nRun this on a login node of the cluster.", 2)
-    if "," in plain_env().get("SLURM_CLUSTERS", ""):
-        raise helper.UserError(f"SLURM_CLUSTERS={plain_env()['SLURM_CLUSTERS']} names several "
-                               "clusters; the driver works with one.", 2)
+    clusters = plain_env().get("SLURM_CLUSTERS", "")
+    if "," in clusters or clusters == "all":
+        raise helper.UserError(f"SLURM_CLUSTERS={clusters} names several clusters; the driver "
+                               "works with one.", 2)
     return kind
 
 
@@ -508,13 +509,14 @@ class State:
         elif kind == "submit":  # about to be submitted
             pack.attempt, pack.results_before = event["attempt"], event["results"]
             pack.is_submitted, pack.id = True, None
-            self.retries += pack.attempt > 1
         elif kind == "queued":  # accepted by the scheduler
+            self.retries += pack.attempt > 1 and pack.id is None
             pack.id = event["id"]
         elif kind == "closed":  # the attempt will never work again
             pack.is_submitted, pack.id = False, None
-            is_fruitless = event["results"] == pack.results_before
-            pack.fruitless = pack.fruitless + 1 if is_fruitless else 0
+            if event["results"] is not None:  # it was not refused
+                is_fruitless = event["results"] == pack.results_before
+                pack.fruitless = pack.fruitless + 1 if is_fruitless else 0
             if event["at"] is not None:
                 pack.kills[event["at"]] += 1
         elif kind == "over":  # each file has a result
@@ -680,7 +682,7 @@ def failure_of(folder, place, index, file, result):
     """The Failure of a file of a pack, from its result."""
     status, words, writer = result
     log = os.path.join(folder, f"{index}.log")
-    node = re.search(r"\.([^.]+)-\d+-\d+$", writer)
+    node = re.search(r"^(?!download-).*\.([^.]+)-\d+-\d+$", writer)
     if words:
         log = os.path.join(folder, "log")
     else:
@@ -700,13 +702,14 @@ def last_line(path):
             lines = [line for line in os.fsdecode(file.read()).splitlines() if line.strip()]
     except OSError:
         return ""
-    line = re.sub(r"^/.*/wrapper\.sh: line \d+: ", "", lines[-1].strip()) if lines else ""
+    line = re.sub(r"^/.*/wrapper\.sh: line \d+: |/.*/(?=process\.sh: )", "",
+                  lines[-1].strip()) if lines else ""
     return line if len(line) <= 200 else "... " + line[-200:]  # the reason stands at the end
 
 
 def without_name(words, path):
     """Words without the name of the file that they are about."""
-    return re.sub(rf"(?<!\w){re.escape(path)}(?!\w)", "FILE", words)
+    return words if path.isdigit() else re.sub(rf"(?<!\w){re.escape(path)}(?!\w)", "FILE", words)
 
 
 def cause_of(words, path=None):
@@ -745,6 +748,7 @@ class Driver:
         self.not_needed = self.beyond_limit = self.processed_here = self.bytes_here = 0
         self.in_a_row = []  # causes of failures since the last success
         self.is_accepted = False  # a job, since this start
+        self.halt_causes = []  # in_a_row, once it was too long
         self.is_halted = self.has_halted = self.is_listing = self.stopping = False
         self.is_submitting = False  # sbatch or qsub has been asked
         self.may_submit, self.refusal, self.refusals = True, "", 0
@@ -866,6 +870,11 @@ class Driver:
         self.set_up(name)
         return name
 
+    def set_up_if_needed(self, name):
+        """Set a pack up whose folder a disk out of order, or a kill, has left half made."""
+        if not os.path.exists(os.path.join(self.path(name), "files")):
+            self.set_up(name)
+
     def is_kept(self, file):
         """True if an earlier pack has left a file, and it has not changed at the source since."""
         return self.kept.get(file.path, ())[1:] == file[:3]
@@ -911,6 +920,7 @@ class Driver:
 
     def submit(self, name):
         """Submit a job for what a pack has left."""
+        self.set_up_if_needed(name)
         pack, folder = self.state.packs[name], self.path(name)
         attempt, script = pack.attempt + 1, os.path.join(folder, "wrapper.sh")
         wrapper = read_wrapper()
@@ -923,10 +933,10 @@ class Driver:
         pack.missing_since, pack.is_adopted, pack.is_renamed = None, False, False
         command = submit_command(self.scheduler, options, os.path.join(folder, "log"),
                                  job_name(name, attempt))
-        self.is_submitting = True
         with open(script, "rb") as file:
+            self.is_submitting = True
             status, output, errors = run_command(command, file, SUBMIT_SECONDS, submit_env())
-        self.is_submitting = False
+            self.is_submitting = False
         job_id = read_job_id(self.scheduler.id, output) if status == 0 else None
         if job_id:
             self.append("queued", pack=name, id=job_id)
@@ -938,7 +948,9 @@ class Driver:
             self.report_once("submit", "The scheduler did not accept a job: "
                              f"{self.refusal}\nThe command was: "
                              f"{' '.join(map(shlex.quote, command))}\n"
-                             f"Trying again every {self.config.POLL_SECONDS:g} s.", self.refusal)
+                             f"Trying again every {self.config.POLL_SECONDS:g} s. If RESOURCES has "
+                             "to be fixed, stop this script, edit\nconfig.py, and start again.",
+                             self.refusal)
 
     def look(self):
         """Take in what jobs have done since the last look; how many have ended."""
@@ -1002,10 +1014,9 @@ class Driver:
 
     def keep_fresh(self, file):
         """Note one of the first files that were processed, to ask the filter about them once."""
-        if not self.fresh:
-            self.check_filter_at = time.monotonic() + helper.ARRIVAL_SECONDS
         if len(self.fresh) < MOST_ASKED_AGAIN and self.check_filter_at:
             self.fresh.append(file)
+            self.check_filter_at = time.monotonic() + helper.ARRIVAL_SECONDS
 
     def check_filter(self):
         """Say so if the filter still wants files that were processed a while ago."""
@@ -1024,7 +1035,7 @@ class Driver:
         most = self.config.MAX_FAILURES_IN_A_ROW
         if most is not None and len(self.in_a_row) >= most and not self.is_halted and (
                 self.count_left()):
-            self.is_halted = True
+            self.is_halted, self.halt_causes = True, list(self.in_a_row)
 
     def close(self, name, token, end):
         """An attempt is over. Its token is taken away before the results are read, so that they are
@@ -1105,7 +1116,8 @@ class Driver:
         failed = pack.failed()
         size = sum(file.size for index, file in enumerate(pack.files) if index not in failed)
         self.append("over", pack=name, failed=failed, bytes=size)
-        for index in helper.read_indices(folder, "arrived").intersection(failed):
+        here = helper.read_indices(folder, "arrived").intersection(failed)
+        for index in here - pack.failed_before:  # those are in another pack by now
             file = pack.files[index]
             if helper.size_of(os.path.join(self.place(name).folder, file.path)) is not None:
                 self.kept[file.path] = Kept(name, *file[:3])
@@ -1137,6 +1149,7 @@ class Driver:
             name = ready[0] if ready else self.new_pack(free)
             if not name:
                 return
+            self.set_up_if_needed(name)
             helper.write_whole(os.path.join(self.path(name), "settings.json"),
                                helper.freeze(self.config))
             pack = self.state.packs[name]
@@ -1193,7 +1206,7 @@ class Driver:
         for name, entry in found.items():
             self.look_at_entry(name, entry, tokens[name])
         self.cancel_ghosts(entries)
-        if version_of(config_path()) != self.config_version:
+        if version_of(config_path()) not in (None, self.config_version):
             self.report_once("config", "config.py has changed; it takes effect at the next start.")
         ours = [entry for entry in found.values() if entry and entry.id]
         self.report_queue(ours)
@@ -1249,8 +1262,8 @@ class Driver:
         ids = [pack.id for pack in self.submitted().values() if pack.id]
         if not self.scheduler.job_info:
             return True
-        if not ids:
-            return not output.strip()
+        if not ids:  # Grid Engine's answer is a whole document even then
+            return not output.strip() or self.scheduler.directive == "#$"
         return GONE.search(output_of(self.scheduler.job_info + ids[:1])) is not None
 
     def cancel_ghosts(self, entries):
@@ -1285,17 +1298,18 @@ class Driver:
     def halt(self):
         """Too many files fail: jobs that have not begun a file are cancelled, the others end their
         file and begin no other."""
-        self.has_halted = True
-        report_halt(self.in_a_row, self.config.MAX_FAILURES_IN_A_ROW)
+        self.report_once("halt", describe_halt(
+            self.halt_causes, self.config.MAX_FAILURES_IN_A_ROW))
         self.stop_downloads()
-        entries, ids = self.ask_queue() or [], []
+        entries = self.ask_queue() or []
         for name, pack in self.submitted().items():
             token = self.stop_job(self.path(name), pack.attempt)
             if token and token.step in (None, "get") and token.state != "end":
-                ids += [entry.id for entry in entries if entry.id and entry.state != "ended"
-                        and entry.name == job_name(name, pack.attempt)]
+                ids = [entry.id for entry in entries if entry.id and entry.state != "ended"
+                       and entry.name == job_name(name, pack.attempt)]
                 self.close(name, self.token_of(name), End(None))
-        self.cancel(ids)
+                self.cancel(ids)
+        self.has_halted = True
 
     def cancel(self, ids):
         if ids:
@@ -1331,8 +1345,7 @@ class Driver:
                 self.check_filter()
             self.fill_slots()  # first: trouble with downloads is not to hold up what has arrived
             self.keep_downloading()
-            helper.log_lines(failure_lines(self.unreported))
-            self.unreported.clear()
+            self.report_failures()
             if self.is_halted and not self.has_halted:
                 self.halt()
             self.reported.pop("disk", None)
@@ -1346,6 +1359,8 @@ class Driver:
             self.report_once("disk", f"Waiting: {error.strerror or error}: "
                              f"{error.filename or self.folder}. Trying again.")
             return 0
+        finally:
+            self.report_failures()
 
     # -- reporting --
 
@@ -1354,6 +1369,11 @@ class Driver:
         if self.reported.get(topic) != (key or text):
             self.reported[topic] = key or text
             helper.log(text)
+
+    def report_failures(self):
+        """A line for each failure since the last time."""
+        helper.log_lines(failure_lines(self.unreported))
+        self.unreported.clear()
 
     def report_event(self, text):
         """A line an event, where there is no bar."""
@@ -1512,13 +1532,13 @@ def describe_failure(failure):
     return f"{path}: {failure.words}" + (f" ({where})" if where else "")
 
 
-def report_halt(causes, most):
-    """Say that no more jobs are submitted, why, and how to go on."""
+def describe_halt(causes, most):
+    """Why no more jobs are submitted, and how to go on."""
     cause, times = collections.Counter(causes).most_common(1)[0]
-    helper.log(f"STOPPING: {len(causes)} files or jobs failed in a row (MAX_FAILURES_IN_A_ROW = "
-               f"{most}), {times} of them with: {cause}\nNo more jobs are submitted; those at work "
-               "end their file. Fix the cause, and start this\nscript again: it tries all of them "
-               "again, and goes on with the rest.")
+    return (f"STOPPING: {len(causes)} files or jobs failed in a row (MAX_FAILURES_IN_A_ROW = "
+            f"{most}), {times} of them with: {cause}\nNo more jobs are submitted; running jobs "
+            "finish their current file. Fix the cause, and\nstart this script again: it tries all "
+            "of them again, and goes on with the rest.")
 
 
 def show_progress(driver):
@@ -1530,8 +1550,8 @@ def show_progress(driver):
     text += f"{failed:,} failed, " if failed else ""
     text += time_left(driver, done + failed, total)
     text += f"{helper.plural(len(driver.submitted()), 'job')} in the queue"
-    text += f", {helper.plural(ahead, 'pack')} ahead" if ahead else ""
     text += f", {helper.format_bytes(driver.bytes_here)}" if driver.bytes_here else ""
+    text += f", {helper.plural(ahead, 'pack')} ahead" if ahead else ""
     if helper.is_terminal():
         so_far = datetime.timedelta(seconds=int(time.monotonic() - driver.begun))
         text = with_bar(str(so_far), text, done / total if total else 1, helper.terminal_width())
@@ -1625,7 +1645,8 @@ def print_failures(failures):
             words = without_name(group[0].words, group[0].path)
             lines = [f"FAILED {helper.plural(len(group), 'file')}: {words}{where}"]
             lines += [f"  {failure.path}  {failure.log or ''}".rstrip() for failure in shown]
-        print(helper.escape_control_chars("\n".join(lines)))
+        for line in lines:
+            print(helper.escape_control_chars(line.replace("\n", "\\n")))
     if hidden:
         print(f"... and {helper.plural(hidden, 'more file')}")
 
@@ -1796,7 +1817,7 @@ def report_begin(driver, size):
         (f"{len(driver.pending):,} of " if driver.beyond_limit else "")
         + f"{helper.plural(total, 'file')} to process ({helper.format_bytes(size)}), "
         f"{driver.not_needed:,} not needed"
-        + (f", {known:,} processed or in the queue" if known else "") + ", from\n"
+        + (f",\n{known:,} processed or in the queue" if known else "") + ", from\n"
         f"{config.PATH} on collection {config.SOURCE_ENDPOINT_ID}\n"
         f"{config.SCHEDULER}, NUM_JOBS = {config.NUM_JOBS}, FILES_PER_JOB = "
         f"{config.FILES_PER_JOB}, DOWNLOAD_BY = {config.DOWNLOAD_BY!r}\n"
@@ -1874,8 +1895,9 @@ def resume(driver):
     """Take up the packs of the interrupted run; what has failed in them is tried again."""
     for name, pack in list(driver.state.packs.items()):
         folder = driver.path(name)
-        if not pack.attempt or not os.path.isdir(folder):
+        if not pack.attempt:
             driver.set_up(name)
+        driver.set_up_if_needed(name)
         pack.is_adopted = pack.is_submitted
         pack.results = {
             index: result for index, result in helper.read_results(folder).items()
@@ -2019,6 +2041,13 @@ def check_scripts(scheduler, config):
                                    "accept. Convert it:\n"
                                    f"sed -i 's/\\r$//' {shlex.quote(path)}", 2)
         first = re.match(r"#! *(?:\S*/env +)?(\S+).*", script)
+        shell = first.group(1) if first else "bash"
+        if not script.strip():
+            raise helper.UserError(f"{path} is empty.", 2)
+        if os.path.basename(shell) in ("bash", "sh"):
+            status, _, errors = run_command([shell, "-n", path])
+            if status:
+                raise helper.UserError(f"{path} has an error: {helper.first_line(errors)}", 2)
         if first and not shutil.which(first.group(1)):
             helper.log(f"{path} begins with {first.group()}, which is not on this machine; is it "
                        "on the compute nodes?")

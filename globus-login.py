@@ -103,16 +103,19 @@ def ask_for_code(scopes, session):
           f"{client.oauth2_get_authorize_url(**session)}\n")
     for _ in range(MOST_CODES):
         try:
-            tokens = exchange(client, input("Code: ").strip())
+            code = input("Code: ").strip()
+            tokens = code and exchange(client, code)
         except (EOFError, RuntimeError):  # no more input, or none at all
+            print()
             raise helper.UserError("No authorization code was entered. Run globus-login.py by "
                                    "hand, in a terminal.")
         except UnicodeError:
-            tokens = None
+            code, tokens = "?", None
         if tokens:
             helper.store_tokens(tokens)
             return
-        print("Globus did not accept this code. Copy it once more, whole.")
+        print("Globus did not accept this code. Copy it once more, whole." if code else
+              "Nothing was entered.")
     raise helper.UserError("A code works once, for a few minutes; run globus-login.py again for a "
                            "new one.")
 

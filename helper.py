@@ -42,6 +42,8 @@ try:
                           "too old for these scripts: they need {}.{} or newer".format(*LEAST_SDK))
     from globus_sdk import GlobusAPIError, GlobusError, NetworkError
     from globus_sdk.authorizers import GlobusAuthorizer
+except KeyboardInterrupt:  # it may take long on a shared disk
+    sys.exit(130)
 except ImportError as error:  # told by read_config(), so that --help works
     sdk_problem, GlobusAuthorizer, GlobusError = error, object, ()
 gc.freeze()  # imported objects stay: the collector need not visit them at exit either
@@ -483,7 +485,8 @@ def a_number(words, least, most=math.inf, types=(int, float), or_none=False):
 
 def one_of(*values):
     """The check, and the words, for a setting with these values."""
-    return lambda value: value in values, f"must be {' or '.join(map(repr, values))}"
+    words = (" or " if len(values) == 2 else ", ").join(map(repr, values))
+    return lambda value: value in values, "must be " + ("" if len(values) == 2 else "one of ") + words
 
 
 def is_uuid(value):
@@ -1010,7 +1013,7 @@ def find_collections(client, config):
                              required={"DATA_TYPE": str})
         except GlobusAPIError as error:
             require(config, name, error.http_status not in (404, 410),
-                    "is no collection that Globus knows.\n" + describe_error(error))
+                    "is not a collection that Globus knows.\n" + describe_error(error))
             raise
         require(config, name, document.get("non_functional") is not True,
                 f"is {title_of(document)}, an endpoint, which holds no files itself. Take the UUID "
@@ -1156,7 +1159,7 @@ class Files:
 def list_files(client, config):
     """Yield a File for each file in PATH, and below it if RECURSIVE; a name or a subdirectory that
     cannot be used is one with a reason in `refused`. Raises UserError if PATH is no directory."""
-    folders, left_out = [""], []
+    folders, left_out, is_empty = [""], [], True
     while folders:
         folder = folders.pop()
         try:
@@ -1170,6 +1173,7 @@ def list_files(client, config):
         while entries:
             (path, size, modified, (refused, kind, is_link)) = entries.popleft()
             file = File(path, size, modified, refused)
+            is_empty = False
             if kind == "file" or not isinstance(kind, str):
                 yield file if path not in repeated else file._replace(
                     refused="is listed more than once, or is a folder's name, too")
@@ -1182,6 +1186,8 @@ def list_files(client, config):
             else:
                 found.append(path + "/")
         folders.extend(reversed(list(dict.fromkeys(found))))
+    if is_empty and not config.RECURSIVE:
+        log(f"{config.PATH} holds no files. Are they in directories below it? (RECURSIVE = True)")
     if left_out:
         log("Skipped, neither file nor directory: " + ", ".join(left_out[:5])
             + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""))
@@ -1717,9 +1723,9 @@ def transfer_files(client, config, place, request, files, is_kept, is_new=True):
 
 
 def without_names(words, place, path):
-    """Why a task failed, without the names of the only file that it is about."""
+    """Why a task failed, without the names of a file that is named already."""
     for folder in (place.source, place.destination):
-        words = words.replace(", " + join(folder, globus_path(path)), "")
+        words = re.sub(rf", {re.escape(join(folder, globus_path(path)))}(?=,|$)", "", words)
     return words
 
 

@@ -51,11 +51,15 @@ if [ "$1" = --pack ]; then
   GLOBUS_SETTINGS=$(<"$_pack/settings.json") _process=$_pack/process.sh
   export GLOBUS_SETTINGS # instead of config.py, which may be another one by now
   cp -- "$_here/process.sh" "$_process.$$" && chmod 755 "$_process.$$" || finish 1
-  [ -s "$_process.$$" ] && mv -T -- "$_process.$$" "$_process" || finish 1 # empty while it is saved
+  [ -s "$_process.$$" ] || { echo "process.sh is empty" && finish 1; } # while it is saved, perhaps
+  mv -T -- "$_process.$$" "$_process" || finish 1
   [ -e "$_pack/arrived" ] || "$PYTHON" "$_here/globus-single-file-download.py" --pack "$_pack" ||
     finish "${_stopped:-$?}"
-  while read -r _i _; do _over[_i]=yes; done < <(
-    grep -hE '^[0-9]+ [0-9]+( |$)' "$_pack"/results.* 2>/dev/null)
+  for _file in "$_pack"/results.*; do # whole lines only
+    while read -r _i _status _; do
+      [[ ! $_i:$_status =~ ^[0-9]+:[0-9]+$ ]] || _over[_i]=yes
+    done <"$_file"
+  done 2>/dev/null
   while read -r _i; do [ -n "${_over[_i]}" ] || _todo+=("$_i"); done <"$_pack/arrived"
   _over=()
 else
@@ -75,7 +79,7 @@ for _i in "${_todo[@]}"; do
     _step=$_i _file=$_folder/${_names[_i]}
     exec >"$_pack/$_i.log" 2>&1
     until [ -f "$_file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # a shared disk may be late
-    [ -f "$_file" ] || echo "not on $HOSTNAME: $_file. Does this node see that folder?"
+    [ -f "$_file" ] || echo "the file is not there: does $HOSTNAME see ${_file%/*}?"
   else
     _download=("$_here/globus-single-file-download.py" --globus-path "$_dir" --file "${_names[_i]}")
     _file=$("$PYTHON" "${_download[@]}")

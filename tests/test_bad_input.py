@@ -99,7 +99,7 @@ def test_an_appended_working_dir_takes_the_folders_along(stand_in, emulator, tmp
 @pytest.mark.parametrize("name", ["SOURCE_ENDPOINT_ID", "DESTINATION_ENDPOINT_ID"])
 def test_an_unknown_collection(stand_in, script, name):
     stand_in.config("%s = '00000000-0000-0000-0000-000000000001'" % name)
-    check(stand_in.run(script), 2, name, "is no collection that Globus knows")
+    check(stand_in.run(script), 2, name, "is not a collection that Globus knows")
 
 
 @BOTH
@@ -258,3 +258,22 @@ def test_wrong_options(site, script, options):
 def test_help_needs_neither_login_nor_settings(fresh_site, script):
     fresh_site.config("NUM_JOBS = 0")
     assert fresh_site.run(script, "--help").returncode == 0
+
+
+@pytest.mark.parametrize("name,text,words", [
+    ("process.sh", "", "is empty."), ("process.sh", "\n\n", "is empty."),
+    ("process.sh", "#!/bin/bash\nif true; then\n", "has an error: "),
+    ("process.sh", "echo 'no quote\n", "has an error: "),
+    ("wrapper.sh", "#!/bin/bash\nmodule load \"samtools\n", "has an error: ")])
+def test_a_script_that_cannot_run_is_told_before_the_first_job(name, text, words, stand_in):
+    (stand_in.folder / name).write_text(text)
+    check(stand_in.run(BATCH), 2, str(stand_in.folder / name), words)
+    assert not stand_in.jobs.exists()
+
+
+@pytest.mark.parametrize("script", [SIMPLE, BATCH])
+def test_a_path_without_files_asks_whether_they_are_in_directories(script, stand_in, emulator):
+    emulator.add({"sub/a": b"1"})
+    done = stand_in.run(script)
+    assert done.returncode == 0
+    assert "/home/share/godata/ holds no files. Are they in directories below it?" in done.err

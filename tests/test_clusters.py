@@ -114,12 +114,13 @@ def test_the_command_to_cancel_names_the_cluster(far, emulator):
     assert b"To cancel: SLURM_CLUSTERS=far scancel 1000\n" in driver.communicate()[1]
 
 
-def test_several_clusters_are_refused(far):
-    far.env["SLURM_CLUSTERS"] = "near,far"
+@pytest.mark.parametrize("names", ["near,far", "all"])
+def test_several_clusters_are_refused(names, far):
+    far.env["SLURM_CLUSTERS"] = names
     done = far.run(BATCH)
     assert done.returncode == 2 and not far.jobs.exists()
     assert done.err == (
-        "SLURM_CLUSTERS=near,far names several clusters; the driver works with one.\n")
+        "SLURM_CLUSTERS=%s names several clusters; the driver works with one.\n" % names)
 
 
 def test_the_command_to_forget_a_run_names_its_cluster(far, emulator):

@@ -219,8 +219,8 @@ def test_files_that_a_node_does_not_see_fail_with_a_question(driven, emulator, t
     put_before(driven, tmp_path, "sbatch", "rm -f %s/*/a" % driven.downloads, 'exec "$real" "$@"')
     driven.edit("wrapper.sh", "-gt 60", "-gt 1")
     done = driven.run(BATCH)
-    assert "FAILED a: exit status 1: not on " in done.out
-    assert "/a. Does this node see that folder?" in done.out
+    assert "FAILED a: exit status 1: the file is not there: does " in done.out
+    assert "/downloads/g1-" in done.out
     assert not os.path.exists(str(driven.folder / "processed"))
 
 

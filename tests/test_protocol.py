@@ -617,7 +617,7 @@ class World:
         elif event["event"] == "submit":
             self.results[event["pack"]] = event["results"]
         elif event["event"] == "closed":
-            self.vain[event["pack"]] += event["results"] == self.results[event["pack"]]
+            self.vain[event["pack"]] += event["results"] == self.results.get(event["pack"])
 
     def note_renamed(self, new):
         lost = re.fullmatch(r"lost\.(\d+)\..*", os.path.basename(new))

@@ -331,7 +331,7 @@ def test_the_recipe_for_pairs_of_files(stand_in, emulator):
     text = topic("Pairs of files")
     edit_config(stand_in, text)
     stand_in.process("set -e", *indented(text), "mkdir -p results",
-                     'cat "$1" "$mate" >"results/$GLOBUS_NAME.sha256"', 'rm "$mate"')
+                     'cat "$1" "$mate" >"results/$GLOBUS_NAME.sha256"')
     stand_in.config("MAX_BYTES = 100")
     assert last_line(stand_in.run(BATCH)) == "2 processed, 0 failed, 2 not needed"
     assert contents(stand_in.results) == {"x_R1.fq.sha256": b"122", "y_R1.fq.sha256": b"344"}
