@@ -485,8 +485,9 @@ def a_number(words, least, most=math.inf, types=(int, float), or_none=False):
 
 def one_of(*values):
     """The check, and the words, for a setting with these values."""
-    words = (" or " if len(values) == 2 else ", ").join(map(repr, values))
-    return lambda value: value in values, "must be " + ("" if len(values) == 2 else "one of ") + words
+    words = f"one of {', '.join(map(repr, values))}" if len(values) > 2 else (
+        " or ".join(map(repr, values)))
+    return lambda value: value in values, "must be " + words
 
 
 def is_uuid(value):
