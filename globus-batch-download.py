@@ -1301,14 +1301,16 @@ class Driver:
         self.report_once("halt", describe_halt(
             self.halt_causes, self.config.MAX_FAILURES_IN_A_ROW))
         self.stop_downloads()
-        entries = self.ask_queue() or []
-        for name, pack in self.submitted().items():
-            token = self.stop_job(self.path(name), pack.attempt)
-            if token and token.step in (None, "get") and token.state != "end":
-                ids = [entry.id for entry in entries if entry.id and entry.state != "ended"
-                       and entry.name == job_name(name, pack.attempt)]
-                self.close(name, self.token_of(name), End(None))
-                self.cancel(ids)
+        entries, ids = self.ask_queue() or [], []
+        try:
+            for name, pack in self.submitted().items():
+                token = self.stop_job(self.path(name), pack.attempt)
+                if token and token.step in (None, "get") and token.state != "end":
+                    ids += [entry.id for entry in entries if entry.id and entry.state != "ended"
+                            and entry.name == job_name(name, pack.attempt)]
+                    self.close(name, self.token_of(name), End(None))
+        finally:  # also if a disk is out of order meanwhile
+            self.cancel(ids)
         self.has_halted = True
 
     def cancel(self, ids):
