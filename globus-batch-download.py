@@ -40,7 +40,7 @@ HERE = helper.as_named_here(helper.HERE)
 SUBMIT_SECONDS = 300  # sbatch itself tries for up to 120 s when Slurm is busy
 QUEUE_SECONDS = 60
 BAR = 8  # characters
-MOST_REFUSALS = 3  # of a first job, a poll apart
+MOST_REFUSED_POLLS = 3  # before a first job is accepted
 MOST_FRUITLESS = 10  # attempts of one pack that bring no result
 MOST_SKIPPED = 1000  # files that MAX_BYTES leaves no room for, when a pack is filled
 MOST_ASKED_AGAIN = 20  # files; the filter looks at a disk, which may be slow
@@ -242,8 +242,8 @@ def check_options(scheduler, words, where):
     is_sge = scheduler.directive == "#$"  # whose options may have several values
     for word in words:
         name = word.split("=")[0] if word.startswith("--") or is_sge else word[:2]
-        is_shut = "=" in before or not before.startswith("--") and len(before) > 2
-        is_command = not word.startswith("-") and is_shut and not is_sge
+        has_value = "=" in before or not before.startswith("--") and len(before) > 2
+        is_command = not word.startswith("-") and has_value and not is_sge
         if word == "--" or is_command or name in foreign or (
                 before == "-W" and re.match("(.*,)?(depend|block)=", word)):
             raise helper.UserError(
@@ -349,6 +349,7 @@ Token = collections.namedtuple("Token", "name state attempt id writer step statu
 # How an attempt has ended. why: None if there is nothing to tell; is_final: another job would end
 # like this one; may_live: nobody knows, so that the file at work must not be begun elsewhere.
 End = collections.namedtuple("End", "why is_final may_live", defaults=(False, False))
+GIVEN_UP = End(None)  # by the driver itself
 TOKEN = re.compile(r"(ticket|at|stop|end|gone|lost)\.(\d+)(?:\.(\d*)\.([^.]+)\.(get|\d+)"
                    r"(?:\.(\d+))?)?")
 
@@ -751,7 +752,7 @@ class Driver:
         self.halt_causes = []  # in_a_row, once it was too long
         self.is_halted = self.has_halted = self.is_listing = self.stopping = False
         self.is_submitting = False  # sbatch or qsub has been asked
-        self.may_submit, self.refusal, self.refusals = True, "", 0
+        self.may_submit, self.refusal, self.refused_polls = True, "", 0
         self.next_poll = 0
         self.ghosts = 0  # jobs in the queue that were given up, or have just ended
         self.ended = {}  # name of a job that has told its end, lately or still listed: when
@@ -977,7 +978,7 @@ class Driver:
         if token.state != "end" or token.status > 128 and pack.left():  # the queue may tell why
             return False
         if token.status == helper.NEEDS_LOGIN and token.step == "get":
-            self.close(name, token, End(None))
+            self.close(name, token, GIVEN_UP)
             raise self.login_needed(name)
         why = self.said(name) or f"exit status {token.status}"
         return self.close(name, token, End(why, is_final=True))
@@ -1212,12 +1213,12 @@ class Driver:
         self.report_queue(ours)
         self.report_stall()
         if not self.may_submit and not self.is_accepted and not self.submitted():
-            self.refusals += 1
-            if self.refusals >= MOST_REFUSALS:
+            self.refused_polls += 1
+            if self.refused_polls >= MOST_REFUSED_POLLS:
                 raise helper.UserError(
-                    f"The scheduler has accepted no job in {MOST_REFUSALS} tries: {self.refusal}\n"
-                    "Fix that, often RESOURCES in config.py, and start this script again; nothing "
-                    "is lost.")
+                    f"The scheduler has accepted no job in {MOST_REFUSED_POLLS} tries: "
+                    f"{self.refusal}\nFix that, often RESOURCES in config.py, and start this "
+                    "script again; nothing is lost.")
         self.may_submit = True
 
     def look_at_entry(self, name, entry, token):
@@ -1308,7 +1309,7 @@ class Driver:
                 if token and token.step in (None, "get") and token.state != "end":
                     ids += [entry.id for entry in entries if entry.id and entry.state != "ended"
                             and entry.name == job_name(name, pack.attempt)]
-                    self.close(name, self.token_of(name), End(None))
+                    self.close(name, self.token_of(name), GIVEN_UP)
         finally:  # also if a disk is out of order meanwhile
             self.cancel(ids)
         self.has_halted = True
@@ -1467,7 +1468,7 @@ def end_of(entry, token, is_known, seconds, grace, said):
         return End(FINAL.get(word) or f"ended by signal {token.status - 128}"
                    + (f" ({word})" if word else ""), word in FINAL)
     if token.state == "ticket" and not is_known and not entry:  # it never came to the queue
-        return End(None)
+        return GIVEN_UP
     if seconds == 0 or is_leaving and not is_late:
         return None
     if token.state == "ticket" and word != "CANCELLED":
@@ -1909,7 +1910,7 @@ def resume(driver):
         token = find_token(os.listdir(folder), pack.attempt)
         if token and pack.is_submitted and token.status == helper.NEEDS_LOGIN and (
                 token.step == "get"):
-            driver.close(name, token, End(None))  # it was reported then
+            driver.close(name, token, GIVEN_UP)  # it was reported then
     report_resume(driver)
 
 

@@ -918,19 +918,19 @@ def retry(call, *arguments, **options):
 
 def keep_trying(function, *arguments, **options):
     """What the function returns once it does not raise Transient any more; says so."""
-    told = None
+    reported = None
     for pause in backoff(2, 60):
         try:
             answer = function(*arguments, **options)
         except Transient as trouble:
-            gist = re.sub(r"\(.*\)", "", str(trouble))  # the request id is always another
-            if gist != told:
+            key = re.sub(r"\(.*\)", "", str(trouble))  # the request id is always another
+            if key != reported:
                 report_waiting(f"{trouble}. Trying again until it works.")
-                told = gist
+                reported = key
                 TOLD.outages += 1
             time.sleep(max(pause, trouble.seconds))
         else:
-            if told:
+            if reported:
                 report_resumed()
             return answer
 
@@ -1385,7 +1385,7 @@ def wait_for_task(client, task_id, progress):
         time.sleep(pause)
         outages = TOLD.outages
         task = retry(client.get_task, task_id, required=TASK)
-        reported = reported if outages == TOLD.outages else None  # its end was the last word
+        reported = reported if outages == TOLD.outages else None  # "Resumed." was said since
         if task["status"] in ENDED:
             failure = failure_reason(client, task)
             if reported and not failure:

@@ -23,7 +23,7 @@ cd -- "$2" && shift 2 && set +o posix || exit
 _stopped='' # by a signal to the job, which ends the current step; this script survives to say so
 trap '_stopped=129' HUP; trap '_stopped=130' INT; trap '_stopped=143' TERM
 trap '_stopped=140' USR2; trap '_stopped=152' XCPU; trap : USR1
-_names=() _todo=() _over=() _pack='' _step=get _failures=0 _worst=0
+_names=() _todo=() _results=() _over=() _pack='' _step=get _failures=0 _worst=0
 
 # In a job, exactly one of job and driver moves the token. (NFS may deny a rename that it has made.)
 move() { mv -T -- "$_pack/$1" "$_pack/$2" 2>/dev/null || [ -e "$_pack/$2" ]; }
@@ -57,11 +57,10 @@ if [ "$1" = --pack ]; then
     finish "${_stopped:-$?}"
   for _file in "$_pack"/results.*; do # whole lines only
     while read -r _i _status _; do
-      [[ ! $_i:$_status =~ ^[0-9]+:[0-9]+$ ]] || _over[_i]=yes
+      [[ ! $_i:$_status =~ ^[0-9]+:[0-9]+$ ]] || _results[10#$_i]=$_status
     done <"$_file"
   done 2>/dev/null
-  while read -r _i; do [ -n "${_over[_i]}" ] || _todo+=("$_i"); done <"$_pack/arrived"
-  _over=()
+  while read -r _i; do [ -n "${_results[_i]}" ] || _todo+=("$_i"); done <"$_pack/arrived"
 else
   if [ $# -lt 2 ]; then
     echo "usage: wrapper.sh DIR NAME...   (globus-batch-download.py submits it as a job)" >&2
