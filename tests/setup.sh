@@ -61,7 +61,7 @@ stop_process() {
 # An id may be another process's by now; all that are started here name this folder.
 is_ours() { grep -qsaF -- "$SCRATCH/" "/proc/$1/cmdline" "/proc/$1/environ"; }
 
-has_ended() { ! kill -0 "$1"; }
+has_ended() { ! kill -0 "$1" 2>/dev/null; }
 
 # Leave $SCRATCH and what was started; its file `environment` leads another shell there.
 keep_running() {

@@ -163,6 +163,7 @@ def soak(site, emulator, chance, name):
         is_over = contents(site.folder / "out") == files
     weather.is_over.set()
     weather.join()
+    assert site.run(BATCH).returncode == 0  # it ends what a killed one has left
     done = site.run(BATCH)
     assert last_line(done) == "0 processed, 0 failed, 60 not needed", (name, done.err)
     assert site.downloaded() == {} and list(site.jobs.glob("g*")) == []
