@@ -1,4 +1,5 @@
-"""The emulator, a site with the collection as a user has it, and the schedulers."""
+"""The emulator, a site with the collection as a user has it, the schedulers, and what several files
+of tests share."""
 import fcntl
 import importlib.util
 import json
@@ -7,17 +8,20 @@ import pty
 import re
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
 import termios
 import time
+import unicodedata
 import urllib.request
 from collections import Counter
 from pathlib import Path
 
 import pyte
 import pytest
+from hypothesis import HealthCheck, Phase
 
 # What is ignored here, such as SIGHUP under nohup and SIGINT in the background, would be ignored by
 # all that the tests start; for a signal that has a handler here they begin with the default.
@@ -35,12 +39,44 @@ DESTINATION = "11111111-2222-4333-8444-555555555555"
 TUTORIAL = "home/share/godata"
 
 BATCH = "globus-batch-download.py"
+SIMPLE, SINGLE = "globus-simple-download.py", "globus-single-file-download.py"
+LOGIN = "globus-login.py"
+PATH = "/home/share/godata/"
 KEEP = ('mkdir -p -- "out/$(dirname -- "$GLOBUS_NAME")"',
         'cp -- "$1" "out/$GLOBUS_NAME"',
         'printf "%s\\n" "$GLOBUS_NAME" >>processed')
 
 # process.sh, killing the job's script above it
 DIE = "touch killed; kill -KILL $PPID $$"
+# The end of a job, of the stand-in for Slurm, in the middle of process.sh.
+KILL = ('end() { echo "$1" >"$STAND_IN_DIR/$SLURM_JOB_ID/state"',
+        'kill -KILL -- "-$(cat "$STAND_IN_DIR/$SLURM_JOB_ID/pid")"; }')
+# The Nth time that a file is begun: begun.NAME.N appears, and it waits while hold.NAME.N exists.
+HOLD = ('n=1; until mkdir "begun.$GLOBUS_NAME.$n" 2>/dev/null; do n=$((n + 1)); done',
+        'while [ -e "hold.$GLOBUS_NAME.$n" ]; do sleep 0.1; done')
+NEEDED = "def is_file_needed(file): return not os.path.exists(WORKING_DIR + '/out/' + file.path)"
+
+ONE = (SINGLE, "--globus-path", PATH, "--file", "a")
+EVERY_SCRIPT = pytest.mark.parametrize("script,options", [
+    ("globus-login.py", ()), ("globus-simple-download.py", ()), (BATCH, ()),
+    ("globus-single-file-download.py", ("--globus-path", "/x", "--file", "y"))])
+BOTH_DOWNLOADS = pytest.mark.parametrize("script", [SIMPLE, BATCH])
+# Settings with which a task that cannot succeed is given up within seconds.
+QUICK = ("import helper", "helper.ERRORS = {code: (words, seconds and 1) for code, (words, "
+         "seconds) in helper.ERRORS.items()}",
+         "helper.SLOWEST_POLL = 0.5", "helper.ARRIVAL_SECONDS = 1")
+
+SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "torque": "qsub", "sge": "qsub"}
+ASK = {"slurm": "squeue", "pbs": "qstat", "torque": "qstat", "sge": "qstat"}
+# For put_before: what follows is done by the first call only.
+FIRST_TIME = 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"'
+REFUSED = "The scheduler did not accept a job: "
+
+# For hypothesis. A whole site serves all examples; each one takes seconds, so that none is made
+# smaller. The same ones each time; HYPOTHESIS_RANDOM=1 for others.
+FEW = {"deadline": None, "derandomize": not os.environ.get("HYPOTHESIS_RANDOM"),
+       "phases": [Phase.explicit, Phase.generate], "database": None,
+       "suppress_health_check": list(HealthCheck)}
 
 STRANGE_NAMES = [
     "with space", "it's", 'a"b', "$HOME", "-rf", "star*?[x]", "ünïcødé", ".hidden", "semi;colon",
@@ -290,6 +326,167 @@ def wait_until(condition, seconds=60):
             return value
         time.sleep(0.02)
     raise AssertionError("it did not happen within %d s" % seconds)
+
+
+def check_err(done, status, *words, lines=2):
+    """The exit status, and all words in a line or two on stderr."""
+    assert done.returncode == status, done.err
+    assert all(word in done.err for word in words), done.err
+    assert len(done.err.splitlines()) <= lines, done.err
+
+
+def run_single(site, name, directory=PATH):
+    return site.run("globus-single-file-download.py", "--globus-path", directory, "--file", name)
+
+
+def run_wrapper(site, *names):
+    return subprocess.run(
+        ["bash", str(site.folder / "wrapper.sh"), PATH, *names], cwd=str(site.folder),
+        env=dict(site.env, PYTHON=sys.executable), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def start_script(site, script):
+    options = {SINGLE: ["--globus-path", PATH, "--file", "a"]}
+    return site.start(script, *options.get(script, []))
+
+
+def output_of(process):
+    """What it said on both outputs."""
+    out, err = process.communicate(timeout=300)
+    assert b"Traceback" not in err, err
+    return out.decode() + err.decode()
+
+
+def gcp(**settings):
+    return {"collections": {DESTINATION: settings}}
+
+
+def wait_for(driver, text):
+    """Read what a driver says on stderr until it says that; all that it has said."""
+    said = ""
+    while text not in said:
+        line = driver.stderr.readline().decode()
+        assert line, "it did not say %r, but: %s" % (text, said)
+        said += line
+    return said
+
+
+def end(driver):
+    """Wait for a driver; its last line, exit status, and what it said."""
+    out, err = (said.decode() for said in driver.communicate(timeout=300))
+    assert "Traceback" not in err, err
+    return (out.splitlines() or [""])[-1], driver.returncode, out + err
+
+
+def kill(driver):
+    driver.kill()
+    driver.communicate()
+
+
+def let_go(site):
+    (site.folder / "go").touch()
+
+
+def begun(site):
+    """{file: how often it was begun}, by a process.sh with HOLD."""
+    times = {}
+    for path in site.folder.glob("begun.*"):
+        name = path.name.split(".")[1]
+        times[name] = times.get(name, 0) + 1
+    return times
+
+
+def hold(site, name, time=1):
+    path = site.folder / ("hold.%s.%d" % (name, time))
+    path.touch()
+    return path
+
+
+def is_begun(site, name, time=1):
+    return (site.folder / ("begun.%s.%d" % (name, time))).exists
+
+
+def queued(site):
+    """The ids of jobs that were accepted."""
+    return [event["id"] for event in journal(site) if event["event"] == "queued"]
+
+
+def count_events(site, kind):
+    return [event["event"] for event in journal(site)].count(kind)
+
+
+def state_of(tmp_path, job):
+    return (tmp_path / "stand-in" / str(job) / "state").read_text().strip()
+
+
+def calls_of(site, tmp_path, name):
+    """A function: the command lines with which a command was called."""
+    calls = tmp_path / (name + ".calls")
+    put_before(site, tmp_path, name, 'printf "%%s\\n" "$*" >>%s' % calls, 'exec "$real" "$@"')
+    return lambda: calls.read_text().splitlines() if calls.exists() else []
+
+
+def hold_jobs(site, tmp_path):
+    """A folder: while it has a file `all`, or `gN`, jobs (of pack N) are PENDING."""
+    folder = tmp_path / "pending"
+    folder.mkdir()
+    put_before(site, tmp_path, "sbatch",
+               'for word; do [ "$last" != --job-name ] || name=$word; last=$word; done',
+               '{ echo "while [ -e %s/all ] || [ -e %s/${name%%%%.*} ]; do sleep 0.1; done"'
+               % (folder, folder),
+               'echo "touch %s/begun.\\$SLURM_JOB_ID"; cat; } | "$real" "$@"' % folder)
+    put_before(site, tmp_path, "squeue",
+               '"$real" "$@" | while IFS="|" read -r id name state reason; do',
+               '[ "$state" != RUNNING ] || [ -e %s/begun.$id ] ||' % folder,
+               '{ state=PENDING; reason=Priority; }; echo "$id|$name|$state|$reason"; done')
+    return folder
+
+
+def kill_with_a_job_at_work(site):
+    driver = site.start(BATCH)
+    wait_until(is_begun(site, "a"))
+    wait_until(lambda: queued(site))
+    driver.kill()
+    driver.communicate()
+    return journal(site)
+
+
+def kill_driver_with_a_job(site):
+    """Kill the driver when its first job is queued, which waits for a file `go`."""
+    site.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = site.start(BATCH)
+    wait_until(lambda: any(event["event"] == "queued" for event in journal(site)))
+    driver.kill()
+    driver.communicate()
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def is_harmful(name):
+    return any(unicodedata.category(c) in ("Cc", "Cs") for c in name)
+
+
+def assert_tame(done):
+    """Nothing that drives a terminal was printed."""
+    said = (done.stdout + done.stderr).decode(errors="surrogateescape")
+    assert not any(is_harmful(c) for c in said.replace("\n", "")), said
+
+
+@pytest.fixture(params=["job", pytest.param("driver", marks=pytest.mark.long)])
+def packs(request, stand_in):
+    """A site whose jobs carry up to five files, downloaded by the job or by the driver."""
+    stand_in.config("FILES_PER_JOB = 5", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % request.param)
+    stand_in.process(*KEEP)
+    return stand_in
+
+
+def entries(*names, kind="file"):
+    """Entries of a listing."""
+    return [{"name": name, "type": kind, "size": 1, "last_modified": "2026-11-23 08:15:00+00:00"}
+            for name in names]
 
 
 def may_trace():

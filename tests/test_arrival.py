@@ -1,12 +1,8 @@
-"""What an ended task has brought: only what Globus tells is known."""
-import re
-import subprocess
-
+"""helper.py, "what has arrived": only what Globus tells is known."""
 import pytest
-from conftest import BATCH, journal, last_line, processed, wait_until
+from conftest import BATCH, QUICK, SIMPLE, last_line, processed, wait_until
 
-SIMPLE = "globus-simple-download.py"
-SINGLE = ("globus-single-file-download.py", "--globus-path", "/home/share/godata", "--file", "a",
+TWO = ("globus-single-file-download.py", "--globus-path", "/home/share/godata", "--file", "a",
           "--file", "b")
 SKIPPED, SENT = "/skipped_errors", "/successful_transfers"
 NAMELESS = {"DATA": [{"source_path": None, "destination_path": None, "error_code": "X"}]}
@@ -35,7 +31,7 @@ def test_what_was_skipped_without_being_named_has_not_arrived(fault, stale, emul
     assert done.returncode == 1
     assert "Did not arrive: b (no reason given)\n" in done.out
     assert "1 sent, 0 already there, 1 did not arrive." in done.out
-    done = stale.run(*SINGLE)
+    done = stale.run(*TWO)
     assert done.returncode == 1 and done.out.splitlines()[1] == "", done.out
 
 
@@ -69,7 +65,7 @@ def test_a_file_that_a_failed_task_has_sent_but_does_not_name_is_asked_for_again
                   retry_seconds=0.2)
     emulator.fault(SENT, patch={"DATA": []}, times=3)
     site.config("helper.LIST_SECONDS = 1", "helper.ERRORS['IS_A_DIRECTORY'] = 'a folder', 1")
-    done = site.run(*SINGLE)
+    done = site.run(*TWO)
     assert done.returncode == 1
     assert done.out.splitlines() == [str(site.downloads / "a"), ""]
 
@@ -113,45 +109,42 @@ def cancel_and_die(client, task):
     assert "FAILED f2: " in done.out and "a folder" in done.out
 
 
-@pytest.mark.parametrize("where", ["job", "driver"])
-def test_a_task_that_this_login_may_not_see_is_not_sent_twice_but_asks_for_the_other_login(
-        where, stand_in, emulator):
-    emulator.add({"a": b"x", "b": b"y"})
-    emulator.bend(task_seconds=2)
-    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "DOWNLOAD_BY = %r" % where)
-    stand_in.process('printf "%s\\n" "$GLOBUS_NAME" >>processed')
-    driver = stand_in.start(BATCH)
-    task, = wait_until(emulator.tasks)
-    driver.kill()
-    driver.communicate()
-    if where == "job":
-        subprocess.run(["scancel", journal(stand_in)[-1]["id"]], check=True, env=stand_in.env)
-    emulator.fault("GET /v0.10/task/" + task["task_id"], status=404, json={
-        "code": "ClientError.NotFound", "message": "No task found"})
-    done = stand_in.run(BATCH)
+def lie(emulator):
+    """List a with 7 bytes; it has one."""
+    emulator.add({"a": b"1", "b": b"22"})
+    emulator.fault("/ls", skip=0, patch={"DATA": [
+        {"name": "a", "type": "file", "size": 7}, {"name": "b", "type": "file", "size": 2}]})
+
+
+@pytest.mark.parametrize("start", ["first", "second"])
+def test_a_file_whose_listed_size_is_no_real_one_is_what_globus_compared(start, site, emulator):
+    lie(emulator)
+    site.config("helper.ARRIVAL_SECONDS = 1")
+    for _ in range(1 + (start == "second")):
+        done = site.run("globus-simple-download.py")
+    assert done.returncode == 0, done.out
+    assert done.err.count("1 file came with another size than was listed, such as a; Globus") == 1
+    assert site.downloaded() == {"a": b"1", "b": b"22"}
+
+
+def test_a_size_that_is_not_that_of_the_destination_is_not_believed(site, emulator, tmp_path):
+    lie(emulator)
+    other = tmp_path / "another folder"
+    other.mkdir()
+    (other / "a").write_bytes(b"333")
+    (other / "b").write_bytes(b"22")
+    site.config("helper.ARRIVAL_SECONDS = 1", "DESTINATION_PATH = %r" % str(site.downloads),
+                "DOWNLOAD_DIR = %r" % str(other))
+    done = site.run("globus-simple-download.py")
     assert done.returncode == 1
-    assert "is not to be seen with this login; log in as whoever began it" in done.err
-    emulator.clear_faults()
-    done = stand_in.run(BATCH)
-    assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
-    assert len(emulator.tasks()) == 1
+    assert "Did not arrive: a (came with 3 bytes, but was listed with 7" in done.out
 
 
-def test_a_job_that_is_cancelled_while_its_download_is_stuck_says_what_it_was_stuck_at(
-        stand_in, emulator):
-    emulator.add({"a": b"x"})
-    emulator.bend(retry_seconds=0.2, troubles=[
-        {"path": "a$", "code": "ENDPOINT_TOO_BUSY"}])
-    driver = stand_in.start(BATCH)
-    said = [driver.stderr.readline().decode()]
-    while "submitted" not in said[-1]:
-        said.append(driver.stderr.readline().decode())
-    wait_until(lambda: list(stand_in.jobs.glob("*/waiting")))
-    subprocess.run(["scancel", re.search(r"job (\d+)", said[-1]).group(1)], check=True,
-                   env=stand_in.env)
-    while "ended early" not in said[-1]:
-        said.append(driver.stderr.readline().decode())
-    assert "while it waited: the collection's server is too busy" in said[-1]
-    emulator.bend(troubles=[])
-    driver.communicate()
-    assert driver.returncode == 0
+def test_a_damaged_file_of_a_task_that_failed_has_not_arrived(site, emulator):
+    emulator.add({"a": b"1", "z": b"x" * 2000})
+    emulator.bend(retry_seconds=0.2, troubles=[{"path": "z$", "code": "CORRUPT"}])
+    site.config(*QUICK)
+    done = site.run(SIMPLE)
+    assert done.returncode == 1
+    assert "Did not arrive: z (it is there, but not verified)\n" in done.out
+    assert "2 files: 1 sent, 0 already there, 1 did not arrive." in done.out

@@ -224,9 +224,6 @@ def test_files_that_a_node_does_not_see_fail_with_a_question(driven, emulator, t
     assert not os.path.exists(str(driven.folder / "processed"))
 
 
-# ---- what an independent reading found ----
-
-
 def test_a_pack_that_globus_does_not_take_for_now_does_not_hold_up_the_others(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(8)})
     emulator.fault("POST /v0.10/transfer", times=30, skip=1, status=409, json={

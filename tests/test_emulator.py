@@ -7,14 +7,12 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import DESTINATION, SOURCE, TESTS, clean_env, wait_until
+from conftest import DESTINATION, PATH, SOURCE, TESTS, clean_env, wait_until
 
 try:
     from globus_sdk.testing import get_response_set
 except ImportError:  # globus-sdk 3
     from globus_sdk._testing import get_response_set
-
-PATH = "/home/share/godata/"
 
 
 # ---- globus-cli ----

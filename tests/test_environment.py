@@ -1,82 +1,269 @@
-"""What the environment and the listing bring along, and how long it takes yet."""
+"""The environment of jobs: that of the driver, and whatever the environment lines of wrapper.sh and
+start-up files do to the shell."""
+import os
+import resource
 import subprocess
-import sys
 
 import pytest
-from conftest import BATCH, DESTINATION, KEEP, contents, last_line, put_before
+from conftest import (
+    BATCH,
+    KEEP,
+    contents,
+    journal,
+    last_line,
+    processed,
+    put_before,
+    run_wrapper,
+    with_stand_in,
+)
 
-SINGLE, SIMPLE, LOGIN = (
-    "globus-single-file-download.py", "globus-simple-download.py", "globus-login.py")
-PATH = "/home/share/godata/"
+# ---- that of the driver ----
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="only newer Pythons know PYTHONSAFEPATH")
-@pytest.mark.parametrize("script", [SINGLE, SIMPLE, LOGIN, BATCH])
-def test_a_safe_path_is_no_problem(script, site):
-    site.env["PYTHONSAFEPATH"] = "1"
-    assert site.run(script, "--help").returncode == 0
+def test_a_job_runs_with_the_python_and_environment_of_the_driver(cluster, emulator):
+    emulator.add({"a": b"1"})
+    cluster.env["MY_OWN"] = "it's here"
+    cluster.process('printf "%s\\n" "$PYTHON" "$MY_OWN" >seen')
+    assert cluster.run(BATCH).returncode == 0
+    assert (cluster.folder / "seen").read_text() == cluster.command("")[0] + "\nit's here\n"
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="only newer Pythons know PYTHONSAFEPATH")
-def test_a_safe_path_is_no_problem_for_several_names_by_hand(site, emulator):
+def test_a_folder_has_the_name_that_the_shell_gives_it(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    link = tmp_path / "home-by-another-name"
+    link.symlink_to(stand_in.folder.parent)
+    named = link / stand_in.folder.name
+    folder = put_before(stand_in, tmp_path, "sbatch", 'tee "$0.script" | "$real" "$@"')
+    os.symlink("/usr/bin/tee", str(tmp_path / "bin" / "tee"))
+    stand_in.env["PWD"] = str(named)
+    stand_in.edit("wrapper.sh", "edit here ----\n", "edit here ----\ncd /\n")
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
+    script = (folder / "sbatch.script").read_text()
+    pack, = {event["pack"] for event in journal(stand_in) if "pack" in event}
+    assert (f"\nset -- --pack {named}/jobs/{pack} 1 3 {named} {named} {named}/downloads/{pack} "
+            in script)
+    assert str(stand_in.folder) not in script
+
+
+IN_A_JOB = {
+    "slurm": ({"SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "1"}, {"SLURM_CONF": "/kept"}),
+    "pbs": ({"PBS_JOBID": "1.a", "PBS_NODEFILE": "/nowhere"}, {"PBS_CONF_FILE": "/kept"}),
+    "sge": ({"SGE_TASK_ID": "undefined", "JOB_ID": "1", "JOB_NAME": "x", "SGE_STDIN_PATH": "x"},
+            {"SGE_CELL": "kept"}),
+}
+
+
+@pytest.mark.parametrize("kind", IN_A_JOB)
+def test_what_the_scheduler_set_for_the_driver_is_not_for_its_jobs(
+        kind, site, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    foreign, kept = IN_A_JOB[kind]
+    with_stand_in(site, tmp_path, kind).env.update({**foreign, **kept})
+    site.process("env >../env")
+    assert last_line(site.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    env = dict(line.split("=", 1) for line in (site.folder.parent / "env").read_text().splitlines()
+               if "=" in line)
+    assert not [name for name, value in foreign.items() if env.get(name) == value]
+    assert kept.items() <= env.items()
+
+
+def test_a_driver_that_is_a_job_has_jobs_that_can_use_srun(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    real_slurm.env.update(SLURM_JOB_ID="1", SLURM_MEM_PER_NODE="1", SLURM_MEM_PER_CPU="1")
+    real_slurm.process("srun true", *KEEP)
+    assert last_line(real_slurm.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_the_limits_of_the_login_node_are_not_for_jobs(real_slurm, emulator):
+    emulator.add({"a": b"1"})
+    real_slurm.process("ulimit -t >limit")
+    driver = subprocess.run(
+        real_slurm.command(BATCH), cwd=str(real_slurm.folder), env=real_slurm.env,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (500, 500)))
+    assert driver.returncode == 0, driver.stderr
+    assert (real_slurm.folder / "limit").read_text() == "unlimited\n"
+
+
+def test_a_full_tmp_does_no_harm(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.config("import tempfile", "tempfile.tempdir = '/nonexistent'")
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+# ---- environment lines ----
+
+
+NAMES = ("_ a attempt dir download duplicates f file files folder fuse GLOBUS_NAME here i id last "
+         "line log me move name names new options over pack process row said script status step "
+         "stopped todo token url word words worst wrapper_command").split()
+SHOUT = '%s() { builtin echo "this is %s $*"; return 1; }; export -f %s'
+# {what they do: what is sourced there}
+ENVIRONMENTS = {
+    "shift": "shift; shift 2>/dev/null",
+    "set --": "set -- /etc one two three",
+    "set -e": "set -e",
+    "set -u": "set -u",
+    "set -euo pipefail, exported": "set -euo pipefail; export SHELLOPTS",
+    "set -f and nullglob": "set -f; shopt -s nullglob failglob extglob",
+    "set -a": "set -a",
+    "set -x": "set -x",
+    "posix": "set -o posix",
+    "cd": "cd /",
+    "CDPATH": "export CDPATH=/:/tmp",
+    "IFS": "IFS=",
+    "IFS, exported": "export IFS=/0f",
+    "a trap at the end": "trap 'echo bye; exit 5' EXIT",
+    "a trap on errors": "set -E; trap 'exit 6' ERR",
+    "a trap of each command": "set -T; shopt -s extdebug; trap 'echo at $LINENO' DEBUG RETURN",
+    "signals ignored": "trap '' TERM INT HUP USR1 USR2 XCPU PIPE",
+    "a function cd that lists": 'cd() { builtin cd "$@" && ls -a; }; export -f cd',
+    "a function cd that fails": SHOUT.replace("%s", "cd"),
+    "functions rm and mv": SHOUT.replace("%s", "rm") + "; " + SHOUT.replace("%s", "mv"),
+    "a function exec": SHOUT.replace("%s", "exec"),
+    "functions trap, shift and set": "; ".join(
+        SHOUT.replace("%s", name) for name in ("trap", "shift", "set")),
+    "functions of other names": "; ".join(SHOUT.replace("%s", name) for name in (
+        "cat", "chmod", "cp", "echo", "read", "sleep", "finish", "move", "delete")),
+    "aliases": "shopt -s expand_aliases; alias exec=false trap=false shift=false cd=false rm=false",
+    "variables": "; ".join("%s=1" % name for name in NAMES if name != "wrapper_command"),
+    "variables, exported": "; ".join(
+        "export %s='x y'" % name for name in NAMES if name != "wrapper_command"),
+    "words on stdout": "echo 'Loading samtools/1.2'; echo /etc/passwd; printf 'no line feed'",
+    "stdin, read and closed": "cat >/dev/null; exec <&-",
+    "a last command that fails": "false",
+}
+
+
+def bend_environment(site, text):
+    """Environment lines that source a script, as `conda activate` does."""
+    script = site.folder.parent / "environment.sh"
+    script.write_text(text + "\n")
+    site.edit("wrapper.sh", "# module load samtools\n", "source %s\n" % script)
+
+
+def strict_process(site):
+    """A process.sh that looks where it is, and fails on f1 and f4."""
+    site.process('[ "$PWD" = %s ] || { echo "in $PWD"; exit 9; }' % site.folder,
+                 '[ $# = 1 ] && [ -f "$1" ] || exit 8',
+                 "case $GLOBUS_NAME in f1) exit 3 ;; f4) exit 4 ;; esac",
+                 *(line.replace("mkdir", "command mkdir").replace("cp", "command cp")
+                   .replace("printf", "builtin printf") for line in KEEP))
+
+
+FILES = {"f%d" % n: b"%d" % n for n in range(6)}
+GOOD = {name: content for name, content in FILES.items() if name not in ("f1", "f4")}
+
+
+@pytest.mark.parametrize("where", ["job", pytest.param("driver", marks=pytest.mark.long)])
+@pytest.mark.parametrize("what", ENVIRONMENTS)
+def test_environment_lines_change_no_result(what, where, stand_in, emulator):
+    emulator.add(FILES)
+    bend_environment(stand_in, ENVIRONMENTS[what])
+    stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % where)
+    strict_process(stand_in)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "4 processed, 2 failed, 0 not needed", done.err
+    assert "FAILED f1: exit status 3" in done.err and "FAILED f4: exit status 4" in done.err
+    assert contents(stand_in.folder / "out") == GOOD
+    assert processed(stand_in) == dict.fromkeys(GOOD, 1)
+    assert stand_in.downloaded() == {"f1": b"1", "f4": b"4"}
+
+
+@pytest.mark.parametrize("what", ENVIRONMENTS)
+def test_environment_lines_change_no_result_by_hand(what, site, emulator):
+    emulator.add(FILES)
+    bend_environment(site, ENVIRONMENTS[what])
+    strict_process(site)
+    done = run_wrapper(site, "f0", "f1", "f2")
+    assert done.returncode == 3, done.stderr.decode()
+    assert contents(site.folder / "out") == {"f0": b"0", "f2": b"2"}
+    assert processed(site) == {"f0": 1, "f2": 1}
+    assert site.downloaded() == {"f1": b"1"}
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_what_environment_lines_export_reaches_process_sh_unchanged(by_hand, stand_in, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    done = subprocess.run(["bash", str(site.folder / "wrapper.sh"), PATH, "a", "b"],
-                          env=dict(site.env, PYTHON=sys.executable, PYTHONSAFEPATH="1"),
-                          cwd=str(site.folder), stderr=subprocess.PIPE)
-    assert done.returncode == 0, done.stderr
+    names = [name for name in NAMES if name not in (
+        "_", "GLOBUS_NAME", "GLOBUS_PATH", "wrapper_command")]
+    bend_environment(stand_in, "\n".join(
+        ["export %s=mine-%s" % (name, name) for name in names]
+        + ["tool() { echo 'of a module'; }; export -f tool"]))
+    stand_in.config("FILES_PER_JOB = 2")
+    stand_in.process("wrong=0", *["[ \"${%s-}\" = mine-%s ] || { echo '%s is' \"${%s-unset}\"; "
+                                  "wrong=9; }" % ((name,) * 4) for name in names],
+                     "[ \"$(tool)\" = 'of a module' ] || exit 8", "[ $wrong = 0 ] || exit 9",
+                     *KEEP)
+    if by_hand:
+        done = run_wrapper(stand_in, "a", "b")
+        assert done.returncode == 0, done.stdout.decode()
+    else:
+        done = stand_in.run(BATCH)
+        assert last_line(done) == "2 processed, 0 failed, 0 not needed", {
+            path: (stand_in.jobs / path).read_bytes() for path in contents(stand_in.jobs)
+            if path.endswith("0.log")}
+    assert processed(stand_in) == {"a": 1, "b": 1}
 
 
-@pytest.mark.parametrize("modified", [None, 7])
-def test_a_filter_may_compare_a_date_that_globus_does_not_know(modified, stand_in, emulator):
-    emulator.fault("/ls", patch={"total": 1, "DATA": [
-        {"name": "a", "type": "file", "size": 1, "last_modified": modified}]})
-    stand_in.config("def is_file_needed(file): return file.last_modified < '2026'")
-    done = stand_in.run(BATCH, "--dry-run")
-    assert done.returncode == 0
-    assert last_line(done) == "1 to process, 0 refused, 0 not needed"
+# ---- start-up files ----
 
 
-@pytest.mark.parametrize("files_per_job", [1, 2])
-def test_files_without_a_date_go_through_a_batch(files_per_job, stand_in, emulator):
+STARTUP = "echo Welcome; IFS=x; set -u; CDPATH=/; rm() { return 1; }; mv() { return 1; }"
+
+
+@pytest.mark.parametrize("how", ["BASH_ENV", "exported functions"])
+def test_a_start_up_file_changes_no_result(how, stand_in, emulator, tmp_path):
+    emulator.add(FILES)
+    startup = tmp_path / "startup"
+    startup.write_text({
+        "BASH_ENV": STARTUP, "exported functions": "\n".join(
+            SHOUT.replace("%s", name)
+            for name in ("cd", "rm", "mv", "exec", "trap", "cp", "move"))}[how] + "\n")
+    # For the shells of a job, not for the stand-in's.
+    put_before(stand_in, tmp_path, "sbatch", '{ echo ". %s; %s"; cat; } | "$real" "$@"' % (
+        startup, "export BASH_ENV=%s" % startup if how == "BASH_ENV" else ":"))
+    stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 2")
+    strict_process(stand_in)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "4 processed, 2 failed, 0 not needed", done.err
+    assert contents(stand_in.folder / "out") == GOOD
+    assert stand_in.downloaded() == {"f1": b"1", "f4": b"4"}
+
+
+def test_options_of_the_shell_that_are_exported_do_not_reach_the_job(stand_in, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    emulator.fault("/ls", patch={"total": 2, "DATA": [
-        {"name": name, "type": "file", "size": 1, "last_modified": None} for name in "ab"]})
-    stand_in.config("FILES_PER_JOB = %d" % files_per_job)
+    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = None")
+    stand_in.process("case $1 in *a) exit 3 ;; esac", *KEEP)
+    stand_in.env["SHELLOPTS"] = "errexit"
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+    assert "FAILED a: exit status 3" in done.err and processed(stand_in) == {"b": 1}
+
+
+def test_a_start_up_file_that_exits_is_no_success(stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    start_up = tmp_path / "profile"
+    start_up.write_text('case $0 in */script) exit 0 ;; esac\n')
+    stand_in.env["BASH_ENV"] = str(start_up)
+    stand_in.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.3", "MAX_FAILURES_IN_A_ROW = 2")
     stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
-    assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.out
-    assert contents(stand_in.folder / "out") == {"a": b"1", "b": b"2"}
+    assert done.returncode == 1 and "STOPPING: 2 files or jobs failed in a row" in done.err
+    assert ("2 of them with: the job never started: the scheduler says COMPLETED. Can the compute "
+            "nodes see, and write, " in done.err)
+    assert "Does a start-up file of your shell exit?" in done.err
+    assert last_line(done).startswith("0 processed, ") and not processed(stand_in)
+    assert not [event for event in journal(stand_in) if event["event"] == "over"]
 
 
-@pytest.mark.long
-def test_a_batch_whose_jobs_are_refused_shows_no_time_left(stand_in, emulator, tmp_path):
-    emulator.add(dict.fromkeys("abcdef", b"1"))
-    full = tmp_path / "full"
-    put_before(stand_in, tmp_path, "sbatch", "[ ! -e %s ] || {" % full,
-               "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }",
-               'exec "$real" "$@"')
-    stand_in.config("NUM_JOBS = 1", "POLL_SECONDS = 0.3")
-    stand_in.process(*KEEP, '[ "$GLOBUS_NAME" != c ] || touch %s' % full)
-    seen = []
-    for screen in stand_in.watch(BATCH, columns=160):
-        text = " ".join(screen.display)
-        if "3 of 6 files, 0 jobs" in text and full.exists() and "did not accept a job" in text:
-            seen.append(text.rpartition("3 of 6 files")[2])
-            if len(seen) > 3:
-                full.unlink()
-    assert screen.status == 0
-    assert len(seen) > 3 and "left" not in seen[2]
-
-
-def test_a_download_over_quota_shows_no_time_left(site, emulator):
-    emulator.add({"a": b"x" * 500, "b": b"x" * 2000})
-    emulator.bend(retry_seconds=0.2, collections={DESTINATION: {"quota": 1000}})
-    site.config("import helper", "helper.SLOWEST_POLL = 0.3")
-    seen = ""
-    for screen in site.watch(SIMPLE, columns=160):
-        lines = [line for line in screen.display if "B/s" in line and "over quota" in line]
-        if lines and not seen:
-            seen = lines[0]
-            emulator.bend(collections={DESTINATION: {"quota": None}})
-    assert screen.status == 0
-    assert "1 of 2 files, 500 B of 2.5 kB" in seen and "left" not in seen
+def test_a_start_up_file_that_exits_where_wrapper_sh_begins_harms_no_job(
+        stand_in, emulator, tmp_path):
+    emulator.add({"a": b"1"})
+    start_up = tmp_path / "profile"
+    start_up.write_text('case $0 in */wrapper.sh) exit 0 ;; esac\n')
+    stand_in.env["BASH_ENV"] = str(start_up)
+    stand_in.process(*KEEP)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == {"a": 1}

@@ -1,17 +1,24 @@
-"""What fails for all files alike: it costs MAX_FAILURES_IN_A_ROW of them, or is said before."""
-import os
-import shutil
+"""globus-batch-download.py, "the driver": what fails for all files alike costs
+MAX_FAILURES_IN_A_ROW of them."""
 import time
 
 import pytest
 from conftest import (
     BATCH,
     DESTINATION,
+    HOLD,
     KEEP,
+    NEEDED,
+    end,
+    hold,
+    hold_jobs,
     journal,
     last_line,
     processed,
     put_before,
+    queued,
+    state_of,
+    wait_for,
     wait_until,
     with_stand_in,
 )
@@ -119,124 +126,6 @@ def test_a_quota_costs_a_few_files(stand_in, emulator):
     assert processed(stand_in) == dict.fromkeys(files, 1)
 
 
-def test_a_missing_process_sh_is_said_before_anything_is_submitted(stand_in, emulator):
-    emulator.add({"a": b"1"})
-    (stand_in.folder / "process.sh").unlink()
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2 and "process.sh: No such file or directory" in done.err
-    assert emulator.tasks() == [] and not stand_in.jobs.exists()
-
-
-@pytest.mark.parametrize("script", ["process.sh", "wrapper.sh"])
-def test_line_ends_of_windows_are_said_before_anything_is_submitted(script, stand_in, emulator):
-    emulator.add({"a": b"1"})
-    text = (stand_in.folder / script).read_text()
-    (stand_in.folder / script).write_bytes(text.replace("\n", "\r\n").encode())
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2 and "has Windows line endings" in done.err
-    assert "sed -i 's/\\r$//' %s" % (stand_in.folder / script) in done.err
-
-
-def test_an_interpreter_that_is_not_on_this_machine_is_asked_about(stand_in, emulator):
-    emulator.add({"a": b"1"})
-    (stand_in.folder / "process.sh").write_text("#!/usr/bin/env julia-that-is-not-here\n")
-    os.chmod(str(stand_in.folder / "process.sh"), 0o755)
-    assert "begins with #!/usr/bin/env julia-that-is-not-here, which is not on" in stand_in.run(
-        BATCH).err
-
-
-def test_a_refusal_after_a_job_was_accepted_is_told_once_and_tried_again(
-        stand_in, emulator, tmp_path):
-    emulator.add({"f%d" % n: b"x" for n in range(8)})
-    put_before(stand_in, tmp_path, "sbatch", 'echo >>"$0.calls"',
-               'case $(wc -l <"$0.calls") in 3|4|5) echo "error: out of cheese" >&2; exit 1;; esac',
-               'exec "$real" "$@"')
-    (tmp_path / "bin" / "wc").symlink_to(shutil.which("wc"))
-    stand_in.config("NUM_JOBS = 2", "POLL_SECONDS = 0.3")
-    stand_in.process(*KEEP)
-    done = stand_in.run(BATCH)
-    assert last_line(done) == "8 processed, 0 failed, 0 not needed"
-    assert done.err.count("The scheduler did not accept a job: error: out of cheese\n"
-                          "The command was: sbatch ") == 1
-    assert done.err.count("out of cheese") == 1
-    assert sum(event["event"] == "closed" and event["why"] == "refused"
-               for event in journal(stand_in)) == 3
-
-
-# ---- TOKEN_FILE ----
-
-
-def test_the_token_file_may_be_elsewhere(stand_in, emulator, tmp_path):
-    emulator.add({"a": b"1"})
-    stand_in.tokens.rename(tmp_path / "tokens.json")
-    stand_in.config("TOKEN_FILE = %r" % str(tmp_path / "tokens.json"))
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-    assert not stand_in.tokens.exists()
-
-
-def test_login_and_logout_use_it(fresh_site, tmp_path):
-    fresh_site.config("TOKEN_FILE = '~/of mine.json'")
-    assert fresh_site.log_in().returncode == 0
-    stored = fresh_site.home / "of mine.json"
-    assert stored.stat().st_mode & 0o777 == 0o600 and not fresh_site.tokens.exists()
-    assert fresh_site.run("globus-login.py", "--logout").returncode == 0
-    assert not stored.exists()
-
-
-def test_a_job_that_does_not_see_the_tokens_says_where_it_looked(stand_in, emulator):
-    emulator.add({"a": b"1"})
-    stand_in.edit("wrapper.sh", "\nPYTHON=", "\nexport HOME=/nowhere\nPYTHON=")
-    done = stand_in.run(BATCH)
-    assert done.returncode == 1
-    assert "there is no login in /nowhere/.wehi-globus-tokens.json" in done.err
-    assert "on a disk that %s can see" % os.uname().nodename in done.err
-    assert "start this script again; it continues" in done.err
-
-
-def test_a_job_that_does_not_see_the_home_folder_knows_the_destination_and_the_tokens(
-        stand_in, emulator, tmp_path):
-    emulator.add({"a": b"1"})
-    stand_in.tokens.rename(tmp_path / "tokens.json")
-    stand_in.config("TOKEN_FILE = %r" % str(tmp_path / "tokens.json"))
-    stand_in.edit("wrapper.sh", "\nPYTHON=", "\nexport HOME=/nowhere\nPYTHON=")
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-
-
-@pytest.mark.parametrize("line", [
-    "TOKEN_FILE = 3", "TOKEN_FILE = 'tokens.json'", "FILES_PER_JOB = 0", "FILES_PER_JOB = 5001",
-    "DOWNLOAD_BY = 'me'", "MAX_FAILURES_IN_A_ROW = 0"])
-def test_a_setting_that_makes_no_sense_is_named(line, stand_in):
-    stand_in.config(line)
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2 and done.err.startswith("config.py: " + line.split()[0])
-
-
-@pytest.mark.parametrize("name", [
-    "FILES_PER_JOB", "DOWNLOAD_BY", "MAX_FAILURES_IN_A_ROW", "TOKEN_FILE"])
-def test_an_older_config_is_told_which_setting_it_lacks(name, stand_in, emulator):
-    emulator.add({"a": b"1"})
-    config = stand_in.folder / "config.py"
-    config.write_text("".join(line for line in config.read_text().splitlines(keepends=True)
-                              if not line.startswith(name)))
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2
-    assert done.err == "config.py: %s is missing; see the original config.py\n" % name
-    assert emulator.requests() == []
-
-
-def test_a_journal_of_an_older_version_is_refused_with_the_way_out(stand_in, emulator):
-    emulator.add({"a": b"1"})
-    stand_in.jobs.mkdir()
-    (stand_in.jobs / "journal.jsonl").write_text(
-        '{"event": "run", "run": "g1", "source": ["x", "y"]}\n'
-        '{"event": "submit", "job": "g1-1", "path": "a", "size": 1}\n')
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2 and "is of another version of these scripts" in done.err
-    with open(str(stand_in.jobs / "journal.jsonl"), "a") as file:
-        file.write('{"event": "finished"}\n')
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-
-
 def test_what_fails_while_it_waits_does_not_make_the_driver_wait_for_ever(stand_in, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(6)})
     stand_in.config("MAX_FAILURES_IN_A_ROW = 1", "NUM_JOBS = 2")
@@ -252,3 +141,124 @@ def test_what_fails_while_it_waits_does_not_make_the_driver_wait_for_ever(stand_
     stand_in.process(*KEEP)
     assert last_line(stand_in.run(BATCH)) == "6 processed, 0 failed, 0 not needed"
     assert processed(stand_in) == {"f%d" % n: 1 for n in range(6)}
+
+
+def test_a_halt_is_told_at_once_and_jobs_that_have_not_begun_are_cancelled(
+        stand_in, emulator, tmp_path):
+    files = emulator.add({"f%d" % n: b"x" for n in range(10)})
+    stand_in.config("NUM_JOBS = 4", "MAX_FAILURES_IN_A_ROW = 3", "POLL_SECONDS = 0.3", NEEDED)
+    stand_in.process(*HOLD, '[ -e fixed ] || [ "$GLOBUS_NAME" = f0 ] || { echo broken; exit 5; }',
+                     *KEEP)
+    held, pending = hold(stand_in, "f0"), hold_jobs(stand_in, tmp_path)
+    (pending / "g2").touch()
+    (pending / "g1").touch()
+    driver = stand_in.start(BATCH)
+    wait_until(lambda: queued(stand_in))
+    (pending / "g1").unlink()
+    said = wait_for(driver, "STOPPING")
+    said += wait_for(driver, "again")  # to the end of what is told
+    assert "MAX_FAILURES_IN_A_ROW = 3" in said and "exit status 5: broken" in said
+    assert held.exists()  # f0 is at work
+    waiting = next(path.parent.name for path in (tmp_path / "stand-in").glob("*/name")
+                   if path.read_text().startswith("g2."))
+    wait_until(lambda: state_of(tmp_path, waiting) == "CANCELLED", 10)
+    assert driver.poll() is None and held.exists()
+    jobs = len(list((tmp_path / "stand-in").glob("*/name")))
+    held.unlink()
+    last, status, rest = end(driver)
+    assert status == 1 and last.startswith("1 processed, "), rest
+    assert 3 <= int(last.split()[2]) <= 4  # two jobs were at work beside f0
+    assert len(list((tmp_path / "stand-in").glob("*/name"))) == jobs
+    assert (said + rest).count("STOPPING") == 1
+    assert "FAILED f1:" not in said + rest
+    (stand_in.folder / "fixed").touch()
+    (pending / "g2").unlink()
+    assert last_line(stand_in.run(BATCH)) == "10 processed, 0 failed, 0 not needed"
+    assert processed(stand_in) == dict.fromkeys(files, 1)
+
+
+@pytest.mark.long
+def test_a_missing_program_costs_no_whole_packs(packs, emulator):
+    emulator.add({"f%03d" % n: b"x" for n in range(100)})
+    packs.config("FILES_PER_JOB = 50", "MAX_FAILURES_IN_A_ROW = 5", "POLL_SECONDS = 0.5")
+    packs.process('[ -e broken ] || [ "$GLOBUS_NAME" = f000 ] || { touch broken; exit 127; }',
+                  "[ ! -e broken ] || { sleep 0.3; exit 127; }", *KEEP)
+    done = packs.run(BATCH)
+    assert done.returncode == 1 and "files or jobs failed in a row" in done.err
+    assert 5 <= int(last_line(done).split()[2]) <= 25
+    packs.process(*KEEP)
+    assert last_line(packs.run(BATCH)) == "100 processed, 0 failed, 0 not needed"
+
+
+def test_a_program_that_is_missing_from_the_start_costs_no_whole_packs(packs, emulator):
+    files = emulator.add({"f%03d" % n: b"x" for n in range(100)})
+    packs.config("FILES_PER_JOB = 50", "MAX_FAILURES_IN_A_ROW = 10", "POLL_SECONDS = 0.5")
+    packs.process("exit 127")
+    done = packs.run(BATCH)
+    assert done.returncode == 1 and "10 files or jobs failed in a row" in done.err
+    assert 10 <= int(last_line(done).split()[2]) <= 20
+    packs.process(*KEEP)
+    assert last_line(packs.run(BATCH)) == "100 processed, 0 failed, 0 not needed"
+    assert processed(packs) == dict.fromkeys(files, 1)
+
+
+def test_a_success_seen_together_with_the_failures_that_halt_takes_nothing_back(
+        stand_in, emulator, tmp_path):
+    emulator.add({"f%02d" % n: b"x" for n in range(16)})
+    stand_in.config("FILES_PER_JOB = 8", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = 3")
+    put_before(stand_in, tmp_path, "squeue", "sleep 1", 'exec "$real" "$@"')
+    stand_in.process("case $GLOBUS_NAME in f0[123]) exit 3 ;; esac", *KEEP)
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1
+    assert done.err.count("STOPPING: 3 files or jobs failed in a row") == 1, done.err
+
+
+def test_a_halt_that_a_disk_breaks_off_is_tried_again_and_told_once(stand_in, emulator):
+    emulator.add({"f%02d" % n: b"x" for n in range(12)})
+    stand_in.config("FILES_PER_JOB = 12", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = 2")
+    stand_in.edit(BATCH, '    if token.state in ("gone", "lost"):\n        return True\n    try:', (
+        '    if token.state in ("gone", "lost"):\n        return True\n'
+        '    if state == "stop" and not os.path.exists("once"):\n'
+        '        open("once", "w").close()\n'
+        '        raise OSError(116, "Stale file handle", folder)\n    try:'))
+    stand_in.process("echo >>begun; [ $GLOBUS_NAME = f00 ] || { sleep 1; exit 3; }", *KEEP)
+    done = stand_in.run(BATCH)
+    assert done.err.count("STOPPING: ") == 1 and "Stale file handle" in done.err
+    assert (stand_in.folder / "begun").read_text().count("\n") <= 5
+
+
+def test_a_failure_in_the_step_that_ends_the_run_is_told(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(4)})
+    stand_in.config("NUM_JOBS = 1")
+    stand_in.edit(BATCH, "            there, ours = os.stat(self.path)", (
+        '            if event["event"] == "closed":\n'
+        "                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "            there, ours = os.stat(self.path)"))
+    stand_in.process("echo why; exit 3")
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1 and "FAILED f0: exit status 3: why" in done.err
+
+
+# ---- bad neighbours ----
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_bad_neighbours_at_the_beginning_of_the_listing_do_not_halt_a_healthy_batch(
+        most, stand_in, emulator):
+    files = emulator.add({"f%02d" % n: b"x" for n in range(40)})
+    stand_in.config("MAX_FAILURES_IN_A_ROW = 10", "FILES_PER_JOB = %d" % most)
+    stand_in.process('case $GLOBUS_NAME in f0?|f1[0-4]) exit 3 ;; esac', *KEEP)
+    done = stand_in.run(BATCH)
+    assert "STOPPING" not in done.err, done.err
+    assert last_line(done) == "25 processed, 15 failed, 0 not needed"
+    assert processed(stand_in) == {name: 1 for name in files if name > "f14"}
+
+
+def test_bad_neighbours_at_the_head_of_a_pack_do_not_stop_a_healthy_batch(packs, emulator):
+    emulator.add({"f%02d" % n: b"x" for n in range(30)})
+    packs.config("MAX_FAILURES_IN_A_ROW = 6", "POLL_SECONDS = 0.5")
+    packs.process("case $GLOBUS_NAME in f0[0-4]) exit 3 ;; esac", *KEEP)
+    done = packs.run(BATCH)
+    assert last_line(done) == "25 processed, 5 failed, 0 not needed"
+    assert "STOPPING" not in done.err
+    assert processed(packs) == {"f%02d" % n: 1 for n in range(5, 30)}

@@ -502,8 +502,3 @@ def test_the_recipe_for_an_update_of_committed_edits(clone):
     clone(in_line(topic("Update, with edits"), "git pull"))
     check_update(clone)
     assert re.fullmatch(r"[0-9a-f]{7,}\n", clone(in_line(README, "git describe")))
-
-
-def test_wrapper_sh_by_itself_says_what_it_is(site):
-    done = subprocess.run([str(site.folder / "wrapper.sh")], stderr=subprocess.PIPE, env=site.env)
-    assert done.returncode == 2 and b"usage: wrapper.sh DIR NAME..." in done.stderr

@@ -1,16 +1,15 @@
-"""What the batch driver makes of schedulers: which one is here, and what their answers mean."""
-import os
-
+"""globus-batch-download.py, "the schedulers": which one is here, and what their answers mean."""
 import hypothesis
 import pytest
 from conftest import (
     BATCH,
+    KEEP,
     TESTS,
+    check_err,
     count_calls,
     last_line,
     load,
     put_before,
-    wait_until,
     with_stand_in,
 )
 from hypothesis import strategies
@@ -285,41 +284,20 @@ def test_a_qsub_of_no_known_kind_is_said(site, tmp_path):
     assert "SCHEDULER = 'auto'" in done.err
 
 
-def stuck_message(site, *repair):
-    """What the driver says of a job that cannot run; which is then cancelled as it says, and the
-    run goes on with these lines in config.py."""
-    driver, said = site.start(BATCH), []
-    wait_until(lambda: said.append(driver.stderr.readline().decode())
-               or said[-1].startswith("If RESOURCES"))
-    driver.terminate()
-    driver.communicate()
-    command = said[-1].split(": ", 1)[1].split()
-    assert os.spawnvpe(os.P_WAIT, command[0], command, site.env) == 0
-    site.config(*repair)
+@pytest.mark.parametrize("setting", ["auto", "slurm"])
+def test_no_scheduler(site, setting):
+    site.config("SCHEDULER = %r" % setting)
+    check_err(site.run(BATCH), 2, "SCHEDULER", "no sbatch")
+
+
+def test_an_empty_queue_of_grid_engine_is_an_answer_without_any_job_of_ours(
+        site, emulator, tmp_path):
+    with_stand_in(site, tmp_path, "sge")
+    emulator.add({"a": b"1"})
+    put_before(site, tmp_path, "qsub", "mkdir once 2>/dev/null || exec \"$real\" \"$@\"",
+               "echo 'no more jobs for you' >&2; exit 1")
+    site.config("POLL_SECONDS = 0.3")
+    site.process(*KEEP)
     done = site.run(BATCH)
-    assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
-    return "".join(said)
-
-
-def test_a_job_that_is_held_is_told_with_the_schedulers_reason_and_how_to_release_it(
-        real_cluster, emulator, tmp_path):
-    emulator.add({"a": b"1"})
-    command, option, words, release = {
-        "slurm": ("sbatch", "--hold", "JobHeldUser", "To release: scontrol release "),
-        "sge": ("qsub", "-h", "state hqw", "To release: qrls "),
-    }[real_cluster.scheduler]
-    put_before(real_cluster, tmp_path, command, 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"',
-               'exec "$real" %s "$@"' % option)
-    real_cluster.config("GRACE_SECONDS = 1", "POLL_SECONDS = 1")
-    said = stuck_message(real_cluster)
-    assert "No job is running; the scheduler says of 1 job: " + words + "\n" in said
-    assert release in said
-
-
-def test_grid_engines_error_reason_is_told(real_sge, emulator):
-    emulator.add({"a": b"1"})
-    real_sge.config("GRACE_SECONDS = 1", "RESOURCES = '-wd /nonexistent'")
-    said = stuck_message(real_sge, "RESOURCES = ''")
-    assert "No job is running; the scheduler says of 1 job: state Eqw: " in said
-    assert "error: can't chdir to /nonexistent: No such file" in said
-    assert "If RESOURCES has to be fixed, stop this script, cancel, and start again: qdel " in said
+    assert "no more jobs for you" in done.err and "does not answer" not in done.err
+    assert last_line(done) == "1 processed, 0 failed, 0 not needed"

@@ -1,17 +1,11 @@
-"""globus-single-file-download.py and wrapper.sh: what happens inside a job."""
-import os
+"""globus-single-file-download.py and helper.py, "downloading files": one file, or several with one
+task, by hand and in a job."""
 import signal
-import subprocess
-import sys
 
 import pytest
-from conftest import STRANGE_NAMES, contents, wait_until
+from conftest import PATH, SINGLE, STRANGE_NAMES, run_single, wait_until
 
-PATH = "/home/share/godata/"
-
-
-def run_single(site, name, directory=PATH):
-    return site.run("globus-single-file-download.py", "--globus-path", directory, "--file", name)
+# ---- one file ----
 
 
 @pytest.mark.parametrize("name", STRANGE_NAMES[:7] + ["sub dir/it's"])
@@ -102,35 +96,6 @@ def test_stopped_while_it_submits_it_leaves_no_task_either(site, emulator):
     assert len(emulator.tasks()) == 1
 
 
-def test_an_answer_lost_after_submitting_makes_no_second_task(site, emulator):
-    emulator.add({"a": b"1"})
-    emulator.fault("POST /v0.10/transfer", times=2, drop="after")
-    assert run_single(site, "a").returncode == 0
-    assert len(emulator.tasks()) == 1
-
-
-def test_a_task_for_the_same_file_that_is_still_at_work_is_taken_over(site, emulator):
-    emulator.add({"a": b"1"})
-    emulator.bend(task_seconds=3)
-    first = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
-    wait_until(emulator.tasks)
-    first.kill()
-    first.communicate()
-    done = run_single(site, "a")
-    assert done.returncode == 0
-    assert "already has this transfer, as task" in done.err
-    assert len(emulator.tasks()) == 1
-
-
-@pytest.mark.long
-def test_an_outage_is_waited_for_and_told(site, emulator):
-    emulator.add({"a": b"1"})
-    emulator.fault("GET /v0.10/task/", times=4, status=503, text="<html>maintenance</html>")
-    done = run_single(site, "a")
-    assert done.returncode == 0
-    assert "Trying again until it works" in done.err
-
-
 def test_a_file_that_did_not_arrive_whole_is_a_failure(site, emulator):
     emulator.add({"a": b"12345"})
     emulator.fault("/stat", patch={"size": 7})
@@ -156,56 +121,6 @@ def test_a_small_file_by_hand_takes_six_requests_and_a_pack_in_a_job_four(stand_
     checks = len(emulator.requests()) - by_hand
     stand_in.run("globus-batch-download.py")
     assert len(emulator.requests()) - by_hand - 2 * checks <= 4, emulator.requests()
-
-
-def run_wrapper(site, name):
-    return subprocess.run(["bash", str(site.folder / "wrapper.sh"), PATH, name],
-                          cwd=str(site.folder), env=dict(site.env, PYTHON=sys.executable),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-@pytest.mark.parametrize("name", STRANGE_NAMES[::3] + ["sub dir/$deep's/*"])
-def test_wrapper_downloads_processes_and_deletes(site, emulator, name):
-    emulator.add({name: b"data"})
-    done = run_wrapper(site, name)
-    assert done.returncode == 0, done.stderr
-    assert site.downloaded() == {}
-    result, = contents(site.results).values()
-    assert result.decode().endswith("  %s\n" % name)
-    assert (site.results / (name + ".sha256")).exists()
-
-
-def test_wrapper_gives_process_sh_the_absolute_path_and_working_dir(site, emulator):
-    emulator.add({"a": b"1"})
-    site.process('printf "%s\\n" "$1" "$PWD" >seen')
-    run_wrapper(site, "a")
-    assert (site.folder / "seen").read_text().split("\n")[:2] == [
-        str(site.downloads / "a"), str(site.folder)]
-
-
-def test_wrapper_ends_with_the_status_of_process_sh_and_keeps_the_file(site, emulator):
-    emulator.add({"a": b"1"})
-    site.process("exit 3")
-    assert run_wrapper(site, "a").returncode == 3
-    assert site.downloaded() == {"a": b"1"}
-
-
-def test_wrapper_ends_with_the_status_of_the_download_and_processes_nothing(site):
-    site.process("touch processed")
-    assert run_wrapper(site, "nothing").returncode == 1
-    assert not (site.folder / "processed").exists()
-
-
-def test_wrapper_runs_a_process_sh_that_is_not_executable(site, emulator):
-    emulator.add({"a": b"1"})
-    os.chmod(str(site.folder / "process.sh"), 0o644)
-    assert run_wrapper(site, "a").returncode == 0
-
-
-def test_wrapper_is_content_with_a_process_sh_that_moves_the_file_away(site, emulator):
-    emulator.add({"a": b"1"})
-    site.process('mv -- "$1" moved')
-    assert run_wrapper(site, "a").returncode == 0
 
 
 def stopped_twice(site, emulator):
@@ -283,68 +198,6 @@ def test_a_hopeless_task_that_outlives_its_cancel_is_waited_for(site, emulator):
     assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
 
 
-@pytest.mark.parametrize("status", [
-    403, 401, *(pytest.param(status, marks=pytest.mark.long) for status in (400, 404, 410))])
-@pytest.mark.parametrize("page", [{"text": "<html><title>Blocked</title>your proxy</html>"},
-                                  {"json": {"message": "Forbidden"}}], ids=["page", "document"])
-def test_what_a_server_in_between_says_is_waited_out_and_not_taken_for_globus(
-        status, page, site, emulator):
-    emulator.add({"a": b"1"})
-    site.config("import helper, itertools", "helper.backoff = lambda *_: itertools.repeat(0.1)")
-    emulator.fault("/stat", times=9, status=status, **page)
-    emulator.fault("GET /v0.10/task/", times=9, status=status, **page)
-    done = run_single(site, "a")
-    assert done.returncode == 0, done.err
-    assert "only from a server in between: " in done.err and "(HTTP %d)" % status in done.err
-    assert len(emulator.tasks()) == 1
-
-
-BANNERS = {
-    "a line": "print('Loading python/3.11')",
-    "a path of another file": "print('/etc/passwd')",
-    "several lines": "print('\\n*** maintenance on Monday ***\\n/scratch/\\n')",
-}
-HIDING = {
-    "before, without a line feed": "print('/Welcome! ', end='')",
-    "at the end": "import atexit; atexit.register(print, '/Welcome!')",
-    "no line feed at the end": "import atexit; atexit.register(print, '/Welcome!', end='')",
-}
-
-
-@pytest.mark.parametrize("banner", BANNERS)
-def test_what_else_is_printed_on_stdout_is_not_taken_for_the_path(
-        banner, site, emulator, tmp_path):
-    emulator.add({"it's a": b"data"})
-    (tmp_path / "patch").mkdir()
-    (tmp_path / "patch" / "sitecustomize.py").write_text(BANNERS[banner] + "\n")
-    site.env["PYTHONPATH"] = str(tmp_path / "patch")
-    done = run_wrapper(site, "it's a")
-    assert done.returncode == 0, done.stderr
-    assert site.downloaded() == {} and len(contents(site.results)) == 1
-
-
-@pytest.mark.parametrize("banner", HIDING)
-def test_a_path_that_cannot_be_told_from_a_banner_fails_and_deletes_nothing(
-        banner, site, emulator, tmp_path):
-    emulator.add({"a": b"data"})
-    (tmp_path / "patch").mkdir()
-    (tmp_path / "patch" / "sitecustomize.py").write_text(HIDING[banner] + "\n")
-    site.env["PYTHONPATH"] = str(tmp_path / "patch")
-    done = run_wrapper(site, "a")
-    assert done.returncode == 1
-    assert site.downloaded() == {"a": b"data"} and not site.results.exists()
-    assert b"/Welcome!" in done.stderr
-
-
-def test_wrapper_finds_its_folder_though_cdpath_is_set(site, emulator):
-    emulator.add({"a": b"1"})
-    env = dict(site.env, PYTHON=sys.executable, CDPATH=str(site.home))
-    (site.home / site.folder.name).mkdir()
-    done = subprocess.run(["bash", "%s/wrapper.sh" % site.folder.name, PATH, "a"], env=env,
-                          cwd=str(site.folder.parent), stderr=subprocess.PIPE)
-    assert done.returncode == 0, done.stderr
-
-
 def test_an_error_that_ends_the_wait_leaves_no_task_behind(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(slots=0)
@@ -354,3 +207,43 @@ def test_an_error_that_ends_the_wait_leaves_no_task_behind(site, emulator):
     assert done.returncode == 1
     assert "is cancelled" in done.err and "not yours" in done.err
     assert [task["fatal_error"]["code"] for task in emulator.tasks()] == ["CANCELED"]
+
+
+# ---- several files ----
+
+
+def run_several(site, *names, env=None):
+    site.env.update(env or {})
+    return site.run(SINGLE, "--globus-path", PATH,
+                    *[word for name in names for word in ("--file", name)])
+
+
+def test_several_files_are_one_task_and_a_line_each(site, emulator):
+    emulator.add({"a": b"1", "sub/b": b"2"})
+    done = run_several(site, "sub/b", "a")
+    assert done.returncode == 0, done.err
+    assert done.out == "%s/sub/b\n%s/a\n" % (site.downloads, site.downloads)
+    assert len(emulator.tasks()) == 1
+
+
+def test_a_file_that_is_not_there_does_not_hold_up_the_others(site, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    done = run_several(site, "a", "no\nname", "nothing", "b")
+    assert done.returncode == 1
+    assert done.out == "%s/a\n\n\n%s/b\n" % (site.downloads, site.downloads)
+    assert PATH + "nothing: is not on the source collection." in done.err
+
+
+def test_a_file_that_cannot_be_written_does_not_hold_up_the_others(site, emulator):
+    emulator.add({"a": b"1", "b": b"2", "c": b"3"})
+    (site.downloads / "b").mkdir(parents=True)
+    site.config("helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
+    done = run_several(site, "a", "b", "c")
+    assert done.returncode == 1
+    assert done.out == "%s/a\n\n%s/c\n" % (site.downloads, site.downloads)
+
+
+def test_variables_that_happen_to_be_set_do_no_harm(site, emulator):
+    emulator.add({"a": b"1", "b": b"2"})
+    done = run_several(site, "a", "b", env={"GLOBUS_NAME": "mine", "GLOBUS_DESTINATION": "mine"})
+    assert done.returncode == 0, done.err

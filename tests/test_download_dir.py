@@ -6,17 +6,19 @@ import subprocess
 import pytest
 from conftest import (
     BATCH,
+    EVERY_SCRIPT,
     KEEP,
-    SOURCE,
+    SIMPLE,
     Site,
     contents,
     journal,
+    kill,
     last_line,
+    let_go,
     processed,
     wait_until,
 )
 
-SIMPLE = "globus-simple-download.py"
 NAMES = ["a", "b", "c", "sub/a", "sub/it's b"]
 
 
@@ -51,15 +53,6 @@ def start_batch(site):
     driver = site.start(BATCH)
     wait_until((site.folder / "begun").exists)
     return driver
-
-
-def kill(driver):
-    driver.kill()
-    driver.communicate()
-
-
-def let_go(site):
-    (site.folder / "go").touch()
 
 
 def check_results(site, driver, files):
@@ -227,37 +220,22 @@ def test_a_folder_around_the_scripts_or_the_login_is_no_download_folder(
     assert emulator.requests() == []
 
 
-def test_a_file_that_failed_and_has_changed_since_is_sent_again_though_its_pack_was_open(
-        stand_in, emulator):
-    emulator.add({"a": b"old", "b": b"1"})
-    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1")
-    stand_in.process('[ "$GLOBUS_NAME" = b ] || [ -e go ] || exit 1',
-                     "touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
-    driver = stand_in.start(BATCH)
-    wait_until((stand_in.folder / "begun").exists)
-    kill(driver)
-    emulator.add({"a": b"new"})
-    os.utime(str(emulator.source / "home/share/godata/a"), (1, 2000000000))
-    driver = stand_in.start(BATCH)
-    assert b"Resuming" in driver.stderr.readline()
-    let_go(stand_in)
-    out, err = driver.communicate()
-    assert contents(stand_in.folder / "out") == {"a": b"new", "b": b"1"}, err
-    *_, numbers, _, last = out.decode().splitlines()
-    assert last == "2 processed, 0 failed, 0 not needed"
-    assert numbers.startswith("2 of 2 files processed, 0 failed.")
+@EVERY_SCRIPT
+@pytest.mark.parametrize("lines,words", [
+    (["DOWNLOAD_DIR = WORKING_DIR + '/config.py/x'"], "cannot be made or written: "),
+    (["DOWNLOAD_DIR = WORKING_DIR + '/tests'", "os.makedirs(DOWNLOAD_DIR, exist_ok=True)",
+      "os.access = lambda *_: False"], "cannot be made or written: ")], ids=["made", "written"])
+def test_a_download_dir_that_cannot_be_used_is_named_before_anything_is_sent(
+        lines, words, script, options, stand_in, emulator):
+    stand_in.config(*lines)
+    done = stand_in.run(script, *options)
+    assert done.returncode == 2 and emulator.requests() == []
+    assert done.err.startswith("config.py: DOWNLOAD_DIR = ") and words in done.err
 
 
-def test_packs_are_full_while_files_are_listed(stand_in, emulator):
-    emulator.add({"d%d/%s" % (n, name): b"x" for n in range(6) for name in "ab"})
-    emulator.bend_collection(SOURCE, list_seconds=0.2)
-    stand_in.config("RECURSIVE = True", "FILES_PER_JOB = 4", "NUM_JOBS = 1")
-    stand_in.edit(BATCH, "LISTING_SECONDS = 1 ", "LISTING_SECONDS = 0 ")
-    stand_in.process('printf "%s\\n" "$GLOBUS_NAME" >>processed')
-    driver = stand_in.start(BATCH)
-    wait_until(lambda: sum(processed(stand_in).values()) > 0)
-    kill(driver)
-    stand_in.run(BATCH)
-    packs = [event["files"] for event in journal(stand_in) if event["event"] == "pack"]
-    assert [len(files) for files in packs] == [4, 4, 4]
-    assert sum(processed(stand_in).values()) == 12
+def test_what_the_users_own_wrapper_does_not_delete_goes_with_its_pack(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" * 1000 for n in range(4)})
+    stand_in.edit("wrapper.sh", 'rm -f --', 'true')
+    stand_in.config("NUM_JOBS = 2", "MAX_BYTES = 2500")
+    assert last_line(stand_in.run(BATCH)) == "4 processed, 0 failed, 0 not needed"
+    assert list(stand_in.downloads.iterdir()) == []

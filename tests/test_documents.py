@@ -1,64 +1,13 @@
-"""Names and documents that nobody would think of, made by hypothesis, through the whole chain."""
+"""helper.py, "asking Globus": documents with fields that are missing or something else, made by
+hypothesis."""
 import copy
 import json
-import os
-import subprocess
-import unicodedata
 import urllib.request
 
 import pytest
-from conftest import BATCH, KEEP, SOURCE, contents, last_line, processed
-from hypothesis import HealthCheck, Phase, given, settings
+from conftest import FEW, PATH, SIMPLE, SINGLE, SOURCE, assert_tame
+from hypothesis import given, settings
 from hypothesis import strategies as st
-
-pytestmark = pytest.mark.long
-SINGLE, SIMPLE = "globus-single-file-download.py", "globus-simple-download.py"
-PATH = "/home/share/godata/"
-# A whole site serves all examples; each one takes seconds, so that none is made smaller.
-# The same ones each time; HYPOTHESIS_RANDOM=1 for others.
-FEW = {"deadline": None, "derandomize": not os.environ.get("HYPOTHESIS_RANDOM"),
-       "phases": [Phase.explicit, Phase.generate], "database": None,
-       "suppress_health_check": list(HealthCheck)}
-
-
-def is_harmful(name):
-    return any(unicodedata.category(c) in ("Cc", "Cs") for c in name)
-
-
-NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]),
-                min_size=1, max_size=60).filter(
-    lambda name: name not in (".", "..") and len(name.encode()) <= 240)
-
-
-@settings(max_examples=3, **FEW)
-@given(names=st.sets(NAMES, min_size=25, max_size=25))
-def test_any_name_that_a_file_can_have_reaches_process_sh_unharmed(names, stand_in, emulator):
-    clear(stand_in, emulator)
-    tree = emulator.add({name: name.encode() for name in names})
-    stand_in.config("NUM_JOBS = 6")
-    stand_in.process(*KEEP)
-    done = stand_in.run(BATCH)
-    good = {name for name in names if not is_harmful(name)}
-    assert last_line(done) == "%d processed, %d failed, 0 not needed" % (
-        len(good), len(names) - len(good)), done.err
-    assert processed(stand_in) == dict.fromkeys(good, 1)
-    assert contents(stand_in.folder / "out") == {name: tree[name] for name in good}
-    assert stand_in.downloaded() == {}
-    assert_tame(done)
-
-
-def clear(site, emulator):
-    subprocess.run(["rm", "-rf", *(str(site.folder / name) for name in (
-        "out", "processed", "jobs", "downloads")), str(emulator.source / PATH.strip("/"))],
-        check=True)
-    (emulator.source / PATH.strip("/")).mkdir()
-
-
-def assert_tame(done):
-    """Nothing that drives a terminal was printed."""
-    said = (done.stdout + done.stderr).decode(errors="surrogateescape")
-    assert not any(is_harmful(c) for c in said.replace("\n", "")), said
-
 
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 2), st.just(10 ** 30), st.floats(allow_nan=False),

@@ -1,0 +1,225 @@
+"""globus-batch-download.py, "the driver": MAX_BYTES, downloads in flight and files left behind by
+failures together."""
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+from conftest import BATCH, KEEP, NEEDED, journal, last_line, processed, wait_until
+
+
+def test_a_larger_file_than_max_bytes_fails_with_that_reason(stand_in, emulator):
+    emulator.add({"a": b"1", "big": b"x" * 2000})
+    stand_in.config("MAX_BYTES = 1000")
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1
+    assert "FAILED big: is larger than MAX_BYTES (2 kB)\n" in done.out
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+
+
+class Disk(threading.Thread):
+    """Measures DOWNLOAD_DIR, again and again."""
+
+    def __init__(self, site):
+        super().__init__(daemon=True)
+        self.site, self.most, self.is_over = site, 0, False
+
+    def run(self):
+        while not self.is_over:
+            # What is there in both looks was there, at that size, at the moment between them.
+            first, second = self.sizes(), self.sizes()
+            self.most = max(self.most, sum(
+                min(size, second[path]) for path, size in first.items() if path in second))
+            time.sleep(0.01)
+
+    def sizes(self):
+        found = {}
+        for folder, _, names in os.walk(str(self.site.downloads)):
+            for path in (os.path.join(folder, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    found[path] = os.path.getsize(path)
+        return found
+
+
+def run_with_disk(site):
+    disk = Disk(site)
+    disk.start()
+    done = site.run(BATCH)
+    disk.is_over = True
+    disk.join()
+    return done, disk.most
+
+
+@pytest.mark.long
+def test_downloads_in_flight_never_exceed_max_bytes(cluster, emulator):
+    emulator.add({"f%d" % n: b"x" * 1000 * (1 + n % 3) for n in range(12)})
+    cluster.config("NUM_JOBS = 8", "MAX_BYTES = 5000")
+    cluster.process("sleep 0.5", *KEEP)
+    done, most = run_with_disk(cluster)
+    assert last_line(done) == "12 processed, 0 failed, 0 not needed"
+    assert 3000 < most <= 5000
+
+
+def test_files_that_failures_leave_count_for_max_bytes(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" * 1000 for n in range(8)})
+    stand_in.config("NUM_JOBS = 8", "MAX_BYTES = 4000")
+    stand_in.process("case $1 in *f[01]) exit 3 ;; esac", "sleep 0.5", *KEEP)
+    done, most = run_with_disk(stand_in)
+    assert last_line(done) == "6 processed, 2 failed, 0 not needed"
+    assert 2000 < most <= 4000
+
+
+def test_what_a_pack_that_is_not_over_has_left_counts_for_max_bytes(stand_in, emulator):
+    emulator.add({"f%d" % n: b"x" * 1000 for n in range(9)})
+    stand_in.config("NUM_JOBS = 1", "FILES_PER_JOB = 3", "DOWNLOAD_BY = 'driver'",
+                    "MAX_BYTES = 6000")
+    stand_in.process("case $1 in *f[01]) exit 3 ;; *) sleep 1.5 ;; esac", *KEEP)
+    done, most = run_with_disk(stand_in)
+    assert last_line(done) == "7 processed, 2 failed, 0 not needed"
+    assert 4000 < most <= 6000
+
+
+def fill_the_disk(site, emulator):
+    """A run that stops because failures have left no room; the command that makes room again."""
+    emulator.add({"f%d" % n: b"x" * 1000 for n in range(5)})
+    site.config("NUM_JOBS = 1", "MAX_BYTES = 2500")
+    site.process("exit 3")
+    done, most = run_with_disk(site)
+    assert done.returncode == 1 and most == 2000
+    assert "leaves no room for another file within MAX_BYTES" in done.err
+    command = done.err.splitlines()[-1]
+    assert command == "rm -r " + " ".join(
+        sorted(str(folder) for folder in site.downloads.iterdir()))
+    site.process(*KEEP)
+    return command
+
+
+def test_a_disk_full_of_failures_stops_the_run_and_it_goes_on_once_there_is_room_again(
+        stand_in, emulator):
+    command = fill_the_disk(stand_in, emulator)
+    subprocess.run(command, shell=True, check=True)
+    done, most = run_with_disk(stand_in)
+    assert last_line(done) == "5 processed, 0 failed, 0 not needed"
+    assert most <= 2500 and set(processed(stand_in).values()) == {1}
+
+
+def test_failures_that_fill_the_disk_are_tried_again_where_they_are(stand_in, emulator):
+    """They are there already, so that they need no more room."""
+    fill_the_disk(stand_in, emulator)
+    done, most = run_with_disk(stand_in)
+    assert done.returncode == 0, done.err
+    assert last_line(done) == "5 processed, 0 failed, 0 not needed"
+    assert most <= 2500 and len(emulator.tasks()) == 5
+    assert processed(stand_in) == {"f%d" % n: 1 for n in range(5)}
+
+
+def test_what_runs_of_another_source_left_counts_for_max_bytes(stand_in, emulator):
+    emulator.add({"sub/left": b"x" * 2000, "a": b"x" * 1000})
+    stand_in.config("MAX_BYTES = 2500", "PATH = '/home/share/godata/sub'")
+    stand_in.process("exit 3")
+    assert stand_in.run(BATCH).returncode == 1
+    stand_in.config("PATH = '/home/share/godata'")
+    stand_in.process(*KEEP)
+    done = stand_in.run(BATCH)
+    assert done.returncode == 1 and "leaves no room" in done.err
+    assert stand_in.downloaded() == {"left": b"x" * 2000}
+    subprocess.run(done.err.splitlines()[-1], shell=True, check=True)
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+
+
+def test_the_bytes_that_the_task_of_a_killed_job_still_brings_count_for_max_bytes(
+        stand_in, emulator):
+    """Nothing of the file is on the disk yet; the next attempt takes the task over."""
+    emulator.add({"a": b"x" * 2000, "b": b"x" * 2000})
+    emulator.bend(slots=0)
+    stand_in.config("NUM_JOBS = 2", "MAX_BYTES = 3000", "GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    stand_in.process(*KEEP)
+    driver = stand_in.start(BATCH)
+    wait_until(emulator.tasks)
+    job = next((stand_in.folder.parent / "stand-in").glob("*"))
+    os.killpg(int((job / "pid").read_text()), signal.SIGKILL)
+    (job / "state").write_text("FAILED\n")
+    wait_until(lambda: sum(event["event"] == "queued" for event in journal(stand_in)) == 2)
+    assert sum(event["event"] == "pack" for event in journal(stand_in)) == 1
+    assert len(emulator.tasks()) == 1
+    disk = Disk(stand_in)
+    disk.start()
+    emulator.bend(slots=3)
+    out = driver.communicate()[0]
+    disk.is_over = True
+    disk.join()
+    assert out.endswith(b"2 processed, 0 failed, 0 not needed\n") and disk.most <= 2000
+    assert len(emulator.tasks()) == 2 and processed(stand_in) == {"a": 1, "b": 1}
+
+
+def test_a_file_that_has_grown_does_not_break_max_bytes(stand_in, emulator):
+    emulator.add({"a": b"x" * 1000, "grows": b"x" * 1000})
+    emulator.fault("/stat.*grows", patch={"size": 5000})
+    stand_in.config("MAX_BYTES = 2500")
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
+    assert "has grown from 1,000 to 5,000 bytes since it was listed" in done.out
+    assert len(emulator.tasks()) == 1
+
+
+@pytest.mark.parametrize("where", ["job", pytest.param("driver", marks=pytest.mark.long)])
+@pytest.mark.parametrize("also", ["", '; ln -s /etc "${1%/*}/link"'], ids=["files", "a link"])
+def test_side_files_go_with_their_pack_so_that_max_bytes_has_room(also, where, stand_in, emulator):
+    emulator.add({"a": b"x" * 60, "sub/b": b"x" * 60, "c": b"x" * 60, "d": b"x" * 60})
+    stand_in.config("MAX_BYTES = 125", "FILES_PER_JOB = 2", "RECURSIVE = True", NEEDED,
+                    "DOWNLOAD_BY = %r" % where)
+    stand_in.process('head -c 500 /dev/zero >"$1.bai"; mkdir "$1.work"; echo >"$1.work/x y"',
+                     'echo >"${1%/*}/tmp.$$"' + also,
+                     '[ -e fixed ] || [ "$GLOBUS_NAME" != c ] || exit 3', *KEEP)
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "3 processed, 1 failed, 0 not needed", done.err
+    assert stand_in.downloaded() == {"c": b"x" * 60}
+    assert len(list(stand_in.downloads.rglob("*"))) == 2  # the file, and its pack's folder
+    (stand_in.folder / "fixed").touch()
+    emulator.add({"e": b"x" * 60})
+    tasks = len(emulator.tasks())
+    done = stand_in.run(BATCH)
+    assert last_line(done) == "2 processed, 0 failed, 3 not needed", done.err
+    assert list(stand_in.downloads.iterdir()) == []
+    assert processed(stand_in) == {"a": 1, "sub/b": 1, "c": 1, "d": 1, "e": 1}
+    sent = [item["source_path"] for task in emulator.tasks()[tasks:]
+            for item in task["request"]["DATA"]]
+    assert not any(path.endswith("/c") for path in sent)  # it was there already
+
+
+@pytest.mark.long
+def test_max_bytes_holds_for_packs(packs, emulator):
+    emulator.add({"f%02d" % n: b"x" * 100 for n in range(20)})
+    packs.config("MAX_BYTES = 600")
+    most, is_over = [0], threading.Event()
+
+    def watch():
+        while not is_over.is_set():
+            total = 0
+            for folder, _, names in os.walk(str(packs.downloads)):  # which come and go meanwhile
+                for name in names:
+                    with contextlib.suppress(OSError):
+                        total += os.lstat(os.path.join(folder, name)).st_size
+            most[0] = max(most[0], total)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    packs.process("sleep 0.1", *KEEP)
+    done = packs.run(BATCH)
+    is_over.set()
+    thread.join()
+    assert last_line(done) == "20 processed, 0 failed, 0 not needed"
+    assert 100 < most[0] <= 600
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=str)
+def test_all_files_that_are_too_large_are_one_line(options, stand_in, emulator):
+    emulator.add(dict.fromkeys("abcd", b"1" * 2000))
+    stand_in.config("MAX_BYTES = 1000")
+    done = stand_in.run(BATCH, *options)
+    assert done.err.count("Refused: ") == 1
+    assert "Refused: 4 files, such as a: is larger than MAX_BYTES (2 kB)\n" in done.err
