@@ -97,6 +97,7 @@ ERRORS = [(status, code) for status in (400, 403, 404, 409, 410, 429, 500, 502, 
     "Conflict")] + [(401, "ClientError.AuthenticationFailed")]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.long
 @settings(max_examples=40, **FEW)
 @given(data=st.data())

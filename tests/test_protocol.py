@@ -1158,6 +1158,7 @@ def test_whatever_is_killed_lost_or_repeated_each_file_is_processed_once():
     run(40)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.long
 def test_whatever_is_killed_lost_or_repeated_many_times():
     run(1500, seed=1)

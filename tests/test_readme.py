@@ -442,6 +442,7 @@ def test_the_recipe_for_the_driver_as_a_job(real_slurm, emulator):
     assert log.read_text().endswith("1 processed, 0 failed, 0 not needed\n")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.long
 def test_a_driver_that_is_longer_than_its_walltime_is_submitted_again(real_slurm, emulator):
     emulator.add({"a": b"1", "b": b"2"})
