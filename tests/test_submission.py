@@ -62,14 +62,15 @@ SUBMISSIONS = {
     "not accepted, and a time-out is reported": (
         ['echo "error: Socket timed out on send/recv operation" >&2', "exit 1"],
         "error: Socket timed out on send/recv operation\n"),
-    "accepted, but then it hangs": ([LATER, "exec sleep 100"], "did not answer within 4 s\n"),
+    "accepted, but then it hangs": ([LATER.replace("sleep 2", "sleep 6"), "exec sleep 100"],
+                                    "did not answer within 3 s\n"),
     "accepted and at work, but it hangs": (
         ['"$real" "$@" >/dev/null', BEGUN, "exec sleep 100"], None),
-    "hangs": (["exec sleep 100"], "did not answer within 4 s\n"),
+    "hangs": (["exec sleep 100"], "did not answer within 3 s\n"),
     "accepted long after it was killed": (
         ['cat >"$0.script"', '(sleep 6; printf "#!/bin/bash\\nbash %s.script; touch %s.over\\n" '
          '"$0" "$0" | "$real" "$@") >/dev/null 2>&1 &', "exec sleep 100"],
-        "did not answer within 4 s\n"),
+        "did not answer within 3 s\n"),
     "accepted, but prints no id": ([LATER], "(nothing)\n"),
     "accepted and at work, but prints no id": (['"$real" "$@" >/dev/null', BEGUN], None),
     "accepted, but a limit and a time-out are reported": (
@@ -118,7 +119,7 @@ def test_each_file_is_processed_once_though_a_submission_is(fault, cluster, emul
     emulator.add({"f%d" % n: b"x" for n in range(4)})
     lines, words = SUBMISSIONS[fault]
     put_before(cluster, tmp_path, SUBMIT[cluster.scheduler], FIRST_TIME, *lines)
-    cluster.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 4")
+    cluster.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 3")
     over = tmp_path / "before" / (SUBMIT[cluster.scheduler] + ".over")
     is_late = fault == "accepted long after it was killed"  # it begins while the next one is at it
     wait = "until [ -e '%s' ] || [ $SECONDS -gt 15 ]; do sleep 0.1; done" % over
