@@ -363,4 +363,6 @@ stop_grid_engine() {
   qdel -u "$(id -un)" >/dev/null 2>&1
   # shellcheck disable=SC2086  # process ids
   [ -z "$OURS" ] || kill $OURS 2>/dev/null # those that began them have ended
+  local pid # the next start is not to take it for another one's
+  for pid in $OURS; do until_true has_ended "$pid"; done
 }
