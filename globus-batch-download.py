@@ -1227,7 +1227,7 @@ class Driver:
         if entry and entry.state not in ("ended", "leaving"):
             pack.missing_since = None
             return
-        if pack.is_renamed:
+        if pack.is_renamed and entry.state == "ended":
             entry = entry._replace(reason="that it has ended, under another name")
         pack.missing_since = pack.missing_since or now
         end = end_of(entry, token, pack.id is not None, now - pack.missing_since,
@@ -2044,13 +2044,13 @@ def check_scripts(scheduler, config):
                                    "accept. Convert it:\n"
                                    f"sed -i 's/\\r$//' {shlex.quote(path)}", 2)
         first = re.match(r"#! *(?:\S*/env +)?(\S+).*", script)
-        shell = first.group(1) if first else "bash"
+        shell = first.group(1) if first else ""  # such as a compiled program
         if not script.strip():
             raise helper.UserError(f"{path} is empty.", 2)
-        if os.path.basename(shell) in ("bash", "sh"):
-            status, _, errors = run_command([shell, "-n", path])
-            if status:
-                raise helper.UserError(f"{path} has an error: {helper.first_line(errors)}", 2)
+        if os.path.basename(shell) == "bash" and shutil.which(shell):
+            status, _, errors = run_command([shell, "-O", "extglob", "-n", path])
+            if status:  # no refusal: to what a script sets for its own parsing, -n is blind
+                helper.log(f"Does {name} have an error? {helper.first_line(errors)}")
         if first and not shutil.which(first.group(1)):
             helper.log(f"{path} begins with {first.group()}, which is not on this machine; is it "
                        "on the compute nodes?")

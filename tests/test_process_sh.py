@@ -2,20 +2,39 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
-from conftest import BATCH, KEEP, PATH, check_err, put_before, run_wrapper
+from conftest import BATCH, KEEP, PATH, check_err, last_line, put_before, run_wrapper
 
 
-@pytest.mark.parametrize("name,text,words", [
-    ("process.sh", "", "is empty."), ("process.sh", "\n\n", "is empty."),
-    ("process.sh", "#!/bin/bash\nif true; then\n", "has an error: "),
-    ("process.sh", "echo 'no quote\n", "has an error: "),
-    ("wrapper.sh", "#!/bin/bash\nmodule load \"samtools\n", "has an error: ")])
-def test_a_script_that_cannot_run_is_told_before_the_first_job(name, text, words, stand_in):
-    (stand_in.folder / name).write_text(text)
-    check_err(stand_in.run(BATCH), 2, str(stand_in.folder / name), words)
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_an_empty_process_sh_is_told_before_the_first_job(text, stand_in):
+    (stand_in.folder / "process.sh").write_text(text)
+    check_err(stand_in.run(BATCH), 2, str(stand_in.folder / "process.sh"), "is empty.")
     assert not stand_in.jobs.exists()
+
+
+@pytest.mark.parametrize("name,old,new,is_told", [
+    ("process.sh", "set -e\n", "if true; then\n", True),
+    ("wrapper.sh", "# module load samtools", 'module load "samtools', True),
+    ("process.sh", "set -e\n", "shopt -s extglob\nls !(*.txt) +(a|b)\n", False),
+    ("process.sh", "#!/bin/bash", "#!/opt/on/the/nodes/only/bash", False)])
+def test_an_error_in_a_script_is_told_before_the_first_job_and_decides_nothing(
+        name, old, new, is_told, stand_in, emulator):
+    emulator.add({"a": b"1"})
+    stand_in.edit(name, old, new)
+    done = stand_in.run(BATCH, "--dry-run")
+    assert done.returncode == 0 and last_line(done).startswith("1 to process, ")
+    assert (f"Does {name} have an error? " in done.err) == is_told, done.err
+
+
+
+def test_a_compiled_process_sh_is_no_script_with_an_error(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    (stand_in.folder / "process.sh").write_bytes(Path("/bin/true").read_bytes())
+    done = stand_in.run(BATCH)
+    assert "error" not in done.err and last_line(done) == "1 processed, 0 failed, 0 not needed"
 
 
 def test_a_missing_process_sh_is_said_before_anything_is_submitted(stand_in, emulator):
