@@ -1320,13 +1320,13 @@ def error_document(code, message, path):
             "resource": re.sub(r"^/v0\.10", "", path)}
 
 
-def main():
+def main(argv=None):
     """Serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
     parser.add_argument("--port", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     source = os.path.join(os.path.abspath(options.root), "source")
     os.makedirs(source, exist_ok=True)
     World["collections"].update({
