@@ -1,8 +1,10 @@
 """The emulator, a site with the collection as a user has it, the schedulers, and what several files
 of tests share."""
+import contextlib
 import fcntl
 import functools
 import importlib.util
+import io
 import json
 import os
 import pty
@@ -14,11 +16,14 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
+import types
 import unicodedata
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pyte
 import pytest
@@ -531,6 +536,95 @@ def load(script):
         sys.path.remove(str(COLLECTION))
 
 
+@functools.lru_cache(maxsize=None)
+def loaded(script):
+    """The same, loaded once."""
+    return load(script[:-len(".py")])
+
+
+class Here:
+    """The scripts of a site, run by a thread of this process: for what is a function of helper.py,
+    whoever calls it, this saves the start of a Python. Settings, and constants that site.config()
+    has changed, are the site's. No signals, and no word on an answer that takes long."""
+
+    def __init__(self, site):
+        self.site, self.helper = site, loaded(SIMPLE).helper
+        self.kept, self.thread, self.is_over = dict(vars(self.helper)), None, threading.Event()
+        self.said, self.printed = [], io.BytesIO()
+
+    def start(self, script, *options):
+        """Begin with main() of a script; itself."""
+        self.said, self.printed, self.raised = [], io.BytesIO(), None
+        self.is_over.clear()
+        vars(self.helper).update(
+            self.kept, HERE=str(self.site.folder), ERRORS=dict(self.kept["ERRORS"]),
+            TOLD=types.SimpleNamespace(**vars(self.kept["TOLD"])), ENDING_SIGNALS=(),
+            report_silence=contextlib.nullcontext, is_terminal=lambda: False,
+            write_to_stderr=lambda text, **_: self.said.append(text),
+            time=types.SimpleNamespace(**dict(vars(time), sleep=self.sleep)))
+        changes = (self.site.folder / "helper.py").read_text(encoding="utf-8")
+        exec(changes[len((COLLECTION / "helper.py").read_text(encoding="utf-8")):],
+             vars(self.helper))
+        self.helper.read_config.cache_clear()
+        assert sys.getfilesystemencoding() == "utf-8"  # or helper.run_main() starts a new Python
+        self.thread = threading.Thread(target=self.call, args=(script, list(options)), daemon=True)
+        self.thread.start()
+        return self
+
+    def call(self, script, options):
+        env = dict(self.site.env, **{name: value for name, value in os.environ.items()
+                                     if name.startswith("PYTEST")})
+        stdout = io.TextIOWrapper(self.printed, encoding="utf-8", write_through=True)
+        with mock.patch.dict(os.environ, env, clear=True), contextlib.redirect_stdout(stdout):
+            try:
+                self.returncode = self.helper.run_main(lambda: loaded(script).main(options))
+            except BaseException as error:  # what would be a traceback
+                self.raised = error
+        stdout.detach()
+
+    def sleep(self, seconds):
+        if self.is_over.wait(seconds):
+            raise SystemExit
+
+    @property
+    def err(self):
+        return "".join(self.said)
+
+    @property
+    def out(self):
+        return self.stdout.decode(errors="surrogateescape")
+
+    @property
+    def stdout(self):
+        return self.printed.getvalue()
+
+    @property
+    def stderr(self):
+        return self.err.encode(errors="backslashreplace")
+
+    def wait_for(self, text):
+        """Wait until it says that on stderr."""
+        wait_until(lambda: text in self.err or not self.thread.is_alive())
+        assert text in self.err, self.err
+
+    def end(self):
+        """Wait for its end: itself, with returncode, out and err."""
+        self.thread.join(300)
+        assert not self.thread.is_alive(), self.err
+        if self.raised:
+            raise self.raised
+        return self
+
+    def run(self, script, *options):
+        return self.start(script, *options).end()
+
+    def stop(self):
+        """Leave it, wherever it is."""
+        self.is_over.set()
+        if self.thread:
+            self.thread.join(10)
+
+
 def pytest_collection_modifyitems(items):
     """Those that take longest begin first, so that none is left over at the end."""
     marks = ["real", "long", "timeout"]
@@ -599,6 +693,17 @@ def site(fresh_site):
     """A site where the user has logged in."""
     fresh_site.give_tokens()
     return fresh_site
+
+
+@pytest.fixture
+def here(site):
+    """The scripts of that site, in this process."""
+    running = Here(site)
+    yield running
+    running.stop()
+    vars(running.helper).clear()
+    vars(running.helper).update(running.kept)
+    running.helper.read_config.cache_clear()
 
 
 @pytest.fixture

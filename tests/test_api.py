@@ -12,25 +12,20 @@ from conftest import (
     PATH,
     QUICK,
     SIMPLE,
-    SINGLE,
     SOURCE,
-    output_of,
     run_single,
-    start_script,
 )
 
 
-def test_a_network_that_is_out_of_reach_is_told_by_its_cause(site):
+def test_a_network_that_is_out_of_reach_is_told_by_its_cause(site, here):
     site.env.update(http_proxy="http://127.0.0.1:1", no_proxy="", NO_PROXY="")
-    process = start_script(site, SINGLE)
-    said = process.stderr.readline().decode()
-    assert said.startswith("Waiting: Globus cannot be reached: ") and "Connection refused" in said
-    process.kill()
-    process.communicate()
+    here.start(*ONE).wait_for("\n")
+    assert here.err.startswith("Waiting: Globus cannot be reached: ")
+    assert "Connection refused" in here.err
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl")
-def test_a_certificate_that_nobody_trusts_is_told_with_what_helps(site, tmp_path):
+def test_a_certificate_that_nobody_trusts_is_told_with_what_helps(site, here, tmp_path):
     made = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")]
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x",
                     *made], check=True, stderr=subprocess.DEVNULL)
@@ -40,20 +35,18 @@ def test_a_certificate_that_nobody_trusts_is_told_with_what_helps(site, tmp_path
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     site.env["GLOBUS_SDK_SERVICE_URL_TRANSFER"] = "https://127.0.0.1:%d/" % server.server_port
-    process = start_script(site, SINGLE)
-    said = process.stderr.readline().decode()
-    assert "CERTIFICATE_VERIFY_FAILED" in said and "GLOBUS_SDK_VERIFY_SSL" in said
-    process.kill()
-    process.communicate()
+    here.start(*ONE).wait_for("\n")
+    assert "CERTIFICATE_VERIFY_FAILED" in here.err and "GLOBUS_SDK_VERIFY_SSL" in here.err
+    here.stop()
     server.shutdown()
     server.server_close()
 
 
-def test_a_proxy_that_cannot_work_ends_with_its_reason(site):
+def test_a_proxy_that_cannot_work_ends_with_its_reason(site, here):
     site.env.update(http_proxy="socks5://127.0.0.1:1", no_proxy="", NO_PROXY="")
-    process = start_script(site, SINGLE)
-    assert "SOCKS" in output_of(process)
-    assert process.returncode == 1
+    done = here.run(*ONE)
+    assert "SOCKS" in done.err
+    assert done.returncode == 1
 
 
 HTML = "<html><body>Maintenance</body></html>"
@@ -90,17 +83,18 @@ LONG = {"the collection's server has a problem", "500", "504", "429 with Retry-A
 
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in PASSING])
-def test_what_passes_is_waited_for_in_each_call_and_makes_no_second_task(name, site, emulator):
+def test_what_passes_is_waited_for_in_each_call_and_makes_no_second_task(
+        name, site, here, emulator):
     emulator.add({"a": b"12345"})
     for call in CALLS:
         emulator.fault(call, times=3, **PASSING[name])
     # Two of the three are globus-sdk's own, silent tries, where it takes the answer for one.
     site.config("import helper, itertools", "helper.HTTP_TIMEOUT = 1",
                 "helper.backoff = lambda *_: itertools.repeat(0.1)")
-    process = start_script(site, SINGLE)
-    said = output_of(process)
-    assert process.returncode == 0, said
-    assert said.count("Waiting: ") >= len(CALLS) and "Trying again until it works." in said
+    done = here.run(*ONE)
+    assert done.returncode == 0, done.err
+    assert done.err.count("Waiting: ") >= len(CALLS)
+    assert "Trying again until it works." in done.err
     assert len(emulator.tasks()) == 1
     assert site.downloaded() == {"a": b"12345"}
 
@@ -135,23 +129,23 @@ def test_an_outage_is_waited_for_and_told(site, emulator):
 @pytest.mark.parametrize("page", [{"text": "<html><title>Blocked</title>your proxy</html>"},
                                   {"json": {"message": "Forbidden"}}], ids=["page", "document"])
 def test_what_a_server_in_between_says_is_waited_out_and_not_taken_for_globus(
-        status, page, site, emulator):
+        status, page, site, here, emulator):
     emulator.add({"a": b"1"})
     site.config("import helper, itertools", "helper.backoff = lambda *_: itertools.repeat(0.1)")
     emulator.fault("/stat", times=9, status=status, **page)
     emulator.fault("GET /v0.10/task/", times=9, status=status, **page)
-    done = run_single(site, "a")
+    done = here.run(*ONE)
     assert done.returncode == 0, done.err
     assert "only from a server in between: " in done.err and "(HTTP %d)" % status in done.err
     assert len(emulator.tasks()) == 1
 
 
-def test_the_file_is_found_in_event_details_that_are_json(site, emulator):
+def test_the_file_is_found_in_event_details_that_are_json(site, here, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(json_details=True, retry_seconds=0.1,
                   troubles=[{"path": "a$", "code": "PERMISSION_DENIED", "is_source": False}])
     site.config(*QUICK)
-    done = site.run(*ONE)
+    done = here.run(*ONE)
     assert PATH + "a: cancelled, because it cannot succeed: permission denied\n" in done.err
 
 
@@ -161,10 +155,10 @@ def test_the_file_is_found_in_event_details_that_are_json(site, emulator):
     (400, {"json": {"code": "ClientError.BadRequest",
                     "message": "A transfer may have at most 3 items: too many items"}}),
 ], ids=["a page", "a document", "a limit on items"])
-def test_too_large_a_request_is_told_with_what_to_do(status, answer, site, emulator):
+def test_too_large_a_request_is_told_with_what_to_do(status, answer, here, emulator):
     emulator.add({"a": b"1"})
     emulator.fault("POST /v0.10/transfer", status=status, **answer)
-    done = site.run(SIMPLE)
+    done = here.run(SIMPLE)
     assert done.returncode == 1
     assert "The request is too large for Globus" in done.err
     assert "with globus-batch-download.py, a smaller FILES_PER_JOB or a narrower PATH." in done.err
