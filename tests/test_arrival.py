@@ -25,52 +25,52 @@ def stale(site, emulator):
     {"status": 404, "json": {"code": "TaskNotFound", "message": "no"}},
     {"patch": {"DATA": []}}, {"patch": NAMELESS},
 ], ids=["409", "403", "404", "empty", "without paths"])
-def test_what_was_skipped_without_being_named_has_not_arrived(fault, stale, emulator):
+def test_what_was_skipped_without_being_named_has_not_arrived(fault, stale, here, emulator):
     emulator.fault(SKIPPED, **fault)
-    done = stale.run(SIMPLE)
+    done = here.run(SIMPLE)
     assert done.returncode == 1
     assert "Did not arrive: b (no reason given)\n" in done.out
     assert "1 sent, 0 already there, 1 did not arrive." in done.out
-    done = stale.run(*TWO)
+    done = here.run(*TWO)
     assert done.returncode == 1 and done.out.splitlines()[1] == "", done.out
 
 
-def test_a_list_that_comes_late_is_asked_for_again(stale, emulator):
+def test_a_list_that_comes_late_is_asked_for_again(stale, here, emulator):
     emulator.fault(SKIPPED, status=409, times=1, json={"code": "Conflict", "message": "not yet"})
-    done = stale.run(SIMPLE)
+    done = here.run(SIMPLE)
     assert "Did not arrive: b (permission denied)\n" in done.out
 
 
-def test_a_file_that_is_named_by_its_destination_only_is_known(stale, emulator):
+def test_a_file_that_is_named_by_its_destination_only_is_known(stale, here, emulator):
     emulator.fault(SKIPPED, patch={"DATA": [{
         "source_path": None, "destination_path": str(stale.downloads / "b"),
         "error_code": "PERMISSION_DENIED"}]})
-    done = stale.run(SIMPLE)
+    done = here.run(SIMPLE)
     assert "Did not arrive: b (permission denied)\n" in done.out
 
 
-def test_if_nothing_at_all_is_named_nothing_has_arrived(stale, emulator):
+def test_if_nothing_at_all_is_named_nothing_has_arrived(stale, here, emulator):
     for name in (SKIPPED, SENT):
         emulator.fault(name, status=403, json={"code": "PermissionDenied", "message": "no"})
-    done = stale.run(SIMPLE)
+    done = here.run(SIMPLE)
     assert done.returncode == 1
     for name in "ab":
         assert "Did not arrive: %s (Globus does not tell whether it has arrived)" % name in done.out
 
 
 def test_a_file_that_a_failed_task_has_sent_but_does_not_name_is_asked_for_again(
-        site, emulator):
+        site, here, emulator):
     emulator.add({"a": b"1", "b": b"2"})
     emulator.bend(troubles=[{"path": "b$", "code": "IS_A_DIRECTORY", "is_source": False}],
                   retry_seconds=0.2)
     emulator.fault(SENT, patch={"DATA": []}, times=3)
     site.config("helper.LIST_SECONDS = 1", "helper.ERRORS['IS_A_DIRECTORY'] = 'a folder', 1")
-    done = site.run(*TWO)
+    done = here.run(*TWO)
     assert done.returncode == 1
     assert done.out.splitlines() == [str(site.downloads / "a"), ""]
 
 
-@pytest.mark.parametrize("where", ["job", "driver"])
+@pytest.mark.parametrize("where", ["job", pytest.param("driver", marks=pytest.mark.long)])
 def test_the_tasks_of_packs_that_expire_are_no_verdict_on_their_files(where, stand_in, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
     emulator.bend(slots=0, speed=3600 * 12)
@@ -117,17 +117,19 @@ def lie(emulator):
 
 
 @pytest.mark.parametrize("start", ["first", "second"])
-def test_a_file_whose_listed_size_is_no_real_one_is_what_globus_compared(start, site, emulator):
+def test_a_file_whose_listed_size_is_no_real_one_is_what_globus_compared(
+        start, site, here, emulator):
     lie(emulator)
     site.config("helper.ARRIVAL_SECONDS = 1")
     for _ in range(1 + (start == "second")):
-        done = site.run("globus-simple-download.py")
+        done = here.run(SIMPLE)
     assert done.returncode == 0, done.out
     assert done.err.count("1 file came with another size than was listed, such as a; Globus") == 1
     assert site.downloaded() == {"a": b"1", "b": b"22"}
 
 
-def test_a_size_that_is_not_that_of_the_destination_is_not_believed(site, emulator, tmp_path):
+def test_a_size_that_is_not_that_of_the_destination_is_not_believed(
+        site, here, emulator, tmp_path):
     lie(emulator)
     other = tmp_path / "another folder"
     other.mkdir()
@@ -135,16 +137,16 @@ def test_a_size_that_is_not_that_of_the_destination_is_not_believed(site, emulat
     (other / "b").write_bytes(b"22")
     site.config("helper.ARRIVAL_SECONDS = 1", "DESTINATION_PATH = %r" % str(site.downloads),
                 "DOWNLOAD_DIR = %r" % str(other))
-    done = site.run("globus-simple-download.py")
+    done = here.run(SIMPLE)
     assert done.returncode == 1
     assert "Did not arrive: a (came with 3 bytes, but was listed with 7" in done.out
 
 
-def test_a_damaged_file_of_a_task_that_failed_has_not_arrived(site, emulator):
+def test_a_damaged_file_of_a_task_that_failed_has_not_arrived(site, here, emulator):
     emulator.add({"a": b"1", "z": b"x" * 2000})
     emulator.bend(retry_seconds=0.2, troubles=[{"path": "z$", "code": "CORRUPT"}])
     site.config(*QUICK)
-    done = site.run(SIMPLE)
+    done = here.run(SIMPLE)
     assert done.returncode == 1
     assert "Did not arrive: z (it is there, but not verified)\n" in done.out
     assert "2 files: 1 sent, 0 already there, 1 did not arrive." in done.out
