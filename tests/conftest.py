@@ -618,6 +618,15 @@ class Here:
     def run(self, script, *options):
         return self.start(script, *options).end()
 
+    def log_in(self, edit=lambda code: code):
+        """Run globus-login.py, and play the person: open each page, type the code."""
+        def type_code(prompt):
+            print(prompt, end="")
+            return edit(read_code(re.findall(r"https?://\S+/authorize\S+", self.out)[-1]))
+
+        vars(loaded(LOGIN))["input"] = type_code
+        return self.run(LOGIN)
+
     def stop(self):
         """Leave it, wherever it is."""
         self.is_over.set()
