@@ -556,6 +556,7 @@ class Here:
         """Begin with main() of a script; itself."""
         self.said, self.printed, self.raised = [], io.BytesIO(), None
         self.is_over.clear()
+        self.end_by = SystemExit
         vars(self.helper).update(
             self.kept, HERE=str(self.site.folder), ERRORS=dict(self.kept["ERRORS"]),
             TOLD=types.SimpleNamespace(**vars(self.kept["TOLD"])), ENDING_SIGNALS=(),
@@ -584,7 +585,9 @@ class Here:
 
     def sleep(self, seconds):
         if self.is_over.wait(seconds):
-            raise SystemExit
+            if self.end_by is KeyboardInterrupt:
+                self.is_over.clear()
+            raise self.end_by
 
     @property
     def err(self):
@@ -627,8 +630,14 @@ class Here:
         vars(loaded(LOGIN))["input"] = type_code
         return self.run(LOGIN)
 
+    def interrupt(self):
+        """What a signal does, when it waits the next time."""
+        self.end_by = KeyboardInterrupt
+        self.is_over.set()
+
     def stop(self):
-        """Leave it, wherever it is."""
+        """Leave it, where it waits the next time."""
+        self.end_by = SystemExit
         self.is_over.set()
         if self.thread:
             self.thread.join(10)

@@ -60,34 +60,26 @@ def test_globus_stat_of_a_missing_file(globus):
     assert globus("stat", SOURCE + ":" + PATH + "x") == "Nothing found at " + PATH + "x\n"
 
 
-def test_globus_transfer_and_task_wait(globus, emulator, tmp_path):
-    emulator.add({"a": b"12345"})
-    globus("task", "wait", submit(globus, tmp_path), "--polling-interval", "1")
-    assert (tmp_path / "out" / "a").read_bytes() == b"12345"
-
-
-def test_globus_task_show(globus, emulator, tmp_path):
+def test_globus_waits_for_a_task_shows_it_with_its_events_and_lists_it(
+        globus, emulator, tmp_path):
     emulator.add({"a": b"12345"})
     task = submit(globus, tmp_path)
     globus("task", "wait", task, "--polling-interval", "1")
+    assert (tmp_path / "out" / "a").read_bytes() == b"12345"
     shown = json.loads(globus("task", "show", task, "-F", "json"))
     assert (shown["status"], shown["files_transferred"], shown["bytes_transferred"]) == (
         "SUCCEEDED", 1, 5)
     assert PATH + "a" in globus("task", "show", "-t", task)
+    events = json.loads(globus("task", "event-list", task, "-F", "json"))["DATA"]
+    assert [event["code"] for event in events] == ["SUCCEEDED", "STARTED"]
+    assert task in globus("task", "list")
+    assert task not in globus("task", "list", "--filter-status", "FAILED")
 
 
 def test_globus_task_wait_on_a_task_that_stumbles(globus, emulator, tmp_path):
     task = submit(globus, tmp_path, "nothing")
     globus("task", "wait", task, "--timeout", "1", "--polling-interval", "1", status=1)
     assert "FILE_NOT_FOUND" in globus("task", "event-list", "--filter-errors", task)
-
-
-def test_globus_task_event_list(globus, emulator, tmp_path):
-    emulator.add({"a": b"12345"})
-    task = submit(globus, tmp_path)
-    globus("task", "wait", task, "--polling-interval", "1")
-    events = json.loads(globus("task", "event-list", task, "-F", "json"))["DATA"]
-    assert [event["code"] for event in events] == ["SUCCEEDED", "STARTED"]
 
 
 def test_globus_task_cancel(globus, emulator, tmp_path):
@@ -97,13 +89,6 @@ def test_globus_task_cancel(globus, emulator, tmp_path):
     assert globus("task", "cancel", task) == "The task has been cancelled successfully.\n"
     assert json.loads(globus("task", "show", task, "-F", "json"))["fatal_error"] == {
         "code": "CANCELED", "description": "canceled"}
-
-
-def test_globus_task_list(globus, emulator, tmp_path):
-    emulator.add({"a": b"1"})
-    task = submit(globus, tmp_path)
-    assert task in globus("task", "list")
-    assert task not in globus("task", "list", "--filter-status", "FAILED")
 
 
 # ---- the recorded documents of globus-sdk ----

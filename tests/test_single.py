@@ -3,70 +3,52 @@ task, by hand and in a job."""
 import signal
 
 import pytest
-from conftest import PATH, SINGLE, STRANGE_NAMES, run_single, wait_until
+from conftest import BATCH, ONE, PATH, SINGLE, STRANGE_NAMES, run_single, wait_until
+
+NAMES = [*STRANGE_NAMES[:7], "sub dir/it's"]
+
 
 # ---- one file ----
 
 
-@pytest.mark.parametrize("name", STRANGE_NAMES[:7] + ["sub dir/it's"])
-def test_prints_the_local_path_and_nothing_else(site, emulator, name):
-    emulator.add({name: b"data"})
-    done = run_single(site, name)
-    assert done.returncode == 0, done.err
-    assert done.out == str(site.downloads / name) + "\n"
-    assert (site.downloads / name).read_bytes() == b"data"
+def test_prints_the_local_path_and_nothing_else(site, here, emulator):
+    emulator.add(dict.fromkeys(NAMES, b"data"))
+    for name in NAMES:
+        done = here.run(SINGLE, "--globus-path", PATH, "--file", name)
+        assert done.returncode == 0, done.err
+        assert (done.out, done.err) == (str(site.downloads / name) + "\n", "")
+        assert (site.downloads / name).read_bytes() == b"data"
 
 
-def test_a_missing_file_fails_at_once_with_its_name(site, emulator):
-    done = run_single(site, "nothing")
+def test_a_missing_file_fails_at_once_with_its_name(here, emulator):
+    done = here.run(SINGLE, "--globus-path", PATH, "--file", "nothing")
     assert done.returncode == 1
     assert done.err.startswith(PATH + "nothing: is not on the source collection.")
     assert done.out == "" and emulator.tasks() == []
 
 
-def test_a_directory_is_no_file(site, emulator):
+def test_a_directory_is_no_file(here, emulator):
     emulator.add({"sub/a": b""})
-    done = run_single(site, "sub")
+    done = here.run(SINGLE, "--globus-path", PATH, "--file", "sub")
     assert done.returncode == 1
     assert "is not a file" in done.err
 
 
-@pytest.mark.parametrize("name", ["../x", "..", "/etc/passwd", "a/../../x", "", "a\nb", "a\x1bb"])
-def test_a_name_that_would_leave_the_folder_is_refused_unasked(site, emulator, name):
-    done = run_single(site, name)
-    assert done.returncode == 2
-    assert "would be written outside DOWNLOAD_DIR" in done.err or "control character" in done.err
+def test_a_name_that_would_leave_the_folder_is_refused_unasked(here, emulator):
+    for name in "../x", "..", "/etc/passwd", "a/../../x", "", "a\nb", "a\x1bb":
+        done = here.run(SINGLE, "--globus-path", PATH, "--file", name)
+        assert done.returncode == 2, name
+        assert "would be written outside DOWNLOAD_DIR" in done.err or (
+            "control character" in done.err), name
     assert emulator.requests() == []
 
 
-@pytest.mark.parametrize("is_source", [True, False], ids=["source", "destination"])
-def test_permission_denied_ends_the_task_and_says_which_file(is_source, site, emulator):
-    emulator.add({"a": b"1"})
-    emulator.bend(retry_seconds=0.2, troubles=[
-        {"path": "a$", "code": "PERMISSION_DENIED", "is_source": is_source}])
-    site.config("helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
-    done = run_single(site, "a")
-    assert done.returncode == 1 and done.out == ""
-    assert "permission denied" in done.err and PATH + "a" in done.err
-    task, = emulator.tasks()
-    # What cannot be read at the source is skipped, and holds up no other file.
-    assert task["status"] == "SUCCEEDED" if is_source else (
-        task["fatal_error"]["code"] == "CANCELED")
-
-
-def test_a_permission_error_that_clears_by_itself_is_waited_for(site, emulator):
-    emulator.add({"a": b"1"})
-    emulator.bend(retry_seconds=0.5, troubles=[
-        {"path": "a$", "code": "PERMISSION_DENIED", "times": 3, "is_source": False}])
-    done = run_single(site, "a")
-    assert done.returncode == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *(
+    pytest.param(number, marks=pytest.mark.long) for number in (signal.SIGINT, signal.SIGHUP))])
 def test_stopped_by_a_signal_it_cancels_its_task(site, emulator, number):
     emulator.add({"a": b"1"})
     emulator.bend(task_seconds=60)
-    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    process = site.start(*ONE)
     wait_until(lambda: any(r.startswith("GET /v0.10/task/") for r in emulator.requests()))
     process.send_signal(number)
     out, err = process.communicate()
@@ -75,12 +57,12 @@ def test_stopped_by_a_signal_it_cancels_its_task(site, emulator, number):
     assert emulator.tasks()[0]["fatal_error"]["code"] == "CANCELED"
 
 
-def test_a_transfer_that_fails_does_not_remove_what_was_there_whole(site, emulator):
+def test_a_transfer_that_fails_does_not_remove_what_was_there_whole(site, here, emulator):
     emulator.add({"a": b"1"})
-    assert run_single(site, "a").returncode == 0
+    assert here.run(*ONE).returncode == 0
     emulator.bend(troubles=[{"path": "a$", "code": "PERMISSION_DENIED"}])
     site.config("helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
-    assert run_single(site, "a").returncode == 1
+    assert here.run(*ONE).returncode == 1
     assert site.downloaded() == {"a": b"1"}
 
 
@@ -88,7 +70,7 @@ def test_stopped_while_it_submits_it_leaves_no_task_either(site, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(task_seconds=60)
     emulator.fault("POST /v0.10/transfer", times=1, delay=3, drop="after")
-    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    process = site.start(*ONE)
     wait_until(lambda: any("POST /v0.10/transfer" in r for r in emulator.requests()))
     process.send_signal(signal.SIGTERM)
     process.communicate()
@@ -105,21 +87,22 @@ def test_a_file_that_did_not_arrive_whole_is_a_failure(site, emulator):
     assert PATH + "a: came with 5 bytes, but was listed with 7" in done.err and done.out == ""
 
 
-def test_no_mail_is_sent_for_each_file(site, emulator):
+def test_no_mail_is_sent_for_each_file(here, emulator):
     emulator.add({"a": b"1"})
-    run_single(site, "a")
+    here.run(*ONE)
     request = emulator.tasks()[0]["request"]
     assert not any(request["notify_on_" + how] for how in ("succeeded", "failed", "inactive"))
 
 
-def test_a_small_file_by_hand_takes_six_requests_and_a_pack_in_a_job_four(stand_in, emulator):
+def test_a_small_file_by_hand_takes_six_requests_and_a_pack_in_a_job_four(
+        stand_in, here, emulator):
     emulator.add({"a": b"1"})
-    run_single(stand_in, "a")
+    here.run(*ONE)
     by_hand = len(emulator.requests())
     assert by_hand <= 6, emulator.requests()  # of which two are for the collections
-    stand_in.run("globus-batch-download.py", "--dry-run")
+    here.run(BATCH, "--dry-run")
     checks = len(emulator.requests()) - by_hand
-    stand_in.run("globus-batch-download.py")
+    stand_in.run(BATCH)
     assert len(emulator.requests()) - by_hand - 2 * checks <= 4, emulator.requests()
 
 
@@ -127,7 +110,7 @@ def stopped_twice(site, emulator):
     """A download that gets a second signal while it cancels its task; what it said."""
     emulator.add({"a": b"1"})
     emulator.bend(slots=0)
-    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    process = site.start(*ONE)
     wait_until(emulator.tasks)
     emulator.fault("/cancel", times=1, status=503, text="<html>busy</html>")
     process.send_signal(signal.SIGTERM)
@@ -144,66 +127,65 @@ def test_a_second_signal_does_not_keep_it_from_cancelling_its_task(site, emulato
     assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
 
 
-def test_a_cancel_that_is_refused_for_a_while_is_tried_again(site, emulator):
+def test_a_cancel_that_is_refused_for_a_while_is_tried_again(site, here, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(slots=0)
     site.config("import helper, itertools", "helper.CANCEL_SECONDS = 0.1",
                 "helper.backoff = lambda *_: itertools.repeat(0.1)")
-    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    here.start(*ONE)
     wait_until(emulator.tasks)
     emulator.fault("/cancel", times=6, status=503, text="<html>busy</html>")
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate()[1].decode()
+    here.interrupt()
+    said = here.end().err
     assert "Cancelling the transfer task " in said and "in between: busy (HTTP 503)." in said
     assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
 
 
-def start_slow_cancel(site, emulator):
+def cancel_slowly(site, here, emulator):
     """A download whose cancel takes two seconds and more, in which its task goes on."""
     emulator.add({"a": b"x" * 1000000})
     emulator.bend(bytes_per_second=100000, cancel_seconds=2)
     site.config("import helper", "helper.CANCEL_SECONDS = 0.5")
-    process = site.start("globus-single-file-download.py", "--globus-path", PATH, "--file", "a")
+    here.start(*ONE)
     wait_until(lambda: site.downloaded().get("a"))
-    process.send_signal(signal.SIGTERM)
-    return process
+    here.interrupt()
+    return here.end()
 
 
-def test_a_cancel_that_is_not_over_at_once_is_waited_for(site, emulator):
-    said = start_slow_cancel(site, emulator).communicate()[1].decode()
+def test_a_cancel_that_is_not_over_at_once_is_waited_for(site, here, emulator):
+    said = cancel_slowly(site, here, emulator).err
     assert "Globus has accepted the cancel request, but the task has not ended." in said
     assert "; the transfer task " in said and " is cancelled.\n" in said
     assert emulator.tasks()[0]["status"] == "FAILED"
 
 
-def test_a_task_that_outlives_its_cancel_is_said(site, emulator):
-    site.edit("helper.py", "STOP_SECONDS = 60", "STOP_SECONDS = 1")
-    process = start_slow_cancel(site, emulator)
-    said = process.communicate()[1].decode()
-    assert process.returncode == 130
-    assert "could not be cancelled: Globus has accepted the cancel request, but" in said
+def test_a_task_that_outlives_its_cancel_is_said(site, here, emulator):
+    site.config("helper.STOP_SECONDS = 1")
+    done = cancel_slowly(site, here, emulator)
+    assert done.returncode == 130
+    assert "could not be cancelled: Globus has accepted the cancel request, but" in done.err
     assert emulator.tasks()[0]["status"] == "ACTIVE"
 
 
 @pytest.mark.long
-def test_a_hopeless_task_that_outlives_its_cancel_is_waited_for(site, emulator):
+def test_a_hopeless_task_that_outlives_its_cancel_is_waited_for(site, here, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(retry_seconds=0.2, cancel_seconds=3, troubles=[
         {"path": "a$", "code": "PERMISSION_DENIED", "is_source": False}])
     site.config("import helper", "helper.CANCEL_SECONDS = 0.5",
                 "helper.ERRORS['PERMISSION_DENIED'] = ('permission denied', 1)")
-    done = run_single(site, "a")
+    done = here.run(*ONE)
     assert done.returncode == 1
     assert "Waiting: Globus has accepted the cancel request, but the task has not" in done.err
     assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
 
 
-def test_an_error_that_ends_the_wait_leaves_no_task_behind(site, emulator):
+def test_an_error_that_ends_the_wait_leaves_no_task_behind(here, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(slots=0)
     emulator.fault("GET /v0.10/task/", times=1, status=403, json={
         "code": "PermissionDenied", "message": "not yours"})
-    done = run_single(site, "a")
+    done = here.run(*ONE)
     assert done.returncode == 1
     assert "is cancelled" in done.err and "not yours" in done.err
     assert [task["fatal_error"]["code"] for task in emulator.tasks()] == ["CANCELED"]
@@ -212,38 +194,38 @@ def test_an_error_that_ends_the_wait_leaves_no_task_behind(site, emulator):
 # ---- several files ----
 
 
-def run_several(site, *names, env=None):
-    site.env.update(env or {})
-    return site.run(SINGLE, "--globus-path", PATH,
-                    *[word for name in names for word in ("--file", name)])
+def several(*names):
+    return [SINGLE, "--globus-path", PATH, *[word for name in names for word in ("--file", name)]]
 
 
 def test_several_files_are_one_task_and_a_line_each(site, emulator):
-    emulator.add({"a": b"1", "sub/b": b"2"})
-    done = run_several(site, "sub/b", "a")
+    names = [*reversed(NAMES), "sub/b"]
+    emulator.add(dict.fromkeys(names, b"1"))
+    done = site.run(*several(*names))
     assert done.returncode == 0, done.err
-    assert done.out == "%s/sub/b\n%s/a\n" % (site.downloads, site.downloads)
+    assert done.out == "".join("%s/%s\n" % (site.downloads, name) for name in names)
     assert len(emulator.tasks()) == 1
 
 
-def test_a_file_that_is_not_there_does_not_hold_up_the_others(site, emulator):
+def test_a_file_that_is_not_there_does_not_hold_up_the_others(site, here, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    done = run_several(site, "a", "no\nname", "nothing", "b")
+    done = here.run(*several("a", "no\nname", "nothing", "b"))
     assert done.returncode == 1
     assert done.out == "%s/a\n\n\n%s/b\n" % (site.downloads, site.downloads)
     assert PATH + "nothing: is not on the source collection." in done.err
 
 
-def test_a_file_that_cannot_be_written_does_not_hold_up_the_others(site, emulator):
+def test_a_file_that_cannot_be_written_does_not_hold_up_the_others(site, here, emulator):
     emulator.add({"a": b"1", "b": b"2", "c": b"3"})
     (site.downloads / "b").mkdir(parents=True)
     site.config("helper.ERRORS['IS_A_DIRECTORY'] = ('', 1)")
-    done = run_several(site, "a", "b", "c")
+    done = here.run(*several("a", "b", "c"))
     assert done.returncode == 1
     assert done.out == "%s/a\n\n%s/c\n" % (site.downloads, site.downloads)
 
 
-def test_variables_that_happen_to_be_set_do_no_harm(site, emulator):
+def test_variables_that_happen_to_be_set_do_no_harm(site, here, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    done = run_several(site, "a", "b", env={"GLOBUS_NAME": "mine", "GLOBUS_DESTINATION": "mine"})
+    site.env.update(GLOBUS_NAME="mine", GLOBUS_DESTINATION="mine")
+    done = here.run(*several("a", "b"))
     assert done.returncode == 0, done.err

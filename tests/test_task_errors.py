@@ -169,7 +169,8 @@ def test_what_cannot_succeed_fails_soon_and_can_be_asked_for_again(name, site, h
         emulator.bend(**bent)
     done = here.run(*ONE)
     assert done.returncode == 1
-    assert "/a: cancelled, because it cannot succeed: " in done.err and words in done.err
+    assert PATH + "a: cancelled, because it cannot succeed: " in done.err and words in done.err
+    assert done.out == ""
     assert [task["fatal_error"]["code"] for task in emulator.tasks()] == ["CANCELED"]
     # Fixed, the same file is asked for again.
     emulator.bend(troubles=[], **gcp(quota=None))
@@ -187,7 +188,7 @@ def test_what_the_source_does_not_give_fails_at_once_and_can_be_asked_for_again(
     emulator.bend(**trouble(code))
     done = here.run(*ONE)
     assert "/home/share/godata/a: " + words in done.err
-    assert done.returncode == 1 and site.downloaded() == {}
+    assert done.returncode == 1 and done.out == "" and site.downloaded() == {}
     assert [task["status"] for task in emulator.tasks()] == ["SUCCEEDED"]  # but for that file
     emulator.bend(troubles=[])
     done = here.run(*ONE)
