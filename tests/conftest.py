@@ -563,9 +563,10 @@ class Here:
             report_silence=contextlib.nullcontext, is_terminal=lambda: False,
             write_to_stderr=lambda text, **_: self.said.append(text),
             time=types.SimpleNamespace(**dict(vars(time), sleep=self.sleep)))
-        changes = (self.site.folder / "helper.py").read_text(encoding="utf-8")
-        exec(changes[len((COLLECTION / "helper.py").read_text(encoding="utf-8")):],
-             vars(self.helper))
+        original, changed = ((folder / "helper.py").read_text(encoding="utf-8")
+                             for folder in (COLLECTION, self.site.folder))
+        assert changed.startswith(original)  # site.edit() has no effect here
+        exec(changed[len(original):], vars(self.helper))
         self.helper.read_config.cache_clear()
         assert sys.getfilesystemencoding() == "utf-8"  # or helper.run_main() starts a new Python
         self.thread = threading.Thread(target=self.call, args=(script, list(options)), daemon=True)
