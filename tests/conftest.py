@@ -386,6 +386,14 @@ def output_of(process):
     return out.decode() + err.decode()
 
 
+def cancel_task(site):
+    """Cancel the first task, as its owner may in the web app."""
+    token = json.loads(site.tokens.read_text())["transfer.api.globus.org"]["access_token"]
+    urllib.request.urlopen(urllib.request.Request(
+        "%sv0.10/task/%s/cancel" % (site.emulator.url, site.emulator.tasks()[0]["task_id"]),
+        method="POST", data=b"", headers={"Authorization": "Bearer " + token}))
+
+
 def gcp(**settings):
     return {"collections": {DESTINATION: settings}}
 

@@ -3,7 +3,16 @@ task, by hand and in a job."""
 import signal
 
 import pytest
-from conftest import BATCH, ONE, PATH, SINGLE, STRANGE_NAMES, run_single, wait_until
+from conftest import (
+    BATCH,
+    ONE,
+    PATH,
+    SINGLE,
+    STRANGE_NAMES,
+    cancel_task,
+    run_single,
+    wait_until,
+)
 
 NAMES = [*STRANGE_NAMES[:7], "sub dir/it's"]
 
@@ -141,27 +150,30 @@ def test_a_cancel_that_is_refused_for_a_while_is_tried_again(site, here, emulato
     assert [task["status"] for task in emulator.tasks()] == ["FAILED"]
 
 
-def cancel_slowly(site, here, emulator):
-    """A download whose cancel takes two seconds and more, in which its task goes on."""
+def start_slow_cancel(site, here, emulator):
+    """A download that is stopped, but whose task goes on for long though it is cancelled."""
     emulator.add({"a": b"x" * 1000000})
-    emulator.bend(bytes_per_second=100000, cancel_seconds=2)
-    site.config("import helper", "helper.CANCEL_SECONDS = 0.5")
+    emulator.bend(bytes_per_second=10000, cancel_seconds=600)
+    site.config("helper.CANCEL_SECONDS = 0.5")
     here.start(*ONE)
     wait_until(lambda: site.downloaded().get("a"))
     here.interrupt()
-    return here.end()
 
 
 def test_a_cancel_that_is_not_over_at_once_is_waited_for(site, here, emulator):
-    said = cancel_slowly(site, here, emulator).err
-    assert "Globus has accepted the cancel request, but the task has not ended." in said
+    start_slow_cancel(site, here, emulator)
+    here.wait_for("Globus has accepted the cancel request, but the task has not ended.")
+    emulator.bend(cancel_seconds=0)
+    cancel_task(site)
+    said = here.end().err
     assert "; the transfer task " in said and " is cancelled.\n" in said
     assert emulator.tasks()[0]["status"] == "FAILED"
 
 
 def test_a_task_that_outlives_its_cancel_is_said(site, here, emulator):
     site.config("helper.STOP_SECONDS = 1")
-    done = cancel_slowly(site, here, emulator)
+    start_slow_cancel(site, here, emulator)
+    done = here.end()
     assert done.returncode == 130
     assert "could not be cancelled: Globus has accepted the cancel request, but" in done.err
     assert emulator.tasks()[0]["status"] == "ACTIVE"

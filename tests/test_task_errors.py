@@ -1,8 +1,6 @@
 """helper.py, "transfer tasks": why a task does not move, in Globus's words, and when it is given
 up."""
-import json
 import time
-import urllib.request
 
 import pytest
 from conftest import (
@@ -11,6 +9,7 @@ from conftest import (
     QUICK,
     SIMPLE,
     SOURCE,
+    cancel_task,
     gcp,
     wait_until,
 )
@@ -95,19 +94,11 @@ def test_a_task_that_somebody_cancels_says_so(site, here, emulator):
     emulator.add({"a": b"1"})
     emulator.bend(task_seconds=60)
     here.start(*ONE)
-    task, = wait_until(emulator.tasks)
-    cancel(site, emulator, task["task_id"])
+    wait_until(emulator.tasks)
+    cancel_task(site)
     done = here.end()
     assert done.returncode == 1
     assert "/home/share/godata/a: canceled" in done.err
-
-
-def cancel(site, emulator, task):
-    """Cancel a task, as its owner may in the web app."""
-    token = json.loads(site.tokens.read_text())["transfer.api.globus.org"]["access_token"]
-    urllib.request.urlopen(urllib.request.Request(
-        emulator.url + "v0.10/task/%s/cancel" % task, method="POST", data=b"",
-        headers={"Authorization": "Bearer " + token}))
 
 
 def test_why_a_task_does_not_move_is_told_again_after_an_outage(here, emulator):
