@@ -558,7 +558,7 @@ class Here:
     def __init__(self, site):
         self.site, self.helper = site, loaded(SIMPLE).helper
         self.kept, self.thread, self.is_over = dict(vars(self.helper)), None, threading.Event()
-        self.said, self.printed = [], io.BytesIO()
+        self.said, self.printed, self.changed = [], io.BytesIO(), contextlib.ExitStack()
 
     def start(self, script, *options):
         """Begin with main() of a script; itself."""
@@ -577,20 +577,21 @@ class Here:
         exec(changed[len(original):], vars(self.helper))
         self.helper.read_config.cache_clear()
         assert sys.getfilesystemencoding() == "utf-8"  # or helper.run_main() starts a new Python
+        env = dict(self.site.env, **{name: value for name, value in os.environ.items()
+                                     if name.startswith("PYTEST")})
+        stdout = io.TextIOWrapper(self.printed, encoding="utf-8", write_through=True)
+        self.changed.callback(stdout.detach)
+        self.changed.enter_context(contextlib.redirect_stdout(stdout))
+        self.changed.enter_context(mock.patch.dict(os.environ, env, clear=True))
         self.thread = threading.Thread(target=self.call, args=(script, list(options)), daemon=True)
         self.thread.start()
         return self
 
     def call(self, script, options):
-        env = dict(self.site.env, **{name: value for name, value in os.environ.items()
-                                     if name.startswith("PYTEST")})
-        stdout = io.TextIOWrapper(self.printed, encoding="utf-8", write_through=True)
-        with mock.patch.dict(os.environ, env, clear=True), contextlib.redirect_stdout(stdout):
-            try:
-                self.returncode = self.helper.run_main(lambda: loaded(script).main(options))
-            except BaseException as error:  # what would be a traceback
-                self.raised = error
-        stdout.detach()
+        try:
+            self.returncode = self.helper.run_main(lambda: loaded(script).main(options))
+        except BaseException as error:  # what would be a traceback
+            self.raised = error
 
     def sleep(self, seconds):
         if self.is_over.wait(seconds):
@@ -623,6 +624,7 @@ class Here:
         """Wait for its end: itself, with returncode, out and err."""
         self.thread.join(300)
         assert not self.thread.is_alive(), self.err
+        self.changed.close()
         if self.raised:
             raise self.raised
         return self
@@ -650,6 +652,7 @@ class Here:
         self.is_over.set()
         if self.thread:
             self.thread.join(10)
+        self.changed.close()
 
 
 def pytest_collection_modifyitems(items):

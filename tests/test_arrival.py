@@ -134,12 +134,13 @@ def test_a_size_that_is_not_that_of_the_destination_is_not_believed(
     other = tmp_path / "another folder"
     other.mkdir()
     (other / "a").write_bytes(b"333")
-    (other / "b").write_bytes(b"22")
+    (other / "b").write_bytes(b"4444")
     site.config("helper.ARRIVAL_SECONDS = 1", "DESTINATION_PATH = %r" % str(site.downloads),
                 "DOWNLOAD_DIR = %r" % str(other))
     done = here.run(SIMPLE)
     assert done.returncode == 1
     assert "Did not arrive: a (came with 3 bytes, but was listed with 7" in done.out
+    assert "Did not arrive: b (came with 4 bytes, but was listed with 2" in done.out
 
 
 def test_a_damaged_file_of_a_task_that_failed_has_not_arrived(site, here, emulator):
