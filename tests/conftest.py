@@ -518,6 +518,58 @@ def packs(request, stand_in):
     return stand_in
 
 
+# Stands in for the Python of a job: the files of a pack are copied from the disk of the source.
+AT_ONCE = r"""#!/bin/bash
+pack=$3 number=0
+while IFS=$'\t' read -r _ _ path; do
+  file=%(downloads)s/${pack##*/}/$path
+  mkdir -p -- "${file%%/*}" && cp -- "%(source)s/$path" "$file" && echo $((number++))
+done <"$pack/files" >"$pack/arrived.new"
+mv -- "$pack/arrived.new" "$pack/arrived"
+"""
+
+
+def bring_at_once(site):
+    """Let the jobs of a batch bring their files in a moment, without Python and Globus, where
+    neither is what a test is about; the program that does."""
+    program = site.folder.parent / "at-once"
+    program.write_text(AT_ONCE % {"downloads": site.downloads,
+                                  "source": site.emulator.source / TUTORIAL})
+    program.chmod(0o755)
+    site.edit("wrapper.sh", "\nPYTHON=", "\nPYTHON=%s\n: " % program)
+    return program
+
+
+@pytest.fixture
+def at_once(stand_in):
+    """The site with the stand-in for Slurm, whose jobs bring their files in a moment."""
+    bring_at_once(stand_in)
+    return stand_in
+
+
+def make_driver(module, folder, **settings):
+    """A Driver in this process, below a folder, whose run has begun; nothing is asked or called."""
+    config = load("config")
+    for name, value in dict({
+            "WORKING_DIR": str(folder), "DOWNLOAD_DIR": str(folder / "downloads"),
+            "DESTINATION_PATH": str(folder / "downloads")}, **settings).items():
+        setattr(config, name, value)
+    driver = module.Driver(config, module.SCHEDULERS["slurm"], [])
+    (folder / "jobs").mkdir()
+    driver.journal.open(True)
+    driver.append("run", version=module.JOURNAL_VERSION, run="abcde", previous={}, identity={})
+    driver.append("start", done=0, bytes=0, failed={})
+    return driver
+
+
+def add_pack(driver, *paths, size=1):
+    """Set up a pack of files for such a driver; its name."""
+    name = "g%d-abcde" % (driver.state.number + 1)
+    driver.append("pack", pack=name, files=[[path, size, None] for path in paths])
+    driver.set_up(name)
+    return name
+
+
 def entries(*names, kind="file"):
     """Entries of a listing."""
     return [{"name": name, "type": kind, "size": 1, "last_modified": "2026-11-23 08:15:00+00:00"}

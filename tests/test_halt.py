@@ -9,11 +9,15 @@ from conftest import (
     HOLD,
     KEEP,
     NEEDED,
+    add_pack,
+    bring_at_once,
     end,
     hold,
     hold_jobs,
     journal,
     last_line,
+    load,
+    make_driver,
     processed,
     put_before,
     queued,
@@ -23,42 +27,76 @@ from conftest import (
     with_stand_in,
 )
 
+DRIVER = load("globus-batch-download")
+
+
+@pytest.fixture
+def counting(tmp_path):
+    """A function: a driver in this process that has seen these exit statuses, one after the other,
+    of files of one pack."""
+    def see(*statuses, most, left=1):
+        driver = make_driver(DRIVER, tmp_path, MAX_FAILURES_IN_A_ROW=most)
+        name = add_pack(driver, *["f%d" % n for n in range(len(statuses) + left)])
+        for index, status in enumerate(statuses):
+            DRIVER.helper.add_result(driver.path(name), "1.2.node-3-4", index, status, "why")
+        driver.take_results(name, ["results.1.2.node-3-4"])
+        return driver
+
+    return see
+
 
 @pytest.mark.parametrize("where", ["job", pytest.param("driver", marks=pytest.mark.long)])
 def test_files_that_fail_in_a_row_stop_the_submitting_and_the_next_start_does_all(
-        where, stand_in, emulator):
-    files = emulator.add({"f%02d" % n: b"x" for n in range(16)})
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 4", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % where)
-    stand_in.process('[ -e fixed ] || { echo "samtools: command not found"; exit 127; }', *KEEP)
-    done = stand_in.run(BATCH)
+        where, at_once, emulator):
+    files = emulator.add({"f%02d" % n: b"x" for n in range(8)})
+    at_once.config("MAX_FAILURES_IN_A_ROW = 4", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % where)
+    at_once.process('[ -e fixed ] || { echo "samtools: command not found"; exit 127; }', *KEEP)
+    done = at_once.run(BATCH)
     failed = last_line(done).split()[2]
     assert done.returncode == 1
     assert last_line(done).startswith("0 processed, ") and 4 <= int(failed) <= 5
     assert ("STOPPING: 4 files or jobs failed in a row (MAX_FAILURES_IN_A_ROW = 4), 4 of them "
             "with: exit status 127: samtools: command not found\n") in done.err
     assert done.err.count("STOPPING") == 1
-    (stand_in.folder / "fixed").touch()
-    done = stand_in.run(BATCH)
+    (at_once.folder / "fixed").touch()
+    done = at_once.run(BATCH)
     assert done.returncode == 0
-    assert last_line(done) == "16 processed, 0 failed, 0 not needed"
-    assert processed(stand_in) == dict.fromkeys(files, 1)
-    assert len(emulator.tasks()) <= 16 + 2  # what had arrived was not sent again
-    assert list(stand_in.downloads.iterdir()) == []
+    assert last_line(done) == "8 processed, 0 failed, 0 not needed"
+    assert processed(at_once) == dict.fromkeys(files, 1)
+    # What had arrived was not sent again, which test_max_bytes.py sees of jobs.
+    assert len(emulator.tasks()) <= 8 + 2
+    assert list(at_once.downloads.iterdir()) == []
 
 
-@pytest.mark.long
-def test_a_success_in_between_begins_the_row_anew(stand_in, emulator):
-    emulator.add({"f%02d" % n: b"x" for n in range(12)})
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 3", "NUM_JOBS = 1")
-    stand_in.process('case $GLOBUS_NAME in *[048]) ;; *) exit 3 ;; esac', *KEEP)
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 4")
-    assert last_line(stand_in.run(BATCH)) == "4 processed, 8 failed, 0 not needed"
+def test_a_success_in_between_begins_the_row_anew(counting):
+    driver = counting(3, 3, 3, 0, 3, 3, 3, most=4)
+    assert not driver.is_halted and len(driver.in_a_row) == 3 and len(driver.failures) == 6
+
+
+def test_as_many_failures_in_a_row_as_the_setting_says_halt_the_run(counting):
+    assert counting(0, 3, 3, 3, most=3).is_halted
+
+
+def test_none_is_no_limit(counting):
+    driver = counting(*[3] * 1000, most=None)
+    assert len(driver.failures) == 1000 and not driver.is_halted
+
+
+def test_when_nothing_is_left_nothing_is_halted(counting):
+    assert not counting(3, 3, 3, most=3, left=0).is_halted
+
+
+def test_a_success_seen_together_with_the_failures_that_halt_takes_nothing_back(counting):
+    driver = counting(0, 3, 3, 3, 0, most=3)
+    assert driver.is_halted and driver.in_a_row == []
+    assert DRIVER.describe_halt(driver.halt_causes, 3).startswith(
+        "STOPPING: 3 files or jobs failed in a row (MAX_FAILURES_IN_A_ROW = 3), 3 of them with: ")
 
 
 @pytest.mark.long
 def test_a_job_at_work_ends_after_its_file_where_the_queue_tells_no_ends_too(
         site, emulator, tmp_path):
-    with_stand_in(site, tmp_path, "pbs")
+    bring_at_once(with_stand_in(site, tmp_path, "pbs"))
     emulator.add(dict.fromkeys("abcdef", b"x"))
     site.config("FILES_PER_JOB = 3", "NUM_JOBS = 2", "MAX_FAILURES_IN_A_ROW = 1",
                 "GRACE_SECONDS = 100", "POLL_SECONDS = 0.5")
@@ -75,85 +113,76 @@ def test_a_job_at_work_ends_after_its_file_where_the_queue_tells_no_ends_too(
     assert out.endswith(b"1 processed, 1 failed, 0 not needed\n")
 
 
-def test_none_is_no_limit(stand_in, emulator):
-    emulator.add({"f%02d" % n: b"x" for n in range(15)})
-    stand_in.config("MAX_FAILURES_IN_A_ROW = None")
-    stand_in.process("exit 3")
-    done = stand_in.run(BATCH)
-    assert last_line(done) == "0 processed, 15 failed, 0 not needed"
-    assert "in a row" not in done.err
+def test_when_nothing_is_left_the_run_is_over_as_ever(at_once, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(2)})
+    at_once.config("MAX_FAILURES_IN_A_ROW = 2")
+    at_once.process("exit 3")
+    done = at_once.run(BATCH)
+    assert last_line(done) == "0 processed, 2 failed, 0 not needed" and "in a row" not in done.err
+    assert journal(at_once)[-1]["event"] == "finished"
 
 
-def test_when_nothing_is_left_the_run_is_over_as_ever(stand_in, emulator):
-    emulator.add({"f%d" % n: b"x" for n in range(3)})
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 3")
-    stand_in.process("exit 3")
-    done = stand_in.run(BATCH)
-    assert last_line(done) == "0 processed, 3 failed, 0 not needed" and "in a row" not in done.err
-    assert journal(stand_in)[-1]["event"] == "finished"
-
-
-def test_a_folder_that_the_nodes_do_not_see_costs_a_few_files(stand_in, emulator, tmp_path):
-    files = emulator.add({"f%02d" % n: b"x" for n in range(20)})
-    before = dict(stand_in.env)
-    stand_in.process(*KEEP)
-    put_before(stand_in, tmp_path, "sbatch", 'cat >/dev/null; echo "exit 1" | "$real" "$@"')
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 2", "GRACE_SECONDS = 0.5", "POLL_SECONDS = 0.3")
-    done = stand_in.run(BATCH)
+def test_a_folder_that_the_nodes_do_not_see_costs_a_few_files(at_once, emulator, tmp_path):
+    files = emulator.add({"f%02d" % n: b"x" for n in range(5)})
+    before = dict(at_once.env)
+    at_once.process(*KEEP)
+    put_before(at_once, tmp_path, "sbatch", 'cat >/dev/null; echo "exit 1" | "$real" "$@"')
+    at_once.config("MAX_FAILURES_IN_A_ROW = 2", "GRACE_SECONDS = 0.5", "POLL_SECONDS = 0.3")
+    done = at_once.run(BATCH)
     assert done.returncode == 1
     assert "Can the compute nodes see, and write, WORKING_DIR?" in done.err
     assert "failed in a row (MAX_FAILURES_IN_A_ROW = 2), 2 of them with: the job never" in done.err
     assert last_line(done) == "0 processed, 0 failed, 0 not needed"
-    assert sum(event["event"] == "queued" for event in journal(stand_in)) <= 2 + 3
-    stand_in.env = before
-    done = stand_in.run(BATCH)
-    assert last_line(done) == "20 processed, 0 failed, 0 not needed"
-    assert processed(stand_in) == dict.fromkeys(files, 1)
+    assert sum(event["event"] == "queued" for event in journal(at_once)) <= 2 + 3
+    at_once.env = before
+    done = at_once.run(BATCH)
+    assert last_line(done) == "5 processed, 0 failed, 0 not needed"
+    assert processed(at_once) == dict.fromkeys(files, 1)
 
 
 def test_a_quota_costs_a_few_files(stand_in, emulator):
-    files = emulator.add({"f%02d" % n: b"x" for n in range(20)})
+    files = emulator.add({"f%02d" % n: b"x" for n in range(4)})
     emulator.bend_collection(DESTINATION, quota=0)
     stand_in.process(*KEEP)
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 2", "NUM_JOBS = 2",
+    stand_in.config("MAX_FAILURES_IN_A_ROW = 2", "NUM_JOBS = 1",
                     "helper.ERRORS['QUOTA_EXCEEDED'] = ('over quota at the destination', 1)")
     done = stand_in.run(BATCH)
     assert done.returncode == 1 and "over quota at the destination" in done.err
     assert "failed in a row (MAX_FAILURES_IN_A_ROW = 2)" in done.err
-    assert 2 <= int(last_line(done).split()[2]) <= 4 and len(emulator.tasks()) <= 4
+    assert last_line(done) == "0 processed, 2 failed, 0 not needed" and len(emulator.tasks()) == 2
     emulator.bend_collection(DESTINATION, quota=None)
-    assert last_line(stand_in.run(BATCH)) == "20 processed, 0 failed, 0 not needed"
+    assert last_line(stand_in.run(BATCH)) == "4 processed, 0 failed, 0 not needed"
     assert processed(stand_in) == dict.fromkeys(files, 1)
 
 
-def test_what_fails_while_it_waits_does_not_make_the_driver_wait_for_ever(stand_in, emulator):
+def test_what_fails_while_it_waits_does_not_make_the_driver_wait_for_ever(at_once, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(6)})
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 1", "NUM_JOBS = 2")
-    stand_in.process("wanted=go", '[ "$GLOBUS_NAME" = f0 ] && wanted=begun || touch begun',
+    at_once.config("MAX_FAILURES_IN_A_ROW = 1", "NUM_JOBS = 2")
+    at_once.process("wanted=go", '[ "$GLOBUS_NAME" = f0 ] && wanted=begun || touch begun',
                      "until [ -e $wanted ]; do sleep 0.1; done",
                      '[ "$GLOBUS_NAME" != f0 ] || exit 3', *KEEP)
-    driver = stand_in.start(BATCH)
+    driver = at_once.start(BATCH)
     wait_until(lambda: b"FAILED f0" in driver.stderr.readline())
-    (stand_in.folder / "go").touch()
+    (at_once.folder / "go").touch()
     out = driver.communicate()[0].decode()
     assert driver.returncode == 1
     assert out.splitlines()[-1] == "1 processed, 1 failed, 0 not needed"
-    stand_in.process(*KEEP)
-    assert last_line(stand_in.run(BATCH)) == "6 processed, 0 failed, 0 not needed"
-    assert processed(stand_in) == {"f%d" % n: 1 for n in range(6)}
+    at_once.process(*KEEP)
+    assert last_line(at_once.run(BATCH)) == "6 processed, 0 failed, 0 not needed"
+    assert processed(at_once) == {"f%d" % n: 1 for n in range(6)}
 
 
 def test_a_halt_is_told_at_once_and_jobs_that_have_not_begun_are_cancelled(
-        stand_in, emulator, tmp_path):
+        at_once, emulator, tmp_path):
     files = emulator.add({"f%d" % n: b"x" for n in range(10)})
-    stand_in.config("NUM_JOBS = 4", "MAX_FAILURES_IN_A_ROW = 3", "POLL_SECONDS = 0.3", NEEDED)
-    stand_in.process(*HOLD, '[ -e fixed ] || [ "$GLOBUS_NAME" = f0 ] || { echo broken; exit 5; }',
+    at_once.config("NUM_JOBS = 4", "MAX_FAILURES_IN_A_ROW = 3", "POLL_SECONDS = 0.3", NEEDED)
+    at_once.process(*HOLD, '[ -e fixed ] || [ "$GLOBUS_NAME" = f0 ] || { echo broken; exit 5; }',
                      *KEEP)
-    held, pending = hold(stand_in, "f0"), hold_jobs(stand_in, tmp_path)
+    held, pending = hold(at_once, "f0"), hold_jobs(at_once, tmp_path)
     (pending / "g2").touch()
     (pending / "g1").touch()
-    driver = stand_in.start(BATCH)
-    wait_until(lambda: queued(stand_in))
+    driver = at_once.start(BATCH)
+    wait_until(lambda: queued(at_once))
     (pending / "g1").unlink()
     said = wait_for(driver, "STOPPING")
     said += wait_for(driver, "again")  # to the end of what is told
@@ -171,94 +200,67 @@ def test_a_halt_is_told_at_once_and_jobs_that_have_not_begun_are_cancelled(
     assert len(list((tmp_path / "stand-in").glob("*/name"))) == jobs
     assert (said + rest).count("STOPPING") == 1
     assert "FAILED f1:" not in said + rest
-    (stand_in.folder / "fixed").touch()
+    (at_once.folder / "fixed").touch()
     (pending / "g2").unlink()
-    assert last_line(stand_in.run(BATCH)) == "10 processed, 0 failed, 0 not needed"
-    assert processed(stand_in) == dict.fromkeys(files, 1)
+    assert last_line(at_once.run(BATCH)) == "10 processed, 0 failed, 0 not needed"
+    assert processed(at_once) == dict.fromkeys(files, 1)
 
 
-@pytest.mark.long
-def test_a_missing_program_costs_no_whole_packs(packs, emulator):
-    emulator.add({"f%03d" % n: b"x" for n in range(100)})
-    packs.config("FILES_PER_JOB = 50", "MAX_FAILURES_IN_A_ROW = 5", "POLL_SECONDS = 0.5")
-    packs.process('[ -e broken ] || [ "$GLOBUS_NAME" = f000 ] || { touch broken; exit 127; }',
-                  "[ ! -e broken ] || { sleep 0.3; exit 127; }", *KEEP)
-    done = packs.run(BATCH)
-    assert done.returncode == 1 and "files or jobs failed in a row" in done.err
-    assert 5 <= int(last_line(done).split()[2]) <= 25
-    packs.process(*KEEP)
-    assert last_line(packs.run(BATCH)) == "100 processed, 0 failed, 0 not needed"
-
-
-def test_a_program_that_is_missing_from_the_start_costs_no_whole_packs(packs, emulator):
-    files = emulator.add({"f%03d" % n: b"x" for n in range(100)})
-    packs.config("FILES_PER_JOB = 50", "MAX_FAILURES_IN_A_ROW = 10", "POLL_SECONDS = 0.5")
-    packs.process("exit 127")
-    done = packs.run(BATCH)
+# A job that has had a success goes on until the driver says stop.
+@pytest.mark.parametrize("first,most", [(0, 20), pytest.param(2, 30, marks=pytest.mark.long)])
+def test_a_missing_program_costs_no_whole_packs(first, most, at_once, emulator):
+    files = emulator.add({"f%03d" % n: b"x" for n in range(80)})
+    at_once.config("FILES_PER_JOB = 40", "NUM_JOBS = 2", "MAX_FAILURES_IN_A_ROW = 10",
+                   "POLL_SECONDS = 0.5")
+    at_once.process("[[ $GLOBUS_NAME < f%03d ]] || { sleep %s; exit 127; }" % (
+        first, "0.3" if first else "0"), *KEEP)
+    done = at_once.run(BATCH)
     assert done.returncode == 1 and "10 files or jobs failed in a row" in done.err
-    assert 10 <= int(last_line(done).split()[2]) <= 20
-    packs.process(*KEEP)
-    assert last_line(packs.run(BATCH)) == "100 processed, 0 failed, 0 not needed"
-    assert processed(packs) == dict.fromkeys(files, 1)
+    assert 10 <= int(last_line(done).split()[2]) <= most
+    at_once.process(*KEEP)
+    assert last_line(at_once.run(BATCH)) == "80 processed, 0 failed, 0 not needed"
+    assert processed(at_once) == dict.fromkeys(files, 1)
 
 
-def test_a_success_seen_together_with_the_failures_that_halt_takes_nothing_back(
-        stand_in, emulator, tmp_path):
-    emulator.add({"f%02d" % n: b"x" for n in range(16)})
-    stand_in.config("FILES_PER_JOB = 8", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = 3")
-    put_before(stand_in, tmp_path, "squeue", "sleep 1", 'exec "$real" "$@"')
-    stand_in.process("case $GLOBUS_NAME in f0[123]) exit 3 ;; esac", *KEEP)
-    done = stand_in.run(BATCH)
-    assert done.returncode == 1
-    assert done.err.count("STOPPING: 3 files or jobs failed in a row") == 1, done.err
-
-
-def test_a_halt_that_a_disk_breaks_off_is_tried_again_and_told_once(stand_in, emulator):
+def test_a_halt_that_a_disk_breaks_off_is_tried_again_and_told_once(at_once, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(12)})
-    stand_in.config("FILES_PER_JOB = 12", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = 2")
-    stand_in.edit(BATCH, '    if token.state in ("gone", "lost"):\n        return True\n    try:', (
+    at_once.config("FILES_PER_JOB = 12", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = 2")
+    at_once.edit(BATCH, '    if token.state in ("gone", "lost"):\n        return True\n    try:', (
         '    if token.state in ("gone", "lost"):\n        return True\n'
         '    if state == "stop" and not os.path.exists("once"):\n'
         '        open("once", "w").close()\n'
         '        raise OSError(116, "Stale file handle", folder)\n    try:'))
-    stand_in.process("echo >>begun; [ $GLOBUS_NAME = f00 ] || { sleep 1; exit 3; }", *KEEP)
-    done = stand_in.run(BATCH)
+    at_once.process("echo >>begun; [ $GLOBUS_NAME = f00 ] || { sleep 0.5; exit 3; }", *KEEP)
+    done = at_once.run(BATCH)
     assert done.err.count("STOPPING: ") == 1 and "Stale file handle" in done.err
-    assert (stand_in.folder / "begun").read_text().count("\n") <= 5
+    assert (at_once.folder / "begun").read_text().count("\n") <= 5
 
 
-def test_a_failure_in_the_step_that_ends_the_run_is_told(stand_in, emulator):
-    emulator.add({"f%d" % n: b"x" for n in range(4)})
-    stand_in.config("NUM_JOBS = 1")
-    stand_in.edit(BATCH, "            there, ours = os.stat(self.path)", (
+def test_a_failure_in_the_step_that_ends_the_run_is_told(at_once, emulator):
+    emulator.add({"f%d" % n: b"x" for n in range(2)})
+    at_once.config("NUM_JOBS = 1")
+    at_once.edit(BATCH, "            there, ours = os.stat(self.path)", (
         '            if event["event"] == "closed":\n'
         "                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "            there, ours = os.stat(self.path)"))
-    stand_in.process("echo why; exit 3")
-    done = stand_in.run(BATCH)
+    at_once.process("echo why; exit 3")
+    done = at_once.run(BATCH)
     assert done.returncode == 1 and "FAILED f0: exit status 3: why" in done.err
 
 
 # ---- bad neighbours ----
 
 
-@pytest.mark.parametrize("most", [1, 5])
+@pytest.mark.parametrize("most,bad,row,jobs,where", [
+    (1, 8, 6, 2, "job"), (5, 15, 10, 3, "job"),
+    pytest.param(5, 15, 10, 3, "driver", marks=pytest.mark.long)])
 def test_bad_neighbours_at_the_beginning_of_the_listing_do_not_halt_a_healthy_batch(
-        most, stand_in, emulator):
-    files = emulator.add({"f%02d" % n: b"x" for n in range(40)})
-    stand_in.config("MAX_FAILURES_IN_A_ROW = 10", "FILES_PER_JOB = %d" % most)
-    stand_in.process('case $GLOBUS_NAME in f0?|f1[0-4]) exit 3 ;; esac', *KEEP)
-    done = stand_in.run(BATCH)
+        most, bad, row, jobs, where, at_once, emulator):
+    files = emulator.add({"f%02d" % n: b"x" for n in range(bad + 12)})
+    at_once.config("MAX_FAILURES_IN_A_ROW = %d" % row, "FILES_PER_JOB = %d" % most,
+                   "NUM_JOBS = %d" % jobs, "DOWNLOAD_BY = %r" % where)
+    at_once.process("[[ ! $GLOBUS_NAME < f%02d ]] || exit 3" % bad, *KEEP)
+    done = at_once.run(BATCH)
     assert "STOPPING" not in done.err, done.err
-    assert last_line(done) == "25 processed, 15 failed, 0 not needed"
-    assert processed(stand_in) == {name: 1 for name in files if name > "f14"}
-
-
-def test_bad_neighbours_at_the_head_of_a_pack_do_not_stop_a_healthy_batch(packs, emulator):
-    emulator.add({"f%02d" % n: b"x" for n in range(30)})
-    packs.config("MAX_FAILURES_IN_A_ROW = 6", "POLL_SECONDS = 0.5")
-    packs.process("case $GLOBUS_NAME in f0[0-4]) exit 3 ;; esac", *KEEP)
-    done = packs.run(BATCH)
-    assert last_line(done) == "25 processed, 5 failed, 0 not needed"
-    assert "STOPPING" not in done.err
-    assert processed(packs) == {"f%02d" % n: 1 for n in range(5, 30)}
+    assert last_line(done) == "12 processed, %d failed, 0 not needed" % bad
+    assert processed(at_once) == {name: 1 for name in files if name >= "f%02d" % bad}
