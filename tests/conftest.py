@@ -521,9 +521,11 @@ def packs(request, stand_in):
 # Stands in for the Python of a job: the files of a pack are copied from the disk of the source.
 AT_ONCE = r"""#!/bin/bash
 pack=$3 number=0
+[[ $GLOBUS_SETTINGS =~ '"PATH": "'([^\"]*) ]] && from=%s${BASH_REMATCH[1]%%/}
+[[ $GLOBUS_SETTINGS =~ '"DOWNLOAD_DIR": "'([^\"]*) ]] && to=${BASH_REMATCH[1]}/${pack##*/}
 while IFS=$'\t' read -r _ _ path; do
-  file=%(downloads)s/${pack##*/}/$path
-  mkdir -p -- "${file%%/*}" && cp -- "%(source)s/$path" "$file" && echo $((number++))
+  file=$to/$path
+  mkdir -p -- "${file%%/*}" && cp -- "$from/$path" "$file" && echo $((number++))
 done <"$pack/files" >"$pack/arrived.new"
 mv -- "$pack/arrived.new" "$pack/arrived"
 """
@@ -531,20 +533,18 @@ mv -- "$pack/arrived.new" "$pack/arrived"
 
 def bring_at_once(site):
     """Let the jobs of a batch bring their files in a moment, without Python and Globus, where
-    neither is what a test is about; the program that does."""
+    neither is what a test is about; the site."""
     program = site.folder.parent / "at-once"
-    program.write_text(AT_ONCE % {"downloads": site.downloads,
-                                  "source": site.emulator.source / TUTORIAL})
+    program.write_text(AT_ONCE % site.emulator.source)
     program.chmod(0o755)
     site.edit("wrapper.sh", "\nPYTHON=", "\nPYTHON=%s\n: " % program)
-    return program
+    return site
 
 
 @pytest.fixture
 def at_once(stand_in):
     """The site with the stand-in for Slurm, whose jobs bring their files in a moment."""
-    bring_at_once(stand_in)
-    return stand_in
+    return bring_at_once(stand_in)
 
 
 def make_driver(module, folder, **settings):
@@ -552,7 +552,8 @@ def make_driver(module, folder, **settings):
     config = load("config")
     for name, value in dict({
             "WORKING_DIR": str(folder), "DOWNLOAD_DIR": str(folder / "downloads"),
-            "DESTINATION_PATH": str(folder / "downloads")}, **settings).items():
+            "DESTINATION_PATH": str(folder / "downloads"), "VERIFY_CHECKSUM": True,
+            "PATH": PATH}, **settings).items():
         setattr(config, name, value)
     driver = module.Driver(config, module.SCHEDULERS["slurm"], [])
     (folder / "jobs").mkdir()
@@ -567,6 +568,22 @@ def add_pack(driver, *paths, size=1):
     name = "g%d-abcde" % (driver.state.number + 1)
     driver.append("pack", pack=name, files=[[path, size, None] for path in paths])
     driver.set_up(name)
+    return name
+
+
+def leave_failure(driver, path, size=1):
+    """A pack of such a driver that is over, and whose file has failed; its name."""
+    name, helper = add_pack(driver, path, size=size), sys.modules["helper"]
+    folder, place = Path(driver.path(name)), Path(driver.place(name).folder)
+    place.mkdir(parents=True)
+    (place / path).write_bytes(b"x" * size)
+    (folder / "settings.json").write_text(helper.freeze(driver.config))
+    for written in ("arrived", "log", "0.log"):
+        (folder / written).write_text("0\n")
+    helper.add_result(str(folder), "1.2.node-3-4", 0, 3)
+    driver.take_results(name, os.listdir(str(folder)))
+    driver.finish(name)
+    driver.kept.clear()
     return name
 
 

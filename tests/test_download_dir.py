@@ -6,18 +6,22 @@ import subprocess
 import pytest
 from conftest import (
     BATCH,
-    EVERY_SCRIPT,
+    DESTINATION,
     KEEP,
     SIMPLE,
     Site,
+    bring_at_once,
     contents,
-    journal,
+    count_events,
     kill,
     last_line,
     let_go,
+    load,
     processed,
     wait_until,
 )
+
+helper = load("globus-batch-download").helper
 
 NAMES = ["a", "b", "c", "sub/a", "sub/it's b"]
 
@@ -37,7 +41,8 @@ def set_path(site, emulator, name):
     others; what they are."""
     files = {path: ("%s of %s\n" % (path, name)).encode() * 2000 for path in NAMES}
     emulator.add({name + "/" + path: content for path, content in files.items()})
-    site.config("PATH = '/home/share/godata/%s'" % name, "RECURSIVE = True")
+    site.config("PATH = '/home/share/godata/%s'" % name, "RECURSIVE = True", "FILES_PER_JOB = 5",
+                "NUM_JOBS = 1")
     return files
 
 
@@ -65,16 +70,17 @@ def check_results(site, driver, files):
     assert processed(site) == dict.fromkeys(files, 1)
 
 
-@pytest.mark.parametrize("settings", [
-    ("FILES_PER_JOB = 1",), ("FILES_PER_JOB = 5",),
-    ("FILES_PER_JOB = 3", "DOWNLOAD_BY = 'driver'")], ids=" ".join)
+@pytest.mark.parametrize("where", ["job", pytest.param("driver", marks=pytest.mark.long)])
 def test_two_batches_and_a_simple_download_share_a_folder_at_the_same_time(
-        settings, stand_in, other, emulator, tmp_path):
+        where, stand_in, other, emulator, tmp_path):
+    stand_in.downloads.mkdir()
+    (other.home / "linked").symlink_to(stand_in.downloads)
+    other.config("DOWNLOAD_DIR = %r" % str(other.home / "linked"))  # by another name, too
     simple = copy_of_the_scripts(stand_in, emulator, tmp_path / "third", stand_in.downloads)
     first, second, third = (set_path(site, emulator, name) for site, name in (
         (stand_in, "one"), (other, "two"), (simple, "three")))
     for site in (stand_in, other):
-        site.config(*settings)
+        site.config("DOWNLOAD_BY = %r" % where)
     drivers = [start_batch(stand_in), start_batch(other)]
     done = simple.run(SIMPLE)
     assert done.returncode == 0, done.err
@@ -87,6 +93,7 @@ def test_two_batches_and_a_simple_download_share_a_folder_at_the_same_time(
     assert contents(stand_in.downloads) == third  # no more, and no less
 
 
+@pytest.mark.long
 def test_transfers_of_equal_names_at_the_same_time_do_not_meet(
         stand_in, other, emulator, tmp_path):
     simple = copy_of_the_scripts(stand_in, emulator, tmp_path / "third", stand_in.downloads)
@@ -95,7 +102,6 @@ def test_transfers_of_equal_names_at_the_same_time_do_not_meet(
         sites, ("one", "two", "three"))]
     emulator.bend(bytes_per_second=20000, slots=3)  # several seconds for each
     for site in sites[:2]:
-        site.config("FILES_PER_JOB = 5", "NUM_JOBS = 1")
         site.process(*KEEP)
     downloads = [site.start(script) for site, script in zip(sites, (BATCH, BATCH, SIMPLE))]
 
@@ -112,22 +118,23 @@ def test_transfers_of_equal_names_at_the_same_time_do_not_meet(
     assert [task["status"] for task in emulator.tasks()] == ["SUCCEEDED"] * 3
 
 
-@pytest.mark.parametrize("script", [BATCH, SIMPLE])
-def test_what_an_interrupted_batch_has_there_is_not_touched(script, stand_in, other, emulator):
+def test_what_an_interrupted_batch_has_there_is_not_touched(stand_in, other, emulator):
     first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
+    for site in (stand_in, other):
+        bring_at_once(site)
     kill(start_batch(stand_in))
     other.process(*KEEP)
-    done = other.run(script)
-    assert done.returncode == 0, done.err
-    if script == BATCH:
-        assert contents(other.folder / "out") == second
+    assert other.run(BATCH).returncode == 0
+    assert contents(other.folder / "out") == second
+    assert other.run(SIMPLE).returncode == 0
     let_go(stand_in)
     check_results(stand_in, stand_in.start(BATCH), first)
-    assert contents(stand_in.downloads) == ({} if script == BATCH else second)
+    assert contents(stand_in.downloads) == second
 
 
 def test_what_failures_of_another_batch_have_left_there_is_not_touched(stand_in, other, emulator):
     first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
+    stand_in.config("MAX_FAILURES_IN_A_ROW = None")
     stand_in.process("exit 3")
     assert last_line(stand_in.run(BATCH)) == "0 processed, 5 failed, 0 not needed"
     other.process(*KEEP)
@@ -141,7 +148,7 @@ def test_what_failures_of_another_batch_have_left_there_is_not_touched(stand_in,
 
 
 def test_a_simple_download_beside_its_own_batch_disturbs_neither(stand_in, emulator):
-    files = set_path(stand_in, emulator, "one")
+    files = set_path(bring_at_once(stand_in), emulator, "one")
     driver = start_batch(stand_in)
     assert stand_in.run(SIMPLE).returncode == 0
     let_go(stand_in)
@@ -149,36 +156,26 @@ def test_a_simple_download_beside_its_own_batch_disturbs_neither(stand_in, emula
     assert contents(stand_in.downloads) == files
 
 
-@pytest.mark.parametrize("below", ["..", "sub/deep"])
-def test_so_does_one_into_a_folder_around_or_in_that_of_a_batch(below, stand_in, other, emulator):
+def test_so_does_one_into_a_folder_around_or_in_that_of_a_batch(
+        stand_in, other, emulator, tmp_path):
     place = stand_in.folder.parent / "disk" / "in"
     stand_in.config("DOWNLOAD_DIR = %r" % str(place))
-    other.config("DOWNLOAD_DIR = %r" % os.path.normpath(str(place / below)))
     first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
+    bring_at_once(stand_in)
     driver = start_batch(stand_in)
-    assert other.run(SIMPLE).returncode == 0
+    for folder in (place.parent, place / "sub" / "deep"):
+        other.config("DOWNLOAD_DIR = %r" % str(folder))
+        assert other.run(SIMPLE).returncode == 0
     let_go(stand_in)
     check_results(stand_in, driver, first)
     shutil.rmtree(str(stand_in.jobs))
-    there = contents((place / below).resolve())
-    assert {path: there.get(path) for path in second} == second
-
-
-def test_a_folder_that_is_named_by_a_link_is_shared_as_well(stand_in, other, emulator):
-    stand_in.downloads.mkdir()
-    (other.home / "linked").symlink_to(stand_in.downloads)
-    other.config("DOWNLOAD_DIR = %r" % str(other.home / "linked"))
-    first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
-    drivers = [start_batch(stand_in), start_batch(other)]
-    for site in (stand_in, other):
-        let_go(site)
-    check_results(stand_in, drivers[0], first)
-    check_results(other, drivers[1], second)
-    assert list(stand_in.downloads.iterdir()) == []
+    for folder in (place.parent, place / "sub" / "deep"):
+        there = contents(folder)
+        assert {path: there.get(path) for path in second} == second
 
 
 def test_what_a_forgotten_run_has_left_there_is_in_nobodys_way(stand_in, emulator):
-    files = set_path(stand_in, emulator, "one")
+    files = set_path(bring_at_once(stand_in), emulator, "one")
     kill(start_batch(stand_in))
     shutil.rmtree(str(stand_in.jobs))
     let_go(stand_in)
@@ -190,7 +187,7 @@ def test_what_a_forgotten_run_has_left_there_is_in_nobodys_way(stand_in, emulato
             before.rename(stand_in.folder / (path + ".before"))
     check_results(stand_in, stand_in.start(BATCH), files)
     assert set(os.listdir(str(stand_in.downloads))) == left
-    assert len([event for event in journal(stand_in) if event["event"] == "run"]) == 1
+    assert count_events(stand_in, "run") == 1
 
 
 def test_a_task_that_a_killed_simple_download_has_left_does_not_meet_a_batch(
@@ -207,35 +204,56 @@ def test_a_task_that_a_killed_simple_download_has_left_does_not_meet_a_batch(
     assert contents(stand_in.downloads) == second
 
 
-@pytest.mark.parametrize("script", [SIMPLE, BATCH])
-@pytest.mark.parametrize("place", [
-    "WORKING_DIR", "WORKING_DIR + '/..'", "WORKING_DIR + '/jobs/here'", "os.path.expanduser('~')",
-    "'/'"])
-def test_a_folder_around_the_scripts_or_the_login_is_no_download_folder(
-        place, script, stand_in, emulator):
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """What config.py of a copy of the scripts says, for load_config()."""
+    config = load("config")
+    for name in ("scripts", "home"):
+        (tmp_path / name).mkdir()
+    config.__file__ = str(tmp_path / "scripts" / "config.py")
+    config.WORKING_DIR, config.DESTINATION_ENDPOINT_ID = str(tmp_path / "work"), DESTINATION
+    monkeypatch.setattr(helper, "HERE", str(tmp_path / "scripts"))
+    monkeypatch.setattr(helper, "read_config", lambda: config)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return config
+
+
+@pytest.mark.parametrize("place", ["work", "work/..", "work/jobs/here", "scripts", "home", "/"])
+def test_a_folder_around_the_scripts_or_the_login_is_no_download_folder(place, settings, tmp_path):
+    settings.DOWNLOAD_DIR = str(tmp_path / place)
+    with pytest.raises(helper.UserError, match=r"config\.py: DOWNLOAD_DIR = .* must be a folder of "
+                       "its own"):
+        helper.load_config()
+
+
+def test_a_file_or_a_folder_of_others_is_no_download_folder(settings, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    settings.DOWNLOAD_DIR = str(tmp_path / "file" / "x")
+    with pytest.raises(helper.UserError, match=r"config\.py: DOWNLOAD_DIR = .*/file/x' cannot be "
+                       "made or written: .*/file is not a folder"):
+        helper.load_config()
+    settings.DOWNLOAD_DIR = settings.DESTINATION_PATH = str(tmp_path / "theirs")
+    helper.load_config()
+    monkeypatch.setattr(helper.os, "access", lambda *_: False)
+    with pytest.raises(helper.UserError, match=r"config\.py: DOWNLOAD_DIR = .* cannot be made or "
+                       "written: "):
+        helper.load_config()
+
+
+@pytest.mark.parametrize("script,place,words", [
+    (BATCH, "os.path.expanduser('~')", "must be a folder of its own"),
+    (SIMPLE, "WORKING_DIR + '/config.py/x'", "cannot be made or written: ")])
+def test_a_download_dir_that_cannot_be_used_is_named_before_anything_is_sent(
+        script, place, words, stand_in, emulator):
     stand_in.config("DOWNLOAD_DIR = " + place)
     done = stand_in.run(script)
-    assert done.returncode == 2 and "must be a folder of its own" in done.err
-    assert done.err.startswith("config.py: DOWNLOAD_DIR = ")
-    assert emulator.requests() == []
-
-
-@EVERY_SCRIPT
-@pytest.mark.parametrize("lines,words", [
-    (["DOWNLOAD_DIR = WORKING_DIR + '/config.py/x'"], "cannot be made or written: "),
-    (["DOWNLOAD_DIR = WORKING_DIR + '/tests'", "os.makedirs(DOWNLOAD_DIR, exist_ok=True)",
-      "os.access = lambda *_: False"], "cannot be made or written: ")], ids=["made", "written"])
-def test_a_download_dir_that_cannot_be_used_is_named_before_anything_is_sent(
-        lines, words, script, options, stand_in, emulator):
-    stand_in.config(*lines)
-    done = stand_in.run(script, *options)
     assert done.returncode == 2 and emulator.requests() == []
     assert done.err.startswith("config.py: DOWNLOAD_DIR = ") and words in done.err
 
 
-def test_what_the_users_own_wrapper_does_not_delete_goes_with_its_pack(stand_in, emulator):
+def test_what_the_users_own_wrapper_does_not_delete_goes_with_its_pack(at_once, emulator):
     emulator.add({"f%d" % n: b"x" * 1000 for n in range(4)})
-    stand_in.edit("wrapper.sh", 'rm -f --', 'true')
-    stand_in.config("NUM_JOBS = 2", "MAX_BYTES = 2500")
-    assert last_line(stand_in.run(BATCH)) == "4 processed, 0 failed, 0 not needed"
-    assert list(stand_in.downloads.iterdir()) == []
+    at_once.edit("wrapper.sh", 'rm -f --', 'true')
+    at_once.config("NUM_JOBS = 2", "MAX_BYTES = 2500")
+    assert last_line(at_once.run(BATCH)) == "4 processed, 0 failed, 0 not needed"
+    assert list(at_once.downloads.iterdir()) == []

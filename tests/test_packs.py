@@ -177,8 +177,9 @@ def test_a_cancelled_job_fails_with_the_file_at_work_only(at_once, emulator):
 
 def download_with(site, tmp_path, *lines):
     """Put a script before what brings a job's files, which is bring "$@"."""
+    bring_at_once(site)
     (tmp_path / "download").write_text("\n".join(
-        ["#!/bin/bash", "bring() { exec %s \"$@\"; }" % bring_at_once(site), *lines]) + "\n")
+        ["#!/bin/bash", 'bring() { exec %s/at-once "$@"; }' % tmp_path, *lines]) + "\n")
     (tmp_path / "download").chmod(0o755)
     site.edit("wrapper.sh", "PYTHON=%s" % (tmp_path / "at-once"), "PYTHON=%s" % (
         tmp_path / "download"))
