@@ -523,7 +523,8 @@ AT_ONCE = r"""#!/bin/bash
 pack=$3 number=0
 [[ $GLOBUS_SETTINGS =~ '"PATH": "'([^\"]*) ]] && from=%s${BASH_REMATCH[1]%%/}
 [[ $GLOBUS_SETTINGS =~ '"DOWNLOAD_DIR": "'([^\"]*) ]] && to=${BASH_REMATCH[1]}/${pack##*/}
-while IFS=$'\t' read -r _ _ path; do
+while IFS= read -r path; do
+  path=${path#*$'\t'*$'\t'}
   file=$to/$path
   mkdir -p -- "${file%%/*}" && cp -- "$from/$path" "$file" && echo $((number++))
 done <"$pack/files" >"$pack/arrived.new"

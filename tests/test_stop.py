@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import time
+import types
 
 import pytest
 from conftest import (
@@ -11,18 +12,23 @@ from conftest import (
     HOLD,
     KEEP,
     begun,
+    bring_at_once,
     end,
     hold,
     last_line,
+    load,
     processed,
     put_before,
     state_of,
     wait_until,
 )
 
+DRIVER = load("globus-batch-download")
+
 
 def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(every_cluster, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
+    every_cluster.config("FILES_PER_JOB = 2", "NUM_JOBS = 2")
     every_cluster.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
     driver = every_cluster.start(BATCH)
     wait_until(lambda: b"(job" in driver.stderr.readline())
@@ -38,11 +44,11 @@ def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(every_c
 
 
 @pytest.mark.long
-def test_ctrl_c_during_a_submission_tells_of_a_job_that_may_be_there(stand_in, emulator, tmp_path):
+def test_ctrl_c_during_a_submission_tells_of_a_job_that_may_be_there(at_once, emulator, tmp_path):
     emulator.add({"a": b"1"})
-    put_before(stand_in, tmp_path, "sbatch", 'touch "$0.begun"; sleep 4; exec "$real" "$@"')
-    stand_in.process(*KEEP)
-    driver = stand_in.start(BATCH)
+    put_before(at_once, tmp_path, "sbatch", 'touch "$0.begun"; sleep 3; exec "$real" "$@"')
+    at_once.process(*KEEP)
+    driver = at_once.start(BATCH)
     wait_until((tmp_path / "before" / "sbatch.begun").exists)
     driver.send_signal(signal.SIGINT)
     time.sleep(0.5)  # two at once would be one
@@ -50,16 +56,16 @@ def test_ctrl_c_during_a_submission_tells_of_a_job_that_may_be_there(stand_in, e
     err = driver.communicate()[1].decode()
     assert driver.returncode == 130
     assert "1 job left in the queue (1 not yet confirmed)" in err
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-    assert processed(stand_in) == {"a": 1}
+    assert last_line(at_once.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(at_once) == {"a": 1}
 
 
-def test_ctrl_c_while_sbatch_takes_its_time_says_what_it_waits_for(stand_in, emulator, tmp_path):
+def test_ctrl_c_while_sbatch_takes_its_time_says_what_it_waits_for(at_once, emulator, tmp_path):
     emulator.add({"a": b"1"})
     go, asked = tmp_path / "go", tmp_path / "asked"
-    put_before(stand_in, tmp_path, "sbatch", "touch %s; until [ -e %s ]; do sleep 0.1; done" % (
+    put_before(at_once, tmp_path, "sbatch", "touch %s; until [ -e %s ]; do sleep 0.1; done" % (
         asked, go), 'exec "$real" "$@"')
-    driver = stand_in.start(BATCH)
+    driver = at_once.start(BATCH)
     wait_until(asked.exists)
     driver.send_signal(signal.SIGINT)
     wait_until(lambda: b"Stopping, as soon as sbatch has answered." in driver.stderr.readline())
@@ -71,13 +77,15 @@ def test_ctrl_c_while_sbatch_takes_its_time_says_what_it_waits_for(stand_in, emu
 @pytest.mark.parametrize("where", ["process.sh", "download"])
 def test_jobs_end_when_their_folder_is_removed_and_so_does_the_driver(where, stand_in, emulator,
                                                                       tmp_path):
-    emulator.add({"f%d" % n: b"%d" % n for n in range(6)})
-    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 3")
+    emulator.add({"f%d" % n: b"%d" % n for n in range(4)})
+    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 2")
     stand_in.process(*HOLD, *KEEP)
-    held = [hold(stand_in, "f%d" % n) for n in range(6)]
+    if where == "process.sh":
+        bring_at_once(stand_in)
+    held = [hold(stand_in, "f%d" % n) for n in range(4)]
     emulator.bend(slots=0 if where == "download" else 3)
     driver = stand_in.start(BATCH)
-    wait_until(lambda: len(begun(stand_in) if where == "process.sh" else emulator.tasks()) == 3)
+    wait_until(lambda: len(begun(stand_in) if where == "process.sh" else emulator.tasks()) == 2)
     os.rename(str(stand_in.jobs), str(tmp_path / "removed"))
     shutil.rmtree(str(tmp_path / "removed"))
     last, status, said = end(driver)
@@ -87,20 +95,32 @@ def test_jobs_end_when_their_folder_is_removed_and_so_does_the_driver(where, sta
     emulator.bend(slots=3)
     for path in held:
         path.unlink()
-    wait_until(lambda: all(state_of(tmp_path, job) != "RUNNING" for job in (1000, 1001, 1002)))
-    assert len(begun(stand_in)) == (3 if where == "process.sh" else 0)
+    wait_until(lambda: all(state_of(tmp_path, job) != "RUNNING" for job in (1000, 1001)))
+    assert len(begun(stand_in)) == (2 if where == "process.sh" else 0)
     assert not stand_in.jobs.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGXCPU, signal.SIGUSR2, signal.SIGTERM])
-def test_a_driver_that_is_ended_by_its_own_walltime_says_how_to_go_on(number, stand_in, emulator):
+def test_the_signals_at_the_end_of_a_walltime_stop_the_driver_as_ctrl_c_does(number):
+    driver = types.SimpleNamespace(stopping=False, is_submitting=False)
+    before = {signum: signal.getsignal(signum) for signum in DRIVER.helper.ENDING_SIGNALS}
+    try:
+        DRIVER.install_signal_handlers(driver)
+        os.kill(os.getpid(), number)
+        wait_until(lambda: driver.stopping, 5)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def test_a_driver_that_is_ended_by_its_own_walltime_says_how_to_go_on(at_once, emulator):
     emulator.add({"a": b"1"})
-    stand_in.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
-    driver = stand_in.start(BATCH)
+    at_once.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = at_once.start(BATCH)
     wait_until(lambda: b"submitted" in driver.stderr.readline())
-    driver.send_signal(number)
+    driver.send_signal(signal.SIGXCPU)
     err = driver.communicate()[1].decode()
     assert driver.returncode == 130
     assert "Stopped. 1 job left in the queue.\nStart this script again to continue" in err
-    (stand_in.folder / "go").touch()
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    (at_once.folder / "go").touch()
+    assert last_line(at_once.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
