@@ -53,7 +53,7 @@ def test_a_log_begins_with_what_it_is_about_and_gets_a_line_of_progress_now_and_
                    "helper.QUIET_SECONDS = 0.1")
     at_once.process("sleep 1")
     err = at_once.run(BATCH).err
-    lines = err.splitlines()
+    lines = [line for line in err.splitlines() if "Listing: " not in line]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  2 files to process \(2 B\), .*", lines[0])
     assert lines[1].startswith("/home/share/godata/ on collection 6c54cade-")
     assert "FILES_PER_JOB = 2" in lines[2]
