@@ -148,18 +148,18 @@ def test_what_runs_of_another_source_left_counts_for_max_bytes(stand_in, emulato
 
 @pytest.mark.parametrize("path,key", [
     ("/home/share/godata/", "left"), ("/home/share/other/", "g1-abcde/left")])
-def test_what_a_run_that_is_over_left_takes_room_whatever_its_source(path, key, tmp_path):
-    driver = make_driver(DRIVER, tmp_path, MAX_BYTES=2500)
+def test_what_a_run_that_is_over_left_takes_room_whatever_its_source(
+        path, key, tmp_path, monkeypatch):
+    said, driver = [], make_driver(DRIVER, tmp_path, MAX_BYTES=2500)
+    monkeypatch.setattr(DRIVER.helper, "log", said.append)
     name = leave_failure(driver, "left", 2000)
-    driver.config.PATH = path
+    place, driver.config.PATH = tmp_path / "downloads" / name, path
     DRIVER.find_kept(driver)
-    assert driver.kept == {key: (name, "left", 2000, "")} and driver.room() == 500
+    assert driver.kept == {key: (name, str(place), "left", 2000, "")} and driver.room() == 500
     driver.pending.append(DRIVER.helper.File("a", 1000, "", None))
-    with pytest.raises(DRIVER.helper.UserError) as said:
-        driver.new_pack(1)
-    assert "leaves no room for another file within MAX_BYTES" in str(said.value)
-    assert str(said.value).endswith("\nrm -r %s" % (tmp_path / "downloads" / name))
-    assert (tmp_path / "downloads" / name / "left").exists()
+    assert driver.new_pack(1) is None and driver.is_halted
+    assert "leaves no room for another file within MAX_BYTES" in said[-1]
+    assert said[-1].endswith("\nrm -r %s" % place) and (place / "left").exists()
 
 
 def test_the_bytes_that_the_task_of_a_killed_job_still_brings_count_for_max_bytes(
