@@ -21,6 +21,7 @@ import time
 import types
 import unicodedata
 import urllib.request
+import weakref
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -559,6 +560,7 @@ def make_driver(module, folder, **settings):
     driver = module.Driver(config, module.SCHEDULERS["slurm"], [])
     (folder / "jobs").mkdir()
     driver.journal.open(True)
+    weakref.finalize(driver, lambda journal: journal.file.close(), driver.journal)
     driver.append("run", version=module.JOURNAL_VERSION, run="abcde", previous={}, identity={})
     driver.append("start", done=0, bytes=0, failed={})
     return driver

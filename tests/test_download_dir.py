@@ -215,6 +215,7 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.setattr(helper, "HERE", str(tmp_path / "scripts"))
     monkeypatch.setattr(helper, "read_config", lambda: config)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv(helper.FROZEN, raising=False)
     return config
 
 

@@ -145,6 +145,7 @@ def test_the_same_data_set_or_one_without_repeated_names_is_not_taken_for_anothe
 @pytest.mark.parametrize("is_processed,identity", [(True, dict(RUN, PATH="/b/")), (False, RUN)])
 def test_the_last_run_is_the_last_one_of_which_something_came(is_processed, identity, tmp_path):
     driver = make_driver(DRIVER, tmp_path)
+    driver.journal.file.close()
     driver.journal.open(True)
     driver.append("run", version=DRIVER.JOURNAL_VERSION, run="abcde", previous=RUN,
                   identity=dict(RUN, PATH="/b/"))
