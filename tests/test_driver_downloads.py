@@ -243,7 +243,7 @@ def test_a_node_waits_for_a_file_that_it_sees_late_and_asks_about_one_that_it_do
                '(sleep 1; mv %s/late "$file") >/dev/null 2>&1 & }' % tmp_path,
                'exec "$real" "$@"')
     driven.config("FILES_PER_JOB = 1", "NUM_JOBS = 1")
-    driven.edit("wrapper.sh", "-gt 60", "-gt 3")
+    driven.edit("wrapper.sh", "-gt 60", "-gt 5")
     done = driven.run(BATCH)
     assert last_line(done) == "1 processed, 1 failed, 0 not needed"
     assert "FAILED a: exit status 1: the file is not there: does " in done.out
