@@ -388,8 +388,8 @@ def test_a_refusal_of_all_packs_costs_no_file(driven, emulator):
 def test_a_file_that_the_task_of_a_killed_driver_did_not_carry_is_not_taken_for_arrived(
         driven, emulator):
     emulator.add({"a": b"x", "b": b"x"})
-    driven.config("MAX_BYTES = 20", "NUM_JOBS = 1", "def is_file_needed(file):",
-                  "    open(%r, 'w').write('x' * 10)"
+    driven.config("MAX_BYTES = 2000", "NUM_JOBS = 1", "def is_file_needed(file):",
+                  "    open(%r, 'w').write('x' * 1000)"
                   % str(emulator.source / "home/share/godata/a"), "    return True")
     emulator.bend(task_seconds=1)
     interrupted_while_it_downloads(driven, emulator)
@@ -397,7 +397,7 @@ def test_a_file_that_the_task_of_a_killed_driver_did_not_carry_is_not_taken_for_
     (pack / "a").write_bytes(b"?")  # as long as a was when it was listed
     done = driven.run(BATCH)
     assert last_line(done) == "1 processed, 1 failed, 0 not needed"
-    assert "FAILED a: has grown from 1 to 10 bytes since it was listed" in done.out
+    assert "FAILED a: has grown from 1 to 1,000 bytes since it was listed" in done.out
     assert processed(driven) == {"b": 1}
     task, = emulator.tasks()  # a was not asked for
     assert [os.path.basename(item["source_path"]) for item in task["request"]["DATA"]] == ["b"]
