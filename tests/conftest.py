@@ -519,34 +519,46 @@ def packs(request, stand_in):
     return stand_in
 
 
-# Stands in for the Python of a job: the files of a pack are copied from the disk of the source.
-AT_ONCE = r"""#!/bin/bash
-pack=$3 number=0
-[[ $GLOBUS_SETTINGS =~ '"PATH": "'([^\"]*) ]] && from=%s${BASH_REMATCH[1]%%/}
-[[ $GLOBUS_SETTINGS =~ '"DOWNLOAD_DIR": "'([^\"]*) ]] && to=${BASH_REMATCH[1]}/${pack##*/}
-while IFS= read -r path; do
-  path=${path#*$'\t'*$'\t'}
-  file=$to/$path
-  mkdir -p -- "${file%%/*}" && cp -- "$from/$path" "$file" && echo $((number++))
-done <"$pack/files" >"$pack/arrived.new"
-mv -- "$pack/arrived.new" "$pack/arrived"
+# In the place of Python, for what is not about downloads: it copies what a pack, or a wrapper.sh by
+# hand, wants. With -p, what an environment does to other shells does nothing to this one.
+COPIER = r"""#!/bin/bash -p
+LC_ALL=C # names are bytes
+source=%s downloads=${1%%/*}/downloads
+[[ ! $GLOBUS_SETTINGS =~ '"DOWNLOAD_DIR": "'([^\"]*) ]] || downloads=${BASH_REMATCH[1]}
+get() { [ -f "$1" ] && mkdir -p -- "${2%%/*}" && cp -- "$1" "$2"; }
+if [ "$2" = --pack ]; then
+  [[ $GLOBUS_SETTINGS =~ '"PATH": "'([^\"]*) ]] && source+=${BASH_REMATCH[1]}
+  folder=$downloads/${3##*/} index=0
+  while IFS= read -r line; do
+    name=${line#*$'\t'*$'\t'}
+    if [ -e "$folder/$name" ] || grep -qs "^$index [0-9]" "$3"/results.* ||
+      get "$source/$name" "$folder/$name"; then echo $index; fi
+    index=$((index + 1))
+  done <"$3/files" >"$3/arrived.new"
+  mv -- "$3/arrived.new" "$3/arrived"
+else # by hand: --globus-path DIR --file NAME
+  get "$source$3/$5" "$downloads/$5" && printf '%%s\n' "$downloads/$5"
+fi
 """
 
 
-def bring_at_once(site):
-    """Let the jobs of a batch bring their files in a moment, without Python and Globus, where
-    neither is what a test is about; the site."""
-    program = site.folder.parent / "at-once"
-    program.write_text(AT_ONCE % site.emulator.source)
-    program.chmod(0o755)
-    site.edit("wrapper.sh", "\nPYTHON=", "\nPYTHON=%s\n: " % program)
+def copier(site):
+    return site.folder.parent / "copier"
+
+
+def copy_downloads(site):
+    """Let wrapper.sh download without Python and Globus, where neither is what a test is about: a
+    start of Python takes most of the time of a short job. The site."""
+    copier(site).write_text(COPIER % site.emulator.source)
+    copier(site).chmod(0o755)
+    site.edit("wrapper.sh", "\nPYTHON=", "\nPYTHON=%s\n: " % copier(site))
     return site
 
 
 @pytest.fixture
-def at_once(stand_in):
-    """The site with the stand-in for Slurm, whose jobs bring their files in a moment."""
-    return bring_at_once(stand_in)
+def copying(stand_in):
+    """The site with the stand-in for Slurm, whose jobs copy their files."""
+    return copy_downloads(stand_in)
 
 
 def make_driver(module, folder, **settings):
@@ -877,35 +889,7 @@ def make_cluster(kind, site, tmp_path):
     return with_cluster(site, kind)
 
 
-# ---- jobs without Globus, and a driver without processes ----
-
-# Takes the place of globus-single-file-download.py in a job.
-COPY = """#!/bin/bash
-[[ $GLOBUS_SETTINGS =~ '"PATH": "'([^\\"]*) ]] && source=%s${BASH_REMATCH[1]}
-folder=%s/${2##*/} index=0
-while IFS=$'\\t' read -r _ _ name; do
-  case $name in */*) mkdir -p -- "$folder/${name%%/*}" ;; *) mkdir -p -- "$folder" ;; esac
-  [ -e "$folder/$name" ] || grep -qs "^$index [0-9]" "$2"/results.* ||
-    cp -- "$source/$name" "$folder/$name" || exit
-  echo $index
-  index=$((index + 1))
-done <"$2/files" >"$2/arrived.new"
-mv -- "$2/arrived.new" "$2/arrived"
-"""
-
-
-def copy_in_jobs(site):
-    """Let the jobs of a site copy their files, by a few lines of bash: for tests of all that is not
-    the download, a Python for each job less."""
-    site.edit("wrapper.sh", "\nPYTHON=${PYTHON:-python3}", "\nPYTHON=bash")
-    (site.folder / SINGLE).write_text(COPY % (site.emulator.source, site.downloads))
-    return site
-
-
-@pytest.fixture
-def copying(stand_in):
-    """The site with the stand-in for Slurm, whose jobs copy their files."""
-    return copy_in_jobs(stand_in)
+# ---- a driver without processes ----
 
 
 @functools.lru_cache(maxsize=None)

@@ -14,7 +14,7 @@ from conftest import (
     NEEDED,
     begun,
     contents,
-    copy_in_jobs,
+    copy_downloads,
     count_events,
     end,
     hold,
@@ -32,7 +32,7 @@ from conftest import (
 
 def test_a_requeued_job_begins_again_and_is_not_lost(real_slurm, emulator):
     emulator.add({"a": b"1"})
-    copy_in_jobs(real_slurm).config("RESOURCES = '--requeue'")
+    copy_downloads(real_slurm).config("RESOURCES = '--requeue'")
     real_slurm.process('if mkdir once; then scontrol requeue "$SLURM_JOB_ID"; sleep 100; fi', *KEEP)
     driver = real_slurm.start(BATCH)
     job = wait_until(lambda: [e["id"] for e in journal(real_slurm) if e["event"] == "queued"])[0]

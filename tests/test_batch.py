@@ -13,8 +13,8 @@ from conftest import (
     BATCH,
     KEEP,
     NEEDED,
-    bring_at_once,
     contents,
+    copy_downloads,
     entries,
     last_line,
     processed,
@@ -117,7 +117,7 @@ class Sampler(threading.Thread):
 @pytest.mark.long
 def test_there_are_never_more_than_num_jobs_and_nearly_always_as_many(cluster, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(9)})
-    bring_at_once(cluster).process("sleep 3", *KEEP)
+    copy_downloads(cluster).process("sleep 3", *KEEP)
     sampler = Sampler(cluster)
     sampler.start()
     done = cluster.run(BATCH)

@@ -11,7 +11,7 @@ from conftest import (
     BATCH,
     KEEP,
     Played,
-    copy_in_jobs,
+    copy_downloads,
     last_line,
     load,
     processed,
@@ -40,7 +40,7 @@ def far(stand_in, tmp_path):
     put_before(stand_in, tmp_path, "squeue", *SQUEUE)
     put_before(stand_in, tmp_path, "scancel", *SCANCEL)
     stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
-    return copy_in_jobs(stand_in)
+    return copy_downloads(stand_in)
 
 
 @pytest.fixture

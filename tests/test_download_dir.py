@@ -10,8 +10,8 @@ from conftest import (
     KEEP,
     SIMPLE,
     Site,
-    bring_at_once,
     contents,
+    copy_downloads,
     count_events,
     kill,
     last_line,
@@ -121,7 +121,7 @@ def test_transfers_of_equal_names_at_the_same_time_do_not_meet(
 def test_what_an_interrupted_batch_has_there_is_not_touched(stand_in, other, emulator):
     first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
     for site in (stand_in, other):
-        bring_at_once(site)
+        copy_downloads(site)
     kill(start_batch(stand_in))
     other.process(*KEEP)
     assert other.run(BATCH).returncode == 0
@@ -148,7 +148,7 @@ def test_what_failures_of_another_batch_have_left_there_is_not_touched(stand_in,
 
 
 def test_a_simple_download_beside_its_own_batch_disturbs_neither(stand_in, emulator):
-    files = set_path(bring_at_once(stand_in), emulator, "one")
+    files = set_path(copy_downloads(stand_in), emulator, "one")
     driver = start_batch(stand_in)
     assert stand_in.run(SIMPLE).returncode == 0
     let_go(stand_in)
@@ -161,7 +161,7 @@ def test_so_does_one_into_a_folder_around_or_in_that_of_a_batch(
     place = stand_in.folder.parent / "disk" / "in"
     stand_in.config("DOWNLOAD_DIR = %r" % str(place))
     first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
-    bring_at_once(stand_in)
+    copy_downloads(stand_in)
     driver = start_batch(stand_in)
     for folder in (place.parent, place / "sub" / "deep"):
         other.config("DOWNLOAD_DIR = %r" % str(folder))
@@ -175,7 +175,7 @@ def test_so_does_one_into_a_folder_around_or_in_that_of_a_batch(
 
 
 def test_what_a_forgotten_run_has_left_there_is_in_nobodys_way(stand_in, emulator):
-    files = set_path(bring_at_once(stand_in), emulator, "one")
+    files = set_path(copy_downloads(stand_in), emulator, "one")
     kill(start_batch(stand_in))
     shutil.rmtree(str(stand_in.jobs))
     let_go(stand_in)
@@ -252,9 +252,9 @@ def test_a_download_dir_that_cannot_be_used_is_named_before_anything_is_sent(
     assert done.err.startswith("config.py: DOWNLOAD_DIR = ") and words in done.err
 
 
-def test_what_the_users_own_wrapper_does_not_delete_goes_with_its_pack(at_once, emulator):
+def test_what_the_users_own_wrapper_does_not_delete_goes_with_its_pack(copying, emulator):
     emulator.add({"f%d" % n: b"x" * 1000 for n in range(4)})
-    at_once.edit("wrapper.sh", 'rm -f --', 'true')
-    at_once.config("NUM_JOBS = 2", "MAX_BYTES = 2500")
-    assert last_line(at_once.run(BATCH)) == "4 processed, 0 failed, 0 not needed"
-    assert list(at_once.downloads.iterdir()) == []
+    copying.edit("wrapper.sh", 'rm -f --', 'true')
+    copying.config("NUM_JOBS = 2", "MAX_BYTES = 2500")
+    assert last_line(copying.run(BATCH)) == "4 processed, 0 failed, 0 not needed"
+    assert list(copying.downloads.iterdir()) == []

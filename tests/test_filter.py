@@ -43,15 +43,15 @@ def test_dry_run_lists_what_is_needed_by_path_size_and_date_and_submits_nothing(
 
 
 def test_a_limit_takes_so_many_files_a_spread_of_the_list_and_the_numbers_add_up(
-        at_once, emulator):
+        copying, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(30)})
-    at_once.config("FILES_PER_JOB = 2", "NUM_JOBS = 1")
-    done = at_once.run(BATCH, "--limit", "3")
+    copying.config("FILES_PER_JOB = 2", "NUM_JOBS = 1")
+    done = copying.run(BATCH, "--limit", "3")
     assert "3 of 30 files to process (3 B), 0 not needed" in done.err.splitlines()[0]
     assert done.out.splitlines()[-2:] == [
         "27 files left out by --limit",
         "3 processed, 0 failed, 0 not needed"]
-    assert sorted(path.name for path in at_once.results.iterdir()) == [
+    assert sorted(path.name for path in copying.results.iterdir()) == [
         "f09.sha256", "f19.sha256", "f29.sha256"]
 
 
@@ -67,15 +67,15 @@ def test_a_limit_above_the_number_of_files_leaves_none_out(tmp_path, capsys):
 
 
 def test_a_filter_that_still_wants_what_was_processed_is_told_of_while_the_run_goes_on(
-        at_once, emulator):
+        copying, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    at_once.config("NUM_JOBS = 1", "helper.ARRIVAL_SECONDS = 0.5",
+    copying.config("NUM_JOBS = 1", "helper.ARRIVAL_SECONDS = 0.5",
                     "def is_file_needed(file): return True")
-    at_once.process('[ "$GLOBUS_NAME" = a ] || until [ -e go ]; do sleep 0.1; done')
-    driver = at_once.start(BATCH)
+    copying.process('[ "$GLOBUS_NAME" = a ] || until [ -e go ]; do sleep 0.1; done')
+    driver = copying.start(BATCH)
     wait_until(lambda: b"is_file_needed still wants 1 of the 1 processed file, such as a."
                in driver.stderr.readline())
-    (at_once.folder / "go").touch()
+    (copying.folder / "go").touch()
     out, err = driver.communicate()
     assert b"still wants" not in err
     assert out.endswith(b"2 processed, 0 failed, 0 not needed\n")
@@ -118,12 +118,12 @@ def test_a_filter_may_answer_with_a_number_that_is_true_or_false():
         False, True]
 
 
-def test_a_second_data_set_whose_names_repeat_is_told(at_once, emulator):
+def test_a_second_data_set_whose_names_repeat_is_told(copying, emulator):
     emulator.add({"run1/S01": b"1", "run2/S01": b"2"})
-    at_once.config("PATH = '/home/share/godata/run1'")
-    at_once.run(BATCH)
-    at_once.config("PATH = '/home/share/godata/run2'")
-    done = at_once.run(BATCH)
+    copying.config("PATH = '/home/share/godata/run1'")
+    copying.run(BATCH)
+    copying.config("PATH = '/home/share/godata/run2'")
+    done = copying.run(BATCH)
     assert "The last run here was for /home/share/godata/run1/ of collection" in done.err
     assert "skips 1 file of this one." in done.err and "folder for its results" in done.err
 
@@ -158,10 +158,10 @@ def test_the_last_run_is_the_last_one_of_which_something_came(is_processed, iden
     assert driver.previous == identity
 
 
-def test_a_filter_that_still_wants_what_was_processed_is_told_once(at_once, emulator):
+def test_a_filter_that_still_wants_what_was_processed_is_told_once(copying, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    at_once.process("true")
-    done = at_once.run(BATCH)
+    copying.process("true")
+    done = copying.run(BATCH)
     assert "is_file_needed still wants 2 of the 2 processed files, such as a.\n" in done.err
     assert done.err.count("still wants") == 1
 

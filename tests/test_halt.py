@@ -10,7 +10,7 @@ from conftest import (
     KEEP,
     NEEDED,
     add_pack,
-    bring_at_once,
+    copy_downloads,
     end,
     hold,
     hold_jobs,
@@ -47,25 +47,25 @@ def counting(tmp_path):
 
 @pytest.mark.parametrize("where", ["job", pytest.param("driver", marks=pytest.mark.long)])
 def test_files_that_fail_in_a_row_stop_the_submitting_and_the_next_start_does_all(
-        where, at_once, emulator):
+        where, copying, emulator):
     files = emulator.add({"f%02d" % n: b"x" for n in range(8)})
-    at_once.config("MAX_FAILURES_IN_A_ROW = 4", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % where)
-    at_once.process('[ -e fixed ] || { echo "samtools: command not found"; exit 127; }', *KEEP)
-    done = at_once.run(BATCH)
+    copying.config("MAX_FAILURES_IN_A_ROW = 4", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % where)
+    copying.process('[ -e fixed ] || { echo "samtools: command not found"; exit 127; }', *KEEP)
+    done = copying.run(BATCH)
     failed = last_line(done).split()[2]
     assert done.returncode == 1
     assert last_line(done).startswith("0 processed, ") and 4 <= int(failed) <= 5
     assert ("STOPPING: 4 files or jobs failed in a row (MAX_FAILURES_IN_A_ROW = 4), 4 of them "
             "with: exit status 127: samtools: command not found\n") in done.err
     assert done.err.count("STOPPING") == 1
-    (at_once.folder / "fixed").touch()
-    done = at_once.run(BATCH)
+    (copying.folder / "fixed").touch()
+    done = copying.run(BATCH)
     assert done.returncode == 0
     assert last_line(done) == "8 processed, 0 failed, 0 not needed"
-    assert processed(at_once) == dict.fromkeys(files, 1)
+    assert processed(copying) == dict.fromkeys(files, 1)
     # What had arrived was not sent again, which test_max_bytes.py sees of jobs.
     assert len(emulator.tasks()) <= 8 + 2
-    assert list(at_once.downloads.iterdir()) == []
+    assert list(copying.downloads.iterdir()) == []
 
 
 def test_a_success_in_between_begins_the_row_anew(counting):
@@ -96,7 +96,7 @@ def test_a_success_seen_together_with_the_failures_that_halt_takes_nothing_back(
 @pytest.mark.long
 def test_a_job_at_work_ends_after_its_file_where_the_queue_tells_no_ends_too(
         site, emulator, tmp_path):
-    bring_at_once(with_stand_in(site, tmp_path, "pbs"))
+    copy_downloads(with_stand_in(site, tmp_path, "pbs"))
     emulator.add(dict.fromkeys("abcdef", b"x"))
     site.config("FILES_PER_JOB = 3", "NUM_JOBS = 2", "MAX_FAILURES_IN_A_ROW = 1",
                 "GRACE_SECONDS = 100", "POLL_SECONDS = 0.5")
@@ -113,31 +113,31 @@ def test_a_job_at_work_ends_after_its_file_where_the_queue_tells_no_ends_too(
     assert out.endswith(b"1 processed, 1 failed, 0 not needed\n")
 
 
-def test_when_nothing_is_left_the_run_is_over_as_ever(at_once, emulator):
+def test_when_nothing_is_left_the_run_is_over_as_ever(copying, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(2)})
-    at_once.config("MAX_FAILURES_IN_A_ROW = 2")
-    at_once.process("exit 3")
-    done = at_once.run(BATCH)
+    copying.config("MAX_FAILURES_IN_A_ROW = 2")
+    copying.process("exit 3")
+    done = copying.run(BATCH)
     assert last_line(done) == "0 processed, 2 failed, 0 not needed" and "in a row" not in done.err
-    assert journal(at_once)[-1]["event"] == "finished"
+    assert journal(copying)[-1]["event"] == "finished"
 
 
-def test_a_folder_that_the_nodes_do_not_see_costs_a_few_files(at_once, emulator, tmp_path):
+def test_a_folder_that_the_nodes_do_not_see_costs_a_few_files(copying, emulator, tmp_path):
     files = emulator.add({"f%02d" % n: b"x" for n in range(5)})
-    before = dict(at_once.env)
-    at_once.process(*KEEP)
-    put_before(at_once, tmp_path, "sbatch", 'cat >/dev/null; echo "exit 1" | "$real" "$@"')
-    at_once.config("MAX_FAILURES_IN_A_ROW = 2", "GRACE_SECONDS = 0.5", "POLL_SECONDS = 0.3")
-    done = at_once.run(BATCH)
+    before = dict(copying.env)
+    copying.process(*KEEP)
+    put_before(copying, tmp_path, "sbatch", 'cat >/dev/null; echo "exit 1" | "$real" "$@"')
+    copying.config("MAX_FAILURES_IN_A_ROW = 2", "GRACE_SECONDS = 0.5", "POLL_SECONDS = 0.3")
+    done = copying.run(BATCH)
     assert done.returncode == 1
     assert "Can the compute nodes see, and write, WORKING_DIR?" in done.err
     assert "failed in a row (MAX_FAILURES_IN_A_ROW = 2), 2 of them with: the job never" in done.err
     assert last_line(done) == "0 processed, 0 failed, 0 not needed"
-    assert sum(event["event"] == "queued" for event in journal(at_once)) <= 2 + 3
-    at_once.env = before
-    done = at_once.run(BATCH)
+    assert sum(event["event"] == "queued" for event in journal(copying)) <= 2 + 3
+    copying.env = before
+    done = copying.run(BATCH)
     assert last_line(done) == "5 processed, 0 failed, 0 not needed"
-    assert processed(at_once) == dict.fromkeys(files, 1)
+    assert processed(copying) == dict.fromkeys(files, 1)
 
 
 def test_a_quota_costs_a_few_files(stand_in, emulator):
@@ -155,34 +155,34 @@ def test_a_quota_costs_a_few_files(stand_in, emulator):
     assert processed(stand_in) == dict.fromkeys(files, 1)
 
 
-def test_what_fails_while_it_waits_does_not_make_the_driver_wait_for_ever(at_once, emulator):
+def test_what_fails_while_it_waits_does_not_make_the_driver_wait_for_ever(copying, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(6)})
-    at_once.config("MAX_FAILURES_IN_A_ROW = 1", "NUM_JOBS = 2")
-    at_once.process("wanted=go", '[ "$GLOBUS_NAME" = f0 ] && wanted=begun || touch begun',
+    copying.config("MAX_FAILURES_IN_A_ROW = 1", "NUM_JOBS = 2")
+    copying.process("wanted=go", '[ "$GLOBUS_NAME" = f0 ] && wanted=begun || touch begun',
                      "until [ -e $wanted ]; do sleep 0.1; done",
                      '[ "$GLOBUS_NAME" != f0 ] || exit 3', *KEEP)
-    driver = at_once.start(BATCH)
+    driver = copying.start(BATCH)
     wait_until(lambda: b"FAILED f0" in driver.stderr.readline())
-    (at_once.folder / "go").touch()
+    (copying.folder / "go").touch()
     out = driver.communicate()[0].decode()
     assert driver.returncode == 1
     assert out.splitlines()[-1] == "1 processed, 1 failed, 0 not needed"
-    at_once.process(*KEEP)
-    assert last_line(at_once.run(BATCH)) == "6 processed, 0 failed, 0 not needed"
-    assert processed(at_once) == {"f%d" % n: 1 for n in range(6)}
+    copying.process(*KEEP)
+    assert last_line(copying.run(BATCH)) == "6 processed, 0 failed, 0 not needed"
+    assert processed(copying) == {"f%d" % n: 1 for n in range(6)}
 
 
 def test_a_halt_is_told_at_once_and_jobs_that_have_not_begun_are_cancelled(
-        at_once, emulator, tmp_path):
+        copying, emulator, tmp_path):
     files = emulator.add({"f%d" % n: b"x" for n in range(10)})
-    at_once.config("NUM_JOBS = 4", "MAX_FAILURES_IN_A_ROW = 3", "POLL_SECONDS = 0.3", NEEDED)
-    at_once.process(*HOLD, '[ -e fixed ] || [ "$GLOBUS_NAME" = f0 ] || { echo broken; exit 5; }',
+    copying.config("NUM_JOBS = 4", "MAX_FAILURES_IN_A_ROW = 3", "POLL_SECONDS = 0.3", NEEDED)
+    copying.process(*HOLD, '[ -e fixed ] || [ "$GLOBUS_NAME" = f0 ] || { echo broken; exit 5; }',
                      *KEEP)
-    held, pending = hold(at_once, "f0"), hold_jobs(at_once, tmp_path)
+    held, pending = hold(copying, "f0"), hold_jobs(copying, tmp_path)
     (pending / "g2").touch()
     (pending / "g1").touch()
-    driver = at_once.start(BATCH)
-    wait_until(lambda: queued(at_once))
+    driver = copying.start(BATCH)
+    wait_until(lambda: queued(copying))
     (pending / "g1").unlink()
     said = wait_for(driver, "STOPPING")
     said += wait_for(driver, "again")  # to the end of what is told
@@ -200,51 +200,51 @@ def test_a_halt_is_told_at_once_and_jobs_that_have_not_begun_are_cancelled(
     assert len(list((tmp_path / "stand-in").glob("*/name"))) == jobs
     assert (said + rest).count("STOPPING") == 1
     assert "FAILED f1:" not in said + rest
-    (at_once.folder / "fixed").touch()
+    (copying.folder / "fixed").touch()
     (pending / "g2").unlink()
-    assert last_line(at_once.run(BATCH)) == "10 processed, 0 failed, 0 not needed"
-    assert processed(at_once) == dict.fromkeys(files, 1)
+    assert last_line(copying.run(BATCH)) == "10 processed, 0 failed, 0 not needed"
+    assert processed(copying) == dict.fromkeys(files, 1)
 
 
 # A job that has had a success goes on until the driver says stop.
 @pytest.mark.parametrize("first,most", [(0, 20), pytest.param(2, 30, marks=pytest.mark.long)])
-def test_a_missing_program_costs_no_whole_packs(first, most, at_once, emulator):
+def test_a_missing_program_costs_no_whole_packs(first, most, copying, emulator):
     files = emulator.add({"f%03d" % n: b"x" for n in range(80)})
-    at_once.config("FILES_PER_JOB = 40", "NUM_JOBS = 2", "MAX_FAILURES_IN_A_ROW = 10",
+    copying.config("FILES_PER_JOB = 40", "NUM_JOBS = 2", "MAX_FAILURES_IN_A_ROW = 10",
                    "POLL_SECONDS = 0.5")
-    at_once.process("[[ $GLOBUS_NAME < f%03d ]] || { sleep %s; exit 127; }" % (
+    copying.process("[[ $GLOBUS_NAME < f%03d ]] || { sleep %s; exit 127; }" % (
         first, "0.3" if first else "0"), *KEEP)
-    done = at_once.run(BATCH)
+    done = copying.run(BATCH)
     assert done.returncode == 1 and "10 files or jobs failed in a row" in done.err
     assert 10 <= int(last_line(done).split()[2]) <= most
-    at_once.process(*KEEP)
-    assert last_line(at_once.run(BATCH)) == "80 processed, 0 failed, 0 not needed"
-    assert processed(at_once) == dict.fromkeys(files, 1)
+    copying.process(*KEEP)
+    assert last_line(copying.run(BATCH)) == "80 processed, 0 failed, 0 not needed"
+    assert processed(copying) == dict.fromkeys(files, 1)
 
 
-def test_a_halt_that_a_disk_breaks_off_is_tried_again_and_told_once(at_once, emulator):
+def test_a_halt_that_a_disk_breaks_off_is_tried_again_and_told_once(copying, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(12)})
-    at_once.config("FILES_PER_JOB = 12", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = 2")
-    at_once.edit(BATCH, '    if token.state in ("gone", "lost"):\n        return True\n    try:', (
+    copying.config("FILES_PER_JOB = 12", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = 2")
+    copying.edit(BATCH, '    if token.state in ("gone", "lost"):\n        return True\n    try:', (
         '    if token.state in ("gone", "lost"):\n        return True\n'
         '    if state == "stop" and not os.path.exists("once"):\n'
         '        open("once", "w").close()\n'
         '        raise OSError(116, "Stale file handle", folder)\n    try:'))
-    at_once.process("echo >>begun; [ $GLOBUS_NAME = f00 ] || { sleep 0.5; exit 3; }", *KEEP)
-    done = at_once.run(BATCH)
+    copying.process("echo >>begun; [ $GLOBUS_NAME = f00 ] || { sleep 0.5; exit 3; }", *KEEP)
+    done = copying.run(BATCH)
     assert done.err.count("STOPPING: ") == 1 and "Stale file handle" in done.err
-    assert (at_once.folder / "begun").read_text().count("\n") <= 5
+    assert (copying.folder / "begun").read_text().count("\n") <= 5
 
 
-def test_a_failure_in_the_step_that_ends_the_run_is_told(at_once, emulator):
+def test_a_failure_in_the_step_that_ends_the_run_is_told(copying, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(2)})
-    at_once.config("NUM_JOBS = 1")
-    at_once.edit(BATCH, "            there, ours = os.stat(self.path)", (
+    copying.config("NUM_JOBS = 1")
+    copying.edit(BATCH, "            there, ours = os.stat(self.path)", (
         '            if event["event"] == "closed":\n'
         "                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "            there, ours = os.stat(self.path)"))
-    at_once.process("echo why; exit 3")
-    done = at_once.run(BATCH)
+    copying.process("echo why; exit 3")
+    done = copying.run(BATCH)
     assert done.returncode == 1 and "FAILED f0: exit status 3: why" in done.err
 
 
@@ -255,12 +255,12 @@ def test_a_failure_in_the_step_that_ends_the_run_is_told(at_once, emulator):
     (1, 8, 6, 2, "job"), (5, 15, 10, 3, "job"),
     pytest.param(5, 15, 10, 3, "driver", marks=pytest.mark.long)])
 def test_bad_neighbours_at_the_beginning_of_the_listing_do_not_halt_a_healthy_batch(
-        most, bad, row, jobs, where, at_once, emulator):
+        most, bad, row, jobs, where, copying, emulator):
     files = emulator.add({"f%02d" % n: b"x" for n in range(bad + 12)})
-    at_once.config("MAX_FAILURES_IN_A_ROW = %d" % row, "FILES_PER_JOB = %d" % most,
+    copying.config("MAX_FAILURES_IN_A_ROW = %d" % row, "FILES_PER_JOB = %d" % most,
                    "NUM_JOBS = %d" % jobs, "DOWNLOAD_BY = %r" % where)
-    at_once.process("[[ ! $GLOBUS_NAME < f%02d ]] || exit 3" % bad, *KEEP)
-    done = at_once.run(BATCH)
+    copying.process("[[ ! $GLOBUS_NAME < f%02d ]] || exit 3" % bad, *KEEP)
+    done = copying.run(BATCH)
     assert "STOPPING" not in done.err, done.err
     assert last_line(done) == "12 processed, %d failed, 0 not needed" % bad
-    assert processed(at_once) == {name: 1 for name in files if name >= "f%02d" % bad}
+    assert processed(copying) == {name: 1 for name in files if name >= "f%02d" % bad}

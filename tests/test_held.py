@@ -3,7 +3,7 @@ import os
 import subprocess
 import time
 
-from conftest import BATCH, KEEP, copy_in_jobs, last_line, put_before, wait_until
+from conftest import BATCH, KEEP, copy_downloads, last_line, put_before, wait_until
 
 
 def test_jobs_that_wait_for_long_are_told_once_with_the_scheduler_s_words(played):
@@ -44,7 +44,7 @@ def test_a_job_that_is_held_is_told_with_its_reason_and_ways_to_release_and_canc
         real_cluster, emulator, tmp_path):
     emulator.add({"a": b"1", "b": b"2"})
     command, option, words, release = HELD[real_cluster.scheduler]
-    put_before(copy_in_jobs(real_cluster), tmp_path, command,
+    put_before(copy_downloads(real_cluster), tmp_path, command,
                'mkdir "$0.1" 2>/dev/null || mkdir "$0.2" 2>/dev/null || exec "$real" "$@"',
                'exec "$real" %s "$@"' % option)
     real_cluster.config("GRACE_SECONDS = 1", "POLL_SECONDS = 0.5")
@@ -65,7 +65,7 @@ def test_a_job_that_is_held_is_told_with_its_reason_and_ways_to_release_and_canc
 
 def test_grid_engines_error_reason_is_told(real_sge, emulator):
     emulator.add({"a": b"1"})
-    copy_in_jobs(real_sge).config("GRACE_SECONDS = 1", "RESOURCES = '-wd /nonexistent'")
+    copy_downloads(real_sge).config("GRACE_SECONDS = 1", "RESOURCES = '-wd /nonexistent'")
     driver = real_sge.start(BATCH)
     said = read_until(driver, "If RESOURCES has to be fixed, ")
     driver.terminate()
@@ -82,7 +82,7 @@ def test_grid_engines_error_reason_is_told(real_sge, emulator):
 
 def test_a_job_that_was_requeued_and_held_is_told_with_the_way_to_release_it(real_slurm, emulator):
     emulator.add({"a": b"1"})
-    copy_in_jobs(real_slurm).config("RESOURCES = '--requeue'")
+    copy_downloads(real_slurm).config("RESOURCES = '--requeue'")
     real_slurm.process('if mkdir once; then scontrol requeuehold "$SLURM_JOB_ID"; sleep 100; fi',
                        *KEEP)
     driver = real_slurm.start(BATCH)

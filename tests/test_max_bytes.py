@@ -24,10 +24,10 @@ from conftest import (
 DRIVER = load("globus-batch-download")
 
 
-def test_larger_files_than_max_bytes_fail_with_that_reason_in_one_line(at_once, emulator):
+def test_larger_files_than_max_bytes_fail_with_that_reason_in_one_line(copying, emulator):
     emulator.add(dict({"a": b"1"}, **dict.fromkeys("bcde", b"x" * 2000)))
-    at_once.config("MAX_BYTES = 1000")
-    done = at_once.run(BATCH)
+    copying.config("MAX_BYTES = 1000")
+    done = copying.run(BATCH)
     assert done.returncode == 1
     assert done.err.count("Refused: ") == 1
     assert "Refused: 4 files, such as b: is larger than MAX_BYTES (2 kB)\n" in done.err
@@ -78,11 +78,11 @@ def test_downloads_in_flight_never_exceed_max_bytes(cluster, emulator):
     assert 3000 < most <= 5000
 
 
-def test_files_that_failures_leave_count_for_max_bytes(at_once, emulator):
+def test_files_that_failures_leave_count_for_max_bytes(copying, emulator):
     emulator.add({"f%d" % n: b"x" * 1000 for n in range(8)})
-    at_once.config("NUM_JOBS = 8", "MAX_BYTES = 4000")
-    at_once.process("case $1 in *f[01]) exit 3 ;; esac", "sleep 0.5", *KEEP)
-    done, most = run_with_disk(at_once)
+    copying.config("NUM_JOBS = 8", "MAX_BYTES = 4000")
+    copying.process("case $1 in *f[01]) exit 3 ;; esac", "sleep 0.5", *KEEP)
+    done, most = run_with_disk(copying)
     assert last_line(done) == "6 processed, 2 failed, 0 not needed"
     assert 2000 < most <= 4000
 
@@ -113,12 +113,12 @@ def fill_the_disk(site, emulator):
 
 
 def test_a_disk_full_of_failures_stops_the_run_and_it_goes_on_once_there_is_room_again(
-        at_once, emulator):
-    command = fill_the_disk(at_once, emulator)
+        copying, emulator):
+    command = fill_the_disk(copying, emulator)
     subprocess.run(command, shell=True, check=True)
-    done, most = run_with_disk(at_once)
+    done, most = run_with_disk(copying)
     assert last_line(done) == "4 processed, 0 failed, 0 not needed"
-    assert most <= 2500 and set(processed(at_once).values()) == {1}
+    assert most <= 2500 and set(processed(copying).values()) == {1}
 
 
 def test_failures_that_fill_the_disk_are_tried_again_where_they_are(stand_in, emulator):

@@ -11,8 +11,9 @@ from conftest import (
     PATH,
     SINGLE,
     SOURCE,
-    bring_at_once,
     contents,
+    copier,
+    copy_downloads,
     count_events,
     journal,
     kill,
@@ -76,18 +77,18 @@ def test_packs_of_files_that_take_no_time_do_not_get_smaller():
     assert sizes_of_packs(23, 0.01) == [5, 5, 5, 5, 3]
 
 
-def test_packs_are_full_while_files_are_listed(at_once, emulator):
+def test_packs_are_full_while_files_are_listed(copying, emulator):
     emulator.add({"d%d/%s" % (n, name): b"x" for n in range(6) for name in "ab"})
     emulator.bend_collection(SOURCE, list_seconds=0.2)
-    at_once.config("RECURSIVE = True", "FILES_PER_JOB = 4", "NUM_JOBS = 1")
-    at_once.edit(BATCH, "LISTING_SECONDS = 1 ", "LISTING_SECONDS = 0 ")
-    at_once.process('printf "%s\\n" "$GLOBUS_NAME" >>processed')
-    driver = at_once.start(BATCH)
-    wait_until(lambda: sum(processed(at_once).values()) > 0)
+    copying.config("RECURSIVE = True", "FILES_PER_JOB = 4", "NUM_JOBS = 1")
+    copying.edit(BATCH, "LISTING_SECONDS = 1 ", "LISTING_SECONDS = 0 ")
+    copying.process('printf "%s\\n" "$GLOBUS_NAME" >>processed')
+    driver = copying.start(BATCH)
+    wait_until(lambda: sum(processed(copying).values()) > 0)
     kill(driver)
-    at_once.run(BATCH)
-    assert [len(files) for files in packs_of(at_once)] == [4, 4, 4]
-    assert sum(processed(at_once).values()) == 12
+    copying.run(BATCH)
+    assert [len(files) for files in packs_of(copying)] == [4, 4, 4]
+    assert sum(processed(copying).values()) == 12
 
 
 # ---- a file that fails fails alone ----
@@ -121,12 +122,12 @@ def run_several(site, *names, env=None):
                     *[word for name in names for word in ("--file", name)])
 
 
-def test_a_signal_between_two_files_costs_neither(at_once, emulator):
+def test_a_signal_between_two_files_costs_neither(copying, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(3)})
-    at_once.config("FILES_PER_JOB = 3", "NUM_JOBS = 1", "POLL_SECONDS = 0.5")
-    at_once.process('[ "$GLOBUS_NAME" != f1 ] || ! mkdir once 2>/dev/null || kill $PPID', *KEEP)
-    assert last_line(at_once.run(BATCH)) == "3 processed, 0 failed, 0 not needed"
-    assert processed(at_once) == {"f%d" % n: 1 for n in range(3)}
+    copying.config("FILES_PER_JOB = 3", "NUM_JOBS = 1", "POLL_SECONDS = 0.5")
+    copying.process('[ "$GLOBUS_NAME" != f1 ] || ! mkdir once 2>/dev/null || kill $PPID', *KEEP)
+    assert last_line(copying.run(BATCH)) == "3 processed, 0 failed, 0 not needed"
+    assert processed(copying) == {"f%d" % n: 1 for n in range(3)}
 
 
 def test_a_stat_that_is_refused_fails_that_file_alone(site, emulator):
@@ -158,31 +159,30 @@ def test_a_file_whose_job_is_killed_at_work_on_it_is_tried_again_and_fails_alone
     assert len(emulator.tasks()) == len(packs_of(packs))  # nothing is sent again
 
 
-def test_a_cancelled_job_fails_with_the_file_at_work_only(at_once, emulator):
+def test_a_cancelled_job_fails_with_the_file_at_work_only(copying, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(6)})
-    at_once.config("FILES_PER_JOB = 3", "NUM_JOBS = 2", "POLL_SECONDS = 0.5")
-    at_once.process('if [ "$GLOBUS_NAME" = f1 ]; then touch begun; sleep 100; fi', *KEEP)
-    driver = at_once.start(BATCH)
-    wait_until((at_once.folder / "begun").exists)
-    name = next(event["pack"] for event in journal(at_once)
+    copying.config("FILES_PER_JOB = 3", "NUM_JOBS = 2", "POLL_SECONDS = 0.5")
+    copying.process('if [ "$GLOBUS_NAME" = f1 ]; then touch begun; sleep 100; fi', *KEEP)
+    driver = copying.start(BATCH)
+    wait_until((copying.folder / "begun").exists)
+    name = next(event["pack"] for event in journal(copying)
                 if event["event"] == "pack" and "f1" in [path for path, _, _ in event["files"]])
-    job = wait_until(lambda: next((event["id"] for event in journal(at_once)
+    job = wait_until(lambda: next((event["id"] for event in journal(copying)
                                    if event["event"] == "queued" and event["pack"] == name), None))
-    subprocess.run(["scancel", job], env=at_once.env, check=True)
+    subprocess.run(["scancel", job], env=copying.env, check=True)
     out = driver.communicate()[0].decode()
     assert out.splitlines()[-1] == "5 processed, 1 failed, 0 not needed"
     assert "FAILED f1: the job was cancelled" in out
-    assert processed(at_once) == {"f%d" % n: 1 for n in range(6) if n != 1}
+    assert processed(copying) == {"f%d" % n: 1 for n in range(6) if n != 1}
 
 
 def download_with(site, tmp_path, *lines):
     """Put a script before what brings a job's files, which is bring "$@"."""
-    bring_at_once(site)
+    copy_downloads(site)
     (tmp_path / "download").write_text("\n".join(
-        ["#!/bin/bash", 'bring() { exec %s/at-once "$@"; }' % tmp_path, *lines]) + "\n")
+        ["#!/bin/bash", 'bring() { exec %s "$@"; }' % copier(site), *lines]) + "\n")
     (tmp_path / "download").chmod(0o755)
-    site.edit("wrapper.sh", "PYTHON=%s" % (tmp_path / "at-once"), "PYTHON=%s" % (
-        tmp_path / "download"))
+    site.edit("wrapper.sh", "PYTHON=%s" % copier(site), "PYTHON=%s" % (tmp_path / "download"))
 
 
 def test_a_job_that_is_killed_while_it_downloads_is_submitted_again_and_costs_no_file(
@@ -223,16 +223,16 @@ def test_jobs_that_are_all_killed_while_they_download_stop_the_run(stand_in, emu
 
 
 def test_a_requeued_job_that_was_killed_at_work_leaves_the_rest_to_another(
-        at_once, emulator, tmp_path):
+        copying, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(5)})
-    at_once.config("FILES_PER_JOB = 5", "NUM_JOBS = 1", "POLL_SECONDS = 0.5")
-    put_before(at_once, tmp_path, "sbatch", 'cat >"$0.script"',
+    copying.config("FILES_PER_JOB = 5", "NUM_JOBS = 1", "POLL_SECONDS = 0.5")
+    put_before(copying, tmp_path, "sbatch", 'cat >"$0.script"',
                'echo "bash $0.script; sleep 1; SLURM_RESTART_COUNT=1 bash $0.script" |',
                '"$real" "$@"')
-    at_once.process('if [ "$GLOBUS_NAME" = f2 ] && mkdir once; then %s; fi' % KILL, *KEEP)
-    assert last_line(at_once.run(BATCH)) == "5 processed, 0 failed, 0 not needed"
-    assert processed(at_once) == {"f%d" % n: 1 for n in range(5)}
-    assert count_events(at_once, "submit") == 2
+    copying.process('if [ "$GLOBUS_NAME" = f2 ] && mkdir once; then %s; fi' % KILL, *KEEP)
+    assert last_line(copying.run(BATCH)) == "5 processed, 0 failed, 0 not needed"
+    assert processed(copying) == {"f%d" % n: 1 for n in range(5)}
+    assert count_events(copying, "submit") == 2
 
 
 # ---- on a full disk ----
@@ -243,12 +243,12 @@ def test_a_requeued_job_that_was_killed_at_work_leaves_the_rest_to_another(
     pytest.param("before its folder", "driver", marks=pytest.mark.long),
     pytest.param("before the list of its files", "job", marks=pytest.mark.long)])
 def test_a_pack_that_a_full_disk_left_half_set_up_is_set_up_again(
-        moment, where, at_once, emulator):
+        moment, where, copying, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
-    at_once.config("FILES_PER_JOB = 2", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % where)
-    at_once.edit("helper.py", MOMENTS[moment], ONCE + MOMENTS[moment])
-    at_once.process(*KEEP)
-    done = at_once.run(BATCH)
+    copying.config("FILES_PER_JOB = 2", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % where)
+    copying.edit("helper.py", MOMENTS[moment], ONCE + MOMENTS[moment])
+    copying.process(*KEEP)
+    done = copying.run(BATCH)
     assert "Waiting: Disk quota exceeded" in done.err
     assert last_line(done) == "4 processed, 0 failed, 0 not needed", done.err
-    assert set(processed(at_once).values()) == {1}
+    assert set(processed(copying).values()) == {1}

@@ -28,9 +28,9 @@ from conftest import (
 DRIVER = load("globus-batch-download")
 
 
-def test_a_bar_on_a_terminal_shows_how_far_it_is(at_once, emulator):
+def test_a_bar_on_a_terminal_shows_how_far_it_is(copying, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    seen = ["\n".join(screen.display) for screen in at_once.watch(BATCH)]
+    seen = ["\n".join(screen.display) for screen in copying.watch(BATCH)]
     for line in (r"0:00:\d\d \[\.{8}] 0 of 2 files, 2 jobs in the queue",
                  r"0:00:\d\d \[#{8}] 2 of 2 files, 0 jobs"):
         assert any(re.search("(?m)^" + line, text) for text in seen)
@@ -47,12 +47,12 @@ def test_what_matters_most_fits_80_columns_and_the_bar_takes_what_is_left():
 
 
 def test_a_log_begins_with_what_it_is_about_and_gets_a_line_of_progress_now_and_then(
-        at_once, emulator):
+        copying, emulator):
     emulator.add({"a": b"1", "b": b"1", "large": b"1" * 9})
-    at_once.config("FILES_PER_JOB = 2", "MAX_BYTES = 8", "NUM_JOBS = 1",
+    copying.config("FILES_PER_JOB = 2", "MAX_BYTES = 8", "NUM_JOBS = 1",
                    "helper.QUIET_SECONDS = 0.1")
-    at_once.process("sleep 1")
-    err = at_once.run(BATCH).err
+    copying.process("sleep 1")
+    err = copying.run(BATCH).err
     lines = [line for line in err.splitlines() if "Listing: " not in line]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  2 files to process \(2 B\), .*", lines[0])
     assert lines[1].startswith("/home/share/godata/ on collection 6c54cade-")
@@ -87,11 +87,11 @@ def is_finished(site):
     return events and events[-1]["event"] == "finished"
 
 
-def test_a_pipe_that_nobody_reads_does_not_hold_up_the_loop(at_once, emulator):
-    files = many_files(at_once, emulator)
-    driver = at_once.start(BATCH)
-    wait_until(lambda: is_finished(at_once), 120)
-    assert processed(at_once) == dict.fromkeys(files, 1)
+def test_a_pipe_that_nobody_reads_does_not_hold_up_the_loop(copying, emulator):
+    files = many_files(copying, emulator)
+    driver = copying.start(BATCH)
+    wait_until(lambda: is_finished(copying), 120)
+    assert processed(copying) == dict.fromkeys(files, 1)
     last, status, said = end(driver)
     assert (last, status) == ("320 processed, 80 failed, 0 not needed", 1)
     assert said.count("  processed ") == 320  # what was said is there, later
@@ -99,15 +99,15 @@ def test_a_pipe_that_nobody_reads_does_not_hold_up_the_loop(at_once, emulator):
 
 
 @pytest.mark.parametrize("how", ["stopped", pytest.param("not read", marks=pytest.mark.long)])
-def test_a_terminal_that_does_not_take_more_does_not_hold_up_the_loop(how, at_once, emulator):
-    files = many_files(at_once, emulator)
+def test_a_terminal_that_does_not_take_more_does_not_hold_up_the_loop(how, copying, emulator):
+    files = many_files(copying, emulator)
     ours, theirs = pty.openpty()
-    driver = subprocess.Popen(at_once.command(BATCH), cwd=str(at_once.folder), env=at_once.env,
+    driver = subprocess.Popen(copying.command(BATCH), cwd=str(copying.folder), env=copying.env,
                               stdin=theirs, stdout=theirs, stderr=theirs)
     if how == "stopped":  # what Ctrl-S does
         termios.tcflow(theirs, termios.TCOOFF)
-    wait_until(lambda: is_finished(at_once), 120)
-    assert processed(at_once) == dict.fromkeys(files, 1)
+    wait_until(lambda: is_finished(copying), 120)
+    assert processed(copying) == dict.fromkeys(files, 1)
     if how == "stopped":
         termios.tcflow(theirs, termios.TCOON)
     os.close(theirs)
@@ -124,13 +124,13 @@ def test_a_terminal_that_does_not_take_more_does_not_hold_up_the_loop(how, at_on
     assert "Traceback" not in said
 
 
-def test_a_tiny_pipe_that_is_read_slowly_loses_nothing(at_once, emulator):
+def test_a_tiny_pipe_that_is_read_slowly_loses_nothing(copying, emulator):
     emulator.add({"f%03d" % n: b"x" for n in range(200)})
-    at_once.config("FILES_PER_JOB = 100", "MAX_FAILURES_IN_A_ROW = None")
-    at_once.process('echo "$GLOBUS_NAME" >>processed')
+    copying.config("FILES_PER_JOB = 100", "MAX_FAILURES_IN_A_ROW = None")
+    copying.process('echo "$GLOBUS_NAME" >>processed')
     ours, theirs = os.pipe()
     fcntl.fcntl(ours, 1031, 4096)  # F_SETPIPE_SZ
-    driver = subprocess.Popen(at_once.command(BATCH), cwd=str(at_once.folder), env=at_once.env,
+    driver = subprocess.Popen(copying.command(BATCH), cwd=str(copying.folder), env=copying.env,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     said = b""
@@ -144,16 +144,16 @@ def test_a_tiny_pipe_that_is_read_slowly_loses_nothing(at_once, emulator):
 
 
 @pytest.mark.long
-def test_a_batch_whose_jobs_are_refused_shows_no_time_left(at_once, emulator, tmp_path):
+def test_a_batch_whose_jobs_are_refused_shows_no_time_left(copying, emulator, tmp_path):
     emulator.add(dict.fromkeys("abcdef", b"1"))
     full = tmp_path / "full"
-    put_before(at_once, tmp_path, "sbatch", "[ ! -e %s ] || {" % full,
+    put_before(copying, tmp_path, "sbatch", "[ ! -e %s ] || {" % full,
                "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }",
                'exec "$real" "$@"')
-    at_once.config("NUM_JOBS = 1", "POLL_SECONDS = 0.3")
-    at_once.process(*KEEP, '[ "$GLOBUS_NAME" != c ] || touch %s' % full)
+    copying.config("NUM_JOBS = 1", "POLL_SECONDS = 0.3")
+    copying.process(*KEEP, '[ "$GLOBUS_NAME" != c ] || touch %s' % full)
     seen = []
-    for screen in at_once.watch(BATCH, columns=160):
+    for screen in copying.watch(BATCH, columns=160):
         text = " ".join(screen.display)
         if "3 of 6 files, 0 jobs" in text and full.exists() and "did not accept a job" in text:
             seen.append(text.rpartition("3 of 6 files")[2])

@@ -13,7 +13,7 @@ from conftest import (
     Played,
     begun,
     calls_of,
-    copy_in_jobs,
+    copy_downloads,
     count_events,
     end,
     hold,
@@ -94,7 +94,7 @@ def test_no_job_is_lost_by_answers_of_all_these_kinds(copying, emulator, tmp_pat
 
 def test_a_filter_of_squeue_in_the_environment_hides_no_job(real_slurm, emulator):
     emulator.add({"a": b"1"})
-    copy_in_jobs(real_slurm).config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
+    copy_downloads(real_slurm).config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
     real_slurm.env["SQUEUE_NAMES"] = "of_theirs"
     real_slurm.process("sleep 2", *KEEP)
     assert last_line(real_slurm.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
@@ -103,7 +103,7 @@ def test_a_filter_of_squeue_in_the_environment_hides_no_job(real_slurm, emulator
 def test_a_filter_of_qstat_in_the_home_folder_hides_no_job(real_sge, emulator, tmp_path):
     emulator.add({"a": b"1"})
     (real_sge.home / ".sge_qstat").write_text("-s r\n")
-    put_before(copy_in_jobs(real_sge), tmp_path, "qsub", 'exec "$real" -h "$@"')
+    put_before(copy_downloads(real_sge), tmp_path, "qsub", 'exec "$real" -h "$@"')
     real_sge.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
     driver = real_sge.start(BATCH)
     wait_until(lambda: b"the scheduler says of 1 job: " in driver.stderr.readline())

@@ -75,13 +75,13 @@ def interrupt(site):
     return next(event["id"] for event in journal(site) if event["event"] == "queued")
 
 
-def test_a_run_that_is_resumed_is_told_with_its_jobs_by_a_dry_run_too(at_once, emulator):
+def test_a_run_that_is_resumed_is_told_with_its_jobs_by_a_dry_run_too(copying, emulator):
     emulator.add({"a": b"1"})
-    job_id = interrupt(at_once)
-    done = at_once.run(BATCH, "--dry-run")
-    driver = at_once.start(BATCH)
+    job_id = interrupt(copying)
+    done = copying.run(BATCH, "--dry-run")
+    driver = copying.start(BATCH)
     first = driver.stderr.readline().decode()
-    (at_once.folder / "go").touch()
+    (copying.folder / "go").touch()
     driver.communicate()
     for said in (done.err, first):
         assert "Resuming the interrupted run: 0 processed, 1 job (%s).\n" % job_id in said
@@ -118,28 +118,28 @@ def interrupted_run(site, emulator):
 
 
 @pytest.mark.long
-def test_jobs_end_and_begin_while_the_listing_of_a_resumed_run_still_comes(at_once, emulator):
+def test_jobs_end_and_begin_while_the_listing_of_a_resumed_run_still_comes(copying, emulator):
     emulator.add({f"d{n}/f": b"x" for n in range(4)})
-    at_once.config("RECURSIVE = True", "NUM_JOBS = 1", "POLL_SECONDS = 0.2",
+    copying.config("RECURSIVE = True", "NUM_JOBS = 1", "POLL_SECONDS = 0.2",
                     "def is_file_needed(file):",
                     "    open('asked', 'a').write(file.path + chr(10)); return True")
-    interrupted_run(at_once, emulator)
-    asked = at_once.folder / "asked"
+    interrupted_run(copying, emulator)
+    asked = copying.folder / "asked"
     asked.unlink()
-    driver, said = at_once.start(BATCH), []
+    driver, said = copying.start(BATCH), []
     wait_until(lambda: said.append(driver.stderr.readline()) or b"submitted" in said[-1])
     assert any(b"Resuming the interrupted run: 1 processed, 1 job (1000)." in line for line in said)
     assert "d3/f" not in asked.read_text()
     assert driver.communicate()[0].endswith(b"4 processed, 0 failed, 0 not needed\n")
     assert asked.read_text().startswith("d1/f\nd2/f\nd3/f\n")
-    assert set(processed(at_once).values()) == {1}
+    assert set(processed(copying).values()) == {1}
 
 
-def test_a_signal_is_obeyed_while_the_listing_of_a_resumed_run_comes(at_once, emulator):
+def test_a_signal_is_obeyed_while_the_listing_of_a_resumed_run_comes(copying, emulator):
     emulator.add({f"d{n:02d}/f": b"x" for n in range(20)})
-    at_once.config("RECURSIVE = True", "NUM_JOBS = 1")
-    interrupted_run(at_once, emulator)
-    driver = at_once.start(BATCH)
+    copying.config("RECURSIVE = True", "NUM_JOBS = 1")
+    interrupted_run(copying, emulator)
+    driver = copying.start(BATCH)
     wait_until(lambda: b"Resuming" in driver.stderr.readline())
     begun = time.monotonic()
     driver.send_signal(signal.SIGTERM)
@@ -148,64 +148,64 @@ def test_a_signal_is_obeyed_while_the_listing_of_a_resumed_run_comes(at_once, em
 
 
 @pytest.mark.long
-def test_no_room_for_what_is_listed_so_far_does_not_stop_a_resumed_run(at_once, emulator):
+def test_no_room_for_what_is_listed_so_far_does_not_stop_a_resumed_run(copying, emulator):
     emulator.add({"d0/f": b"x" * 10, "d1/f": b"x" * 200, "d2/f": b"x" * 900, "d3/f": b"x"})
-    at_once.config("RECURSIVE = True", "NUM_JOBS = 1", "MAX_BYTES = 1000")
-    interrupted_run(at_once, emulator)
-    at_once.process("[[ $1 != */d1/f ]] || exit 3", *KEEP)
-    done = at_once.run(BATCH)
+    copying.config("RECURSIVE = True", "NUM_JOBS = 1", "MAX_BYTES = 1000")
+    interrupted_run(copying, emulator)
+    copying.process("[[ $1 != */d1/f ]] || exit 3", *KEEP)
+    done = copying.run(BATCH)
     assert done.returncode == 1 and "leaves no room for another file" in done.err
-    assert f"\nrm -r {at_once.downloads}/g" in done.err
-    assert processed(at_once) == {"d0/f": 1, "d3/f": 1}
+    assert f"\nrm -r {copying.downloads}/g" in done.err
+    assert processed(copying) == {"d0/f": 1, "d3/f": 1}
 
 
 # ---- of another source, cluster or user ----
 
 
-def test_a_run_of_which_nothing_came_is_forgotten_when_path_is_mended(at_once, emulator):
+def test_a_run_of_which_nothing_came_is_forgotten_when_path_is_mended(copying, emulator):
     emulator.add({"a": b"1"})
-    at_once.config("PATH = '/home/share/gdata'")
-    assert at_once.run(BATCH).returncode == 2
-    at_once.config("PATH = '/home/share/godata'")
-    assert last_line(at_once.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    copying.config("PATH = '/home/share/gdata'")
+    assert copying.run(BATCH).returncode == 2
+    copying.config("PATH = '/home/share/godata'")
+    assert last_line(copying.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
 def test_an_interrupted_run_of_another_cluster_is_refused_and_its_jobs_are_left_alone(
-        at_once, emulator, tmp_path):
+        copying, emulator, tmp_path):
     emulator.add({"a": b"1"})
-    put_before(at_once, tmp_path, "squeue", '[ "$SLURM_CLUSTERS" != other ] || exec "$real" "$@"',
+    put_before(copying, tmp_path, "squeue", '[ "$SLURM_CLUSTERS" != other ] || exec "$real" "$@"',
                "echo 'JOBID|NAME|STATE|REASON'")
-    cancelled = calls_of(at_once, tmp_path, "scancel")
-    at_once.config("GRACE_SECONDS = 0")
-    there = dict(at_once.env, SLURM_CLUSTERS="other")
-    here, at_once.env = at_once.env, there
-    job_id = interrupt(at_once)
-    before, at_once.env = journal(at_once), here
-    done = at_once.run(BATCH)
+    cancelled = calls_of(copying, tmp_path, "scancel")
+    copying.config("GRACE_SECONDS = 0")
+    there = dict(copying.env, SLURM_CLUSTERS="other")
+    here, copying.env = copying.env, there
+    job_id = interrupt(copying)
+    before, copying.env = journal(copying), here
+    done = copying.run(BATCH)
     assert done.returncode == 2
     assert ("There is an interrupted run here, with cluster = 'stand-in SLURM_CLUSTERS=other', not "
             "'stand-in'.\n" in done.err)
-    assert cancelled() == [] and journal(at_once) == before
+    assert cancelled() == [] and journal(copying) == before
     assert state_of(tmp_path, job_id) == "RUNNING"
-    (at_once.folder / "go").touch()
-    at_once.env = there
-    assert last_line(at_once.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-    assert processed(at_once) == {"a": 1}
+    (copying.folder / "go").touch()
+    copying.env = there
+    assert last_line(copying.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(copying) == {"a": 1}
 
 
 def test_an_interrupted_run_of_another_source_is_told_with_its_jobs_by_a_dry_run_too(
-        at_once, emulator):
+        copying, emulator):
     emulator.add({"a": b"1", "sub/b": b"2"})
-    job_id = interrupt(at_once)
-    at_once.config("PATH = '/home/share/godata/sub'")
+    job_id = interrupt(copying)
+    copying.config("PATH = '/home/share/godata/sub'")
     for options, status in ((), 2), (("--dry-run",), 0):
-        done = at_once.run(BATCH, *options)
+        done = copying.run(BATCH, *options)
         assert done.returncode == status
         assert ("There is an interrupted run here, with PATH = '/home/share/godata/', not "
                 "'/home/share/godata/sub/'.\n" in done.err)
         assert "\nscancel %s\n" % job_id in done.err
-        assert "remove the folder %s" % at_once.jobs in done.err
-    (at_once.folder / "go").touch()
+        assert "remove the folder %s" % copying.jobs in done.err
+    (copying.folder / "go").touch()
 
 
 IDENTITY = {"SOURCE_ENDPOINT_ID": "x", "PATH": "/a/", "WORKING_DIR": "/work", "user": "me",
@@ -259,42 +259,42 @@ def test_the_same_run_goes_on_also_where_the_cluster_does_not_tell_its_name(diff
 
 
 @pytest.mark.long
-def test_a_copied_folder_with_an_interrupted_run_is_noticed_at_once(at_once, emulator):
+def test_a_copied_folder_with_an_interrupted_run_is_noticed_at_once(copying, emulator):
     emulator.add({"a": b"1"})
-    interrupt(at_once)
-    original, copy = at_once.folder, at_once.folder.parent / "copy"
+    interrupt(copying)
+    original, copy = copying.folder, copying.folder.parent / "copy"
     shutil.copytree(str(original), str(copy), symlinks=True)
-    at_once.folder = copy
-    done = at_once.run(BATCH)
+    copying.folder = copy
+    done = copying.run(BATCH)
     assert done.returncode == 2
     assert "WORKING_DIR = %r, not %r." % (str(original), str(copy)) in done.err
     folder = re.search("remove the folder (.*)", done.err).group(1)
     assert folder == str(copy / "jobs")
     shutil.rmtree(folder)
     (copy / "go").touch()
-    assert last_line(at_once.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert last_line(copying.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
     (original / "go").touch()
 
 
 # ---- cleared away ----
 
 
-def test_what_a_killed_driver_did_not_clear_away_is_gone_after_the_next(at_once, emulator):
+def test_what_a_killed_driver_did_not_clear_away_is_gone_after_the_next(copying, emulator):
     emulator.add({"a": b"1", "b": b"2"})
-    at_once.config("NUM_JOBS = 1")
-    at_once.process('[ "$GLOBUS_NAME" = a ] || sleep 1', *KEEP)
-    driver = at_once.start(BATCH)
+    copying.config("NUM_JOBS = 1")
+    copying.process('[ "$GLOBUS_NAME" = a ] || sleep 1', *KEEP)
+    driver = copying.start(BATCH)
     wait_until(lambda: b"processed a" in driver.stderr.readline())
     driver.kill()
     driver.communicate()
-    name = next(event["pack"] for event in journal(at_once) if event["event"] == "pack")
-    for folder in (at_once.jobs / name, at_once.downloads / name, at_once.jobs / "g4-other"):
+    name = next(event["pack"] for event in journal(copying) if event["event"] == "pack")
+    for folder in (copying.jobs / name, copying.downloads / name, copying.jobs / "g4-other"):
         folder.mkdir(exist_ok=True)
         (folder / "log").write_text("left behind")
-    assert at_once.run(BATCH).returncode == 0
-    assert sorted(os.listdir(str(at_once.jobs))) == ["driver.lock", "journal.jsonl"]
-    assert list(at_once.downloads.iterdir()) == []
-    assert processed(at_once) == {"a": 1, "b": 1}
+    assert copying.run(BATCH).returncode == 0
+    assert sorted(os.listdir(str(copying.jobs))) == ["driver.lock", "journal.jsonl"]
+    assert list(copying.downloads.iterdir()) == []
+    assert processed(copying) == {"a": 1, "b": 1}
 
 
 def test_a_folder_in_jobs_of_a_run_that_is_over_goes_away(tmp_path):
@@ -328,14 +328,14 @@ def test_a_folder_in_jobs_that_was_half_removed_when_the_driver_was_killed_goes_
     assert driver.kept == {} and not (tmp_path / "jobs" / name).exists()
 
 
-def test_the_log_of_a_failure_that_has_since_succeeded_goes_away(at_once, emulator):
+def test_the_log_of_a_failure_that_has_since_succeeded_goes_away(copying, emulator):
     emulator.add({"a": b"1", "b": b"1"})
-    at_once.process("[ -e fixed ] || exit 3", *KEEP)
-    at_once.run(BATCH)
-    assert len(list(at_once.jobs.glob("*/0.log"))) == 2
-    (at_once.folder / "fixed").touch()
-    at_once.run(BATCH, "--limit", "1")  # the other one's stays
-    assert len(list(at_once.jobs.glob("*/0.log"))) == 1
-    assert not (at_once.jobs / "failed.txt").exists()  # it is about this run
-    at_once.run(BATCH)
-    assert sorted(os.listdir(str(at_once.jobs))) == ["driver.lock", "journal.jsonl"]
+    copying.process("[ -e fixed ] || exit 3", *KEEP)
+    copying.run(BATCH)
+    assert len(list(copying.jobs.glob("*/0.log"))) == 2
+    (copying.folder / "fixed").touch()
+    copying.run(BATCH, "--limit", "1")  # the other one's stays
+    assert len(list(copying.jobs.glob("*/0.log"))) == 1
+    assert not (copying.jobs / "failed.txt").exists()  # it is about this run
+    copying.run(BATCH)
+    assert sorted(os.listdir(str(copying.jobs))) == ["driver.lock", "journal.jsonl"]

@@ -12,7 +12,7 @@ from conftest import (
     Played,
     begun,
     contents,
-    copy_in_jobs,
+    copy_downloads,
     count_events,
     journal,
     kinds,
@@ -46,7 +46,7 @@ def cancel_last_job(site):
 def test_a_job_that_had_not_begun_when_it_was_cancelled_is_submitted_again(
         cluster, emulator, tmp_path):
     emulator.add({"a": b"1"})
-    put_before(copy_in_jobs(cluster), tmp_path,
+    put_before(copy_downloads(cluster), tmp_path,
                "sbatch" if cluster.scheduler == "slurm" else "qsub",
                'mkdir "$0.first" || exec "$real" "$@"',
                'cat >/dev/null; printf "#!/bin/bash\\nsleep 100\\n" | "$real" "$@"')
@@ -312,7 +312,7 @@ def test_a_job_that_is_killed_twice_at_work_is_a_failure_in_the_schedulers_words
 def test_a_file_whose_job_is_killed_once_at_work_is_processed_and_one_at_the_second_time_failed(
         cluster, emulator):
     emulator.add({"a": b"1", "b": b"2", "c": b"3"})
-    copy_in_jobs(cluster).config("GRACE_SECONDS = 2", "POLL_SECONDS = 0.5")
+    copy_downloads(cluster).config("GRACE_SECONDS = 2", "POLL_SECONDS = 0.5")
     cluster.process('case $1 in *a) echo >>begun; %s ;;' % DIE,
                     "*c) ! mkdir once 2>/dev/null || { %s; } ;; esac" % DIE, *KEEP)
     done = cluster.run(BATCH)
@@ -329,7 +329,7 @@ def test_a_file_that_kills_its_job_each_time_fails_alone(where, stand_in, emulat
     """The first one of its pack, the last one, or two in a row."""
     files, killers = emulator.add({"f%d" % n: b"%d" % n for n in range(9)}), "f0 f4 f6 f7"
     if where == "job":
-        copy_in_jobs(stand_in)
+        copy_downloads(stand_in)
     stand_in.config("FILES_PER_JOB = 5", "NUM_JOBS = 2", "POLL_SECONDS = 0.3",
                     "MAX_FAILURES_IN_A_ROW = None", "DOWNLOAD_BY = %r" % where)
     stand_in.process(*KILL, *HOLD, 'case " %s " in *" $GLOBUS_NAME "*) end FAILED ;; esac'

@@ -33,19 +33,19 @@ def status_of(site, capsys):
 
 
 @pytest.fixture
-def at_work(at_once, emulator):
+def at_work(copying, emulator):
     """A site whose driver has processed a and b, of which b failed, and works on c and d; e is not
     submitted yet."""
     emulator.add(dict.fromkeys("abcde", b"xyz"))
-    at_once.config("NUM_JOBS = 2")
-    at_once.process('[ "$GLOBUS_NAME" != b ] || exit 1', 'touch "$GLOBUS_NAME.begun"',
+    copying.config("NUM_JOBS = 2")
+    copying.process('[ "$GLOBUS_NAME" != b ] || exit 1', 'touch "$GLOBUS_NAME.begun"',
                     'until [ "$GLOBUS_NAME" = a ] || [ -e go ]; do sleep 0.1; done')
-    at_once.driver = at_once.start(BATCH)
-    wait_until(lambda: all((at_once.folder / (name + ".begun")).exists() for name in "cd") and [
-        event["event"] for event in journal(at_once)].count("over") == 2)
-    yield at_once
-    (at_once.folder / "go").touch()
-    at_once.driver.communicate()
+    copying.driver = copying.start(BATCH)
+    wait_until(lambda: all((copying.folder / (name + ".begun")).exists() for name in "cd") and [
+        event["event"] for event in journal(copying)].count("over") == 2)
+    yield copying
+    (copying.folder / "go").touch()
+    copying.driver.communicate()
 
 
 def test_before_the_first_start_there_is_nothing_to_tell(tmp_path, capsys):
@@ -109,17 +109,17 @@ def test_after_the_end_its_numbers_are_those_of_the_summary(stand_in, emulator, 
         re.sub(r" in .*", "", said)] * 2
 
 
-def test_a_second_start_counts_the_run_and_what_it_does_itself(at_once, emulator, capsys):
+def test_a_second_start_counts_the_run_and_what_it_does_itself(copying, emulator, capsys):
     emulator.add({"a": b"1", "b": b"22", "c": b"333"})
-    at_once.process('touch "$GLOBUS_NAME.begun"',
+    copying.process('touch "$GLOBUS_NAME.begun"',
                     'until [ "$GLOBUS_NAME" = a ] || [ -e go ]; do sleep 0.1; done')
-    driver = at_once.start(BATCH)
-    wait_until(lambda: (at_once.folder / "c.begun").exists()
-               and status_of(at_once, capsys)[0][0] == "1")
+    driver = copying.start(BATCH)
+    wait_until(lambda: (copying.folder / "c.begun").exists()
+               and status_of(copying, capsys)[0][0] == "1")
     kill(driver)
-    driver = at_once.start(BATCH)
+    driver = copying.start(BATCH)
     assert b"Resuming" in driver.stderr.readline()
-    (at_once.folder / "go").touch()
+    (copying.folder / "go").touch()
     said = driver.communicate()[0].decode().splitlines()
     assert said[-1] == "3 processed, 0 failed, 0 not needed"
     assert NUMBERS.fullmatch("\n".join(said[-3:-1])).groups() == ("3", "3", "0", "2", "5 B")

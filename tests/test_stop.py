@@ -12,7 +12,7 @@ from conftest import (
     HOLD,
     KEEP,
     begun,
-    bring_at_once,
+    copy_downloads,
     end,
     hold,
     last_line,
@@ -44,11 +44,11 @@ def test_ctrl_c_leaves_the_jobs_and_tells_how_to_go_on_and_how_to_cancel(every_c
 
 
 @pytest.mark.long
-def test_ctrl_c_during_a_submission_tells_of_a_job_that_may_be_there(at_once, emulator, tmp_path):
+def test_ctrl_c_during_a_submission_tells_of_a_job_that_may_be_there(copying, emulator, tmp_path):
     emulator.add({"a": b"1"})
-    put_before(at_once, tmp_path, "sbatch", 'touch "$0.begun"; sleep 3; exec "$real" "$@"')
-    at_once.process(*KEEP)
-    driver = at_once.start(BATCH)
+    put_before(copying, tmp_path, "sbatch", 'touch "$0.begun"; sleep 3; exec "$real" "$@"')
+    copying.process(*KEEP)
+    driver = copying.start(BATCH)
     wait_until((tmp_path / "before" / "sbatch.begun").exists)
     driver.send_signal(signal.SIGINT)
     time.sleep(0.5)  # two at once would be one
@@ -56,16 +56,16 @@ def test_ctrl_c_during_a_submission_tells_of_a_job_that_may_be_there(at_once, em
     err = driver.communicate()[1].decode()
     assert driver.returncode == 130
     assert "1 job left in the queue (1 not yet confirmed)" in err
-    assert last_line(at_once.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-    assert processed(at_once) == {"a": 1}
+    assert last_line(copying.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    assert processed(copying) == {"a": 1}
 
 
-def test_ctrl_c_while_sbatch_takes_its_time_says_what_it_waits_for(at_once, emulator, tmp_path):
+def test_ctrl_c_while_sbatch_takes_its_time_says_what_it_waits_for(copying, emulator, tmp_path):
     emulator.add({"a": b"1"})
     go, asked = tmp_path / "go", tmp_path / "asked"
-    put_before(at_once, tmp_path, "sbatch", "touch %s; until [ -e %s ]; do sleep 0.1; done" % (
+    put_before(copying, tmp_path, "sbatch", "touch %s; until [ -e %s ]; do sleep 0.1; done" % (
         asked, go), 'exec "$real" "$@"')
-    driver = at_once.start(BATCH)
+    driver = copying.start(BATCH)
     wait_until(asked.exists)
     driver.send_signal(signal.SIGINT)
     wait_until(lambda: b"Stopping, as soon as sbatch has answered." in driver.stderr.readline())
@@ -81,7 +81,7 @@ def test_jobs_end_when_their_folder_is_removed_and_so_does_the_driver(where, sta
     stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 2")
     stand_in.process(*HOLD, *KEEP)
     if where == "process.sh":
-        bring_at_once(stand_in)
+        copy_downloads(stand_in)
     held = [hold(stand_in, "f%d" % n) for n in range(4)]
     emulator.bend(slots=0 if where == "download" else 3)
     driver = stand_in.start(BATCH)
@@ -116,14 +116,14 @@ def test_the_signals_at_the_end_of_a_walltime_stop_the_driver_as_ctrl_c_does(num
             signal.signal(signum, handler)
 
 
-def test_a_driver_that_is_ended_by_its_own_walltime_says_how_to_go_on(at_once, emulator):
+def test_a_driver_that_is_ended_by_its_own_walltime_says_how_to_go_on(copying, emulator):
     emulator.add({"a": b"1"})
-    at_once.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
-    driver = at_once.start(BATCH)
+    copying.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = copying.start(BATCH)
     wait_until(lambda: b"submitted" in driver.stderr.readline())
     driver.send_signal(signal.SIGXCPU)
     err = driver.communicate()[1].decode()
     assert driver.returncode == 130
     assert "Stopped. 1 job left in the queue.\nStart this script again to continue" in err
-    (at_once.folder / "go").touch()
-    assert last_line(at_once.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    (copying.folder / "go").touch()
+    assert last_line(copying.run(BATCH)) == "1 processed, 0 failed, 0 not needed"

@@ -11,7 +11,7 @@ from conftest import (
     REFUSED,
     SIMPLE,
     SUBMIT,
-    copy_in_jobs,
+    copy_downloads,
     count_calls,
     count_events,
     last_line,
@@ -66,7 +66,7 @@ SUBMISSIONS = [
 def test_each_file_is_processed_once_whatever_comes_of_its_submission(cluster, emulator, tmp_path):
     files = emulator.add({"f%d" % n: b"x" for n in range(6)})
     command = SUBMIT[cluster.scheduler]
-    put_before(copy_in_jobs(cluster), tmp_path, command, *NAME,
+    put_before(copy_downloads(cluster), tmp_path, command, *NAME,
                "n=1; until mkdir $0.$n 2>/dev/null; do n=$((n + 1)); done", "case $n in",
                *["%d) %s ;;" % (n, "\n".join(lines)) for n, lines in enumerate(SUBMISSIONS, 1)],
                '*) exec "$real" "$@" ;; esac')
@@ -92,7 +92,7 @@ def test_a_submission_that_arrives_long_after_it_was_killed_begins_nothing(
         cluster, emulator, tmp_path):
     files = emulator.add({"f%d" % n: b"x" for n in range(3)})
     command = SUBMIT[cluster.scheduler]
-    put_before(copy_in_jobs(cluster), tmp_path, command, FIRST_TIME, 'cat >"$0.script"',
+    put_before(copy_downloads(cluster), tmp_path, command, FIRST_TIME, 'cat >"$0.script"',
                '(sleep 4; printf "#!/bin/bash\\nbash %s.script; touch %s.over\\n" "$0" "$0" '
                '| "$real" "$@") >/dev/null 2>&1 &', "exec sleep 100")
     cluster.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 1")
