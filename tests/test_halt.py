@@ -16,6 +16,7 @@ from conftest import (
     hold_jobs,
     journal,
     last_line,
+    let_go,
     load,
     make_driver,
     processed,
@@ -264,3 +265,18 @@ def test_bad_neighbours_at_the_beginning_of_the_listing_do_not_halt_a_healthy_ba
     assert "STOPPING" not in done.err, done.err
     assert last_line(done) == "12 processed, %d failed, 0 not needed" % bad
     assert processed(copying) == {name: 1 for name in files if name >= "f%02d" % bad}
+
+
+def test_a_pack_with_failures_only_comes_after_new_ones(copying, emulator):
+    emulator.add({"f%02d" % n: b"x" for n in range(9)})
+    copying.config("MAX_FAILURES_IN_A_ROW = 12", "FILES_PER_JOB = 3", "NUM_JOBS = 2")
+    copying.process("case $GLOBUS_NAME in f0[01]) exit 3 ;; esac",
+                     "until [ -e go ]; do sleep 0.1; done", *KEEP)
+    copying.edit("wrapper.sh", "_most_failures=$4", "_most_failures=2")
+    driver = copying.start(BATCH)
+    wait_until(lambda: len(queued(copying)) == 3)
+    let_go(copying)
+    packs = [event["pack"].split("-")[0] for event in journal(copying)
+             if event["event"] == "submit"]
+    assert packs == ["g1", "g2", "g3"]
+    assert end(driver)[0] == "7 processed, 2 failed, 0 not needed"
