@@ -32,7 +32,7 @@ import sys
 import time
 from xml.etree import ElementTree
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # without it: PYTHONSAFEPATH
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
 sys.path.append(os.getcwd())  # sbatch runs a copy of this script, in the folder of the scripts
 import helper
 
@@ -49,7 +49,7 @@ LEAST_SECONDS = 10  # that a job has work for, if there are files
 LISTING_SECONDS = 1  # between two looks at the jobs while a listing comes
 LOCK_SECONDS = 0.5  # longer than --status holds the lock
 JOURNAL_VERSION = 3
-DAMAGED = (*helper.MALFORMED, IndexError)  # what reading a journal that is none raises
+DAMAGED = (*helper.MALFORMED, IndexError)  # raised by a damaged journal
 TASKS_AT_WORK = 3  # active transfer tasks per user (globus.org, "Transfer limits")
 
 
@@ -69,13 +69,14 @@ TASKS_AT_WORK = 3  # active transfer tasks per user (globus.org, "Transfer limit
 #   foreign         options that the driver cannot work with: the job would not be its own
 #   cluster         the command that names the cluster, and a pattern for what it says
 #   linger_seconds  seconds that a job stays in the queue after its last word
+#   is_silent       True if queue prints nothing when there are no jobs, as if it did not answer
 #
 # Another kind of scheduler needs: an entry in SCHEDULERS, with a function that parses its queue;
 # guess_scheduler(); its variable for a job's id in wrapper.sh; what it sets in SET_FOR_A_JOB; its
 # name in helper.SETTINGS.
 Scheduler = collections.namedtuple(
     "Scheduler", "submit log id queue parse_queue job_info cancel release directive foreign "
-    "cluster linger_seconds")
+    "cluster linger_seconds is_silent")
 
 # What the queue says of a job. state: "waiting", "running", "held" (until somebody releases it),
 # "blocked" (it cannot start as it is), "leaving" (its node does not let go) or "ended"; reason: in
@@ -123,7 +124,7 @@ def state_by(patterns, words):
 
 
 def parse_slurm_queue(text):
-    """The answer of squeue. Its heading tells no jobs from no answer."""
+    """The answer of squeue; without its heading it is none."""
     lines = text.split("\n")
     if lines.count(SLURM_HEADING) != 1 or lines[-1]:
         raise ValueError("not the whole answer of squeue")
@@ -193,17 +194,17 @@ SCHEDULERS = {
         None, ["scancel"], ["scontrol", "release"], "#SBATCH",
         "-a -d -h -H -M -V -W --array --cluster --clusters --dependency --help --hold --test-only "
         "--version --wait --wrap",
-        (["scontrol", "show", "config"], r"(?m)^ClusterName\s*=\s*(\S+)"), 0.2),
+        (["scontrol", "show", "config"], r"(?m)^ClusterName\s*=\s*(\S+)"), 0.2, False),
     "pbs": Scheduler(
         QSUB + ["oe"], TO_LOG, r"\d+(\.(?=\S*[A-Za-z])\S+)?",  # no date
         ["qstat", "-s", "-w", "-u", USER], parse_pbs_queue, ["qstat"], ["qdel"], ["qrls"], "#PBS",
-        "-h -I -J -z", (["qstat", "-B"], r"(?m)^-[- ]+\n(\S+)"), 1),
+        "-h -I -J -z", (["qstat", "-B"], r"(?m)^-[- ]+\n(\S+)"), 1, True),
     "sge": Scheduler(
         # -notify: SIGUSR2 before the end, and SIGUSR1 before a mere suspension.
         # -s a: jobs in all states, whatever ~/.sge_qstat says.
         QSUB + ["y", "-terse", "-notify"], TO_LOG + "trap '' USR1\n", r"\d+",
         ["qstat", "-u", USER, "-s", "a", "-xml"], parse_sge_queue, ["qstat", "-j"], ["qdel"],
-        ["qrls"], "#$", "-h -help -hold_jid -hold_jid_ad -sync -t -verify", None, 1),
+        ["qrls"], "#$", "-h -help -hold_jid -hold_jid_ad -sync -t -verify", None, 1, False),
 }
 SCHEDULERS["torque"] = SCHEDULERS["pbs"]._replace(
     queue=["qstat", "-u", USER], foreign="-h -I -t -z")
@@ -347,7 +348,8 @@ def run_command(command, stdin=subprocess.DEVNULL, seconds=QUEUE_SECONDS, env=No
 # ID: the number of the scheduler's id; WRITER: HOST-PID-RANDOM of the wrapper.sh at work.
 Token = collections.namedtuple("Token", "name state attempt id writer step status")
 # How an attempt has ended. why: None if there is nothing to tell; is_final: another job would end
-# like this one; may_live: nobody knows, so that the file at work must not be begun elsewhere.
+# like this one, so that the file at work fails at once; may_live: nobody knows whether the job has
+# ended, so that this file must not be begun elsewhere.
 End = collections.namedtuple("End", "why is_final may_live", defaults=(False, False))
 GIVEN_UP = End(None)  # by the driver itself
 TOKEN = re.compile(r"(ticket|at|stop|end|gone|lost)\.(\d+)(?:\.(\d*)\.([^.]+)\.(get|\d+)"
@@ -398,8 +400,8 @@ def take_token(folder, token, state):
 
 
 class Journal:
-    """The events of a run, a JSON object a line. Write-ahead: each is durable before it takes
-    effect. Knows nothing of what they mean."""
+    """The events of a run, a JSON object a line, each of them durable before the driver acts on it.
+    Knows nothing of what they mean."""
 
     def __init__(self, path):
         self.path = path
@@ -448,7 +450,8 @@ class Pack:
 
     def __init__(self, files):
         self.files = files  # Files
-        self.attempt = 0  # how many jobs were submitted for it
+        self.attempt = 0  # number of the last submission, accepted or not
+        self.jobs = 0  # how many were accepted
         self.is_submitted = False  # the last one is in the scheduler's hands
         self.id = None  # the scheduler's, None until it has told
         self.results_before = 0  # how many there were when the last one was submitted
@@ -460,6 +463,7 @@ class Pack:
         self.sizes = {}  # of the files of results, when they were read
         self.missing_since = None  # since when the queue does not list the job
         self.download = None  # process id of the driver's download
+        self.failed_downloads = 0  # of those, since this start
         self.next_download = 0
         self.is_adopted = False  # its job was submitted before this start
         self.is_renamed = False  # the queue calls its job by another name
@@ -479,7 +483,8 @@ class Pack:
 
 class State:
     """What is known of a run; changed by apply() only, live and at a restart. A needed file is
-    processed, or in one open pack, or pending, or it has failed since this start."""
+    processed, or in one open pack, or pending, or it has failed since this start. (What had failed
+    before in a pack that is still open is pending again, or in another pack.)"""
 
     def __init__(self):
         self.run, self.identity, self.run_begun = None, {}, None
@@ -489,7 +494,7 @@ class State:
         self.bytes = 0  # of those
         self.failed = set()  # paths, of packs that are over, since the last start
         self.begin = self.listed = None  # the last events of these kinds
-        self.retries = 0  # jobs that were submitted for a pack again, since the last start
+        self.retries = 0  # jobs for packs that had one before, since the last start
         self.time = 0  # of the last event
 
     def apply(self, event):
@@ -511,7 +516,9 @@ class State:
             pack.attempt, pack.results_before = event["attempt"], event["results"]
             pack.is_submitted, pack.id = True, None
         elif kind == "queued":  # accepted by the scheduler
-            self.retries += pack.attempt > 1 and pack.id is None
+            if pack.id is None:
+                pack.jobs += 1
+                self.retries += pack.jobs > 1
             pack.id = event["id"]
         elif kind == "closed":  # the attempt will never work again
             pack.is_submitted, pack.id = False, None
@@ -527,6 +534,14 @@ class State:
             self.failed.update(pack.files[index].path for index in failed - pack.failed_before)
             self.bytes += event["bytes"]
             del self.packs[name]
+
+    def submitted(self):
+        """{name: Pack} of those with a job in the scheduler's hands."""
+        return {name: pack for name, pack in self.packs.items() if pack.is_submitted}
+
+    def ahead(self):
+        """{name: Pack} of those that are downloaded by the driver, or wait for a slot."""
+        return {name: pack for name, pack in self.packs.items() if not pack.is_submitted}
 
     def count(self):
         """How many files are processed by now."""
@@ -569,8 +584,8 @@ def take_files(pending, most, space, share, is_from_the_end, bytes_of, most_skip
 
 def pack_size(files_left, config, seconds_per_file):
     """How many files the next pack gets. Guided self-scheduling: packs get smaller as fewer files
-    are left, so that no slot idles while another one has a long pack before it; yet none is over
-    at once, because a transfer task takes seconds, however little it brings."""
+    are left, so that no slot idles while another one has a long pack before it; but not so small
+    that they are done within seconds, which a transfer task takes, however little it brings."""
     share = -(-files_left // config.NUM_JOBS)
     least = int(LEAST_SECONDS / seconds_per_file / config.NUM_JOBS)
     return min(config.FILES_PER_JOB, max(share, least))
@@ -588,9 +603,9 @@ def job_script(scheduler, config, wrapper, folder, attempt):
     the command line, see read_directives()."""
     comments = leading_comments(wrapper)
     lines = [re.sub(r"^(#)(SBATCH|PBS|\$)", r"\1 \2", line) for line in comments]
-    fuse = 0 if config.MAX_FAILURES_IN_A_ROW is None else max(
+    most_failures = 0 if config.MAX_FAILURES_IN_A_ROW is None else max(
         1, config.MAX_FAILURES_IN_A_ROW // config.NUM_JOBS)
-    words = [folder, attempt, fuse, HERE, config.WORKING_DIR,
+    words = [folder, attempt, most_failures, HERE, config.WORKING_DIR,
              helper.pack_place(config, folder).folder, config.PATH]
     lines += ['if [ "${1:-}" != --clean ]; then',
               scheduler.log.format(log=shlex.quote(os.path.join(folder, "log"))).rstrip("\n"),
@@ -630,12 +645,6 @@ def read_wrapper():
     return text
 
 
-def is_changed(place, file):
-    """True if a file that had arrived is there, but has another size: a job was killed while it
-    worked on it."""
-    return helper.size_of(os.path.join(place.folder, file.path)) != file.size
-
-
 def remove_all_but(folder, paths):
     """Remove a folder, but for the files with these paths in it."""
     kept = {os.path.join(folder, path) for path in paths}
@@ -662,7 +671,8 @@ def start_download(config, folder):
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         os.setsid()
-        log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        log = os.open(os.path.join(folder, "download.log"),
+                      os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for number in (1, 2):
             os.dup2(log, number)
         helper.TOLD.is_timed, helper.TOLD.progress = False, ""
@@ -685,13 +695,15 @@ def failure_of(folder, place, index, file, result):
     log = os.path.join(folder, f"{index}.log")
     node = re.search(r"^(?!download-).*\.([^.]+)-\d+-\d+$", writer)
     if words:
-        log = os.path.join(folder, "log")
+        by_driver = os.path.join(folder, "download.log")  # DOWNLOAD_BY = 'driver'
+        is_its = writer.startswith("download-") and os.path.exists(by_driver)
+        log = by_driver if is_its else os.path.join(folder, "log")
     else:
         said = last_line(log)
         said = said.replace(os.path.join(place.folder, file.path), file.path)
         words = f"exit status {status}" + (": " + said if said else "")
-    is_there, below = os.path.exists(log), os.path.dirname(os.path.dirname(folder))
-    return Failure(file.path, words, os.path.relpath(log, below) if is_there else None,
+    below = os.path.dirname(os.path.dirname(folder))
+    return Failure(file.path, words, os.path.relpath(log, below) if helper.size_of(log) else None,
                    node and node.group(1))
 
 
@@ -706,6 +718,12 @@ def last_line(path):
     line = re.sub(r"^/.*/wrapper\.sh: line \d+: |/.*/(?=process\.sh: )", "",
                   lines[-1].strip()) if lines else ""
     return line if len(line) <= 200 else "... " + line[-200:]  # the reason stands at the end
+
+
+def login_needed(said):
+    """The UserError for a download that only a login helps."""
+    return helper.UserError(f"{said}\nThen start this script again; it continues with its jobs and "
+                            "the remaining files.")
 
 
 def without_name(words, path):
@@ -725,8 +743,8 @@ def cause_of(words, path=None):
 # ---- the driver: what lives as long as the process ----
 
 
-# A file in the folder of a pack that is over.
-Kept = collections.namedtuple("Kept", "pack path size last_modified")
+# A file that failed, in the folder in DOWNLOAD_DIR of a pack that is over.
+Kept = collections.namedtuple("Kept", "pack folder path size last_modified")
 
 
 class Driver:
@@ -772,21 +790,17 @@ class Driver:
     def place(self, name):
         return helper.pack_place(self.config, self.path(name))
 
+    def has_arrived(self, name):
+        """True if all of a pack that can arrive is there."""
+        return os.path.exists(os.path.join(self.path(name), "arrived"))
+
     def token_of(self, name):
         """The Token of a pack's last attempt; None if it is just being moved."""
         return find_token(os.listdir(self.path(name)), self.state.packs[name].attempt)
 
     def said(self, name):
-        """The last line of what a pack's job, or its download, said."""
+        """The last line of what a pack's job said."""
         return last_line(os.path.join(self.path(name), "log"))
-
-    def submitted(self):
-        """{name: Pack} of those with a job in the scheduler's hands."""
-        return {name: pack for name, pack in self.state.packs.items() if pack.is_submitted}
-
-    def ahead(self):
-        """{name: Pack} of those that are downloaded by the driver, or wait for a slot."""
-        return {name: pack for name, pack in self.state.packs.items() if not pack.is_submitted}
 
     def count_failed(self):
         """How many files have failed since this start."""
@@ -817,7 +831,7 @@ class Driver:
             return False
         now = time.monotonic()
         leaving = sum(now - end < self.scheduler.linger_seconds for end in self.ended.values())
-        return len(self.submitted()) + leaving + self.ghosts < self.config.NUM_JOBS
+        return len(self.state.submitted()) + leaving + self.ghosts < self.config.NUM_JOBS
 
     # -- acting --
 
@@ -839,12 +853,12 @@ class Driver:
         """The next pack to be submitted; a new one before those whose last job had no success, if
         many fail. None if there is none for now."""
         by_job = self.config.DOWNLOAD_BY == "job"
-        ready = [name for name, pack in self.ahead().items()
+        ready = [name for name, pack in self.state.ahead().items()
                  if pack.download is None and pack.left() and (
-                     by_job or os.path.exists(os.path.join(self.path(name), "arrived")))]
+                     by_job or self.has_arrived(name))]
         first = [name for name in ready
                  if not (self.has_bad_luck() and self.state.packs[name].is_doubtful())]
-        new = self.new_pack(self.config.NUM_JOBS - len(self.submitted())) if (
+        new = self.new_pack(self.config.NUM_JOBS - len(self.state.submitted())) if (
             by_job and not first) else None
         return next(iter(first or filter(None, [new, *ready])), None)
 
@@ -854,8 +868,8 @@ class Driver:
         return most is not None and 2 * len(self.in_a_row) >= most > 1
 
     def new_pack(self, free):
-        """Take pending files for a new pack, of which so many may follow, and set it up; its name,
-        None if there are none, or no room."""
+        """Take pending files for a new pack, and set it up; its name, None if there are none, or no
+        room. free: how many more packs may be made now, which share the room."""
         most = pack_size(len(self.pending), self.config, self.seconds_per_file())
         if not self.pending or self.is_listing and most < self.config.FILES_PER_JOB:
             return None  # while more files are listed, a pack is to be full
@@ -878,14 +892,14 @@ class Driver:
 
     def is_kept(self, file):
         """True if an earlier pack has left a file, and it has not changed at the source since."""
-        return self.kept.get(file.path, ())[1:] == file[:3]
+        return self.kept.get(file.path, ())[2:] == file[:3]
 
     def bytes_of(self, file):
         """What a file takes beside what is there of it already."""
         return 0 if self.is_kept(file) else file.size
 
     def no_room(self):
-        folders = sorted({self.place(file.pack).folder for file in self.kept.values()})
+        folders = sorted({file.folder for file in self.kept.values()})
         return helper.UserError(
             f"What failures left in {self.config.DOWNLOAD_DIR} leaves no room for another file "
             "within MAX_BYTES.\nRemove what you do not need, or raise MAX_BYTES, and start again:\n"
@@ -897,7 +911,7 @@ class Driver:
         pack = self.state.packs[name]
         for index, file in enumerate(pack.files):
             if self.is_kept(file):
-                moved[index] = self.kept[file.path].pack
+                moved[index] = self.kept[file.path].folder
         done = helper.read_indices(folder, "moved") if os.path.isdir(folder) else set()
         helper.write_pack(folder, pack.files, done.union(moved))
         for index, old in moved.items():
@@ -905,7 +919,7 @@ class Driver:
             new = os.path.join(place.folder, path)
             with contextlib.suppress(OSError):  # it is gone: then it is sent again
                 os.makedirs(os.path.dirname(new), exist_ok=True)
-                os.rename(os.path.join(self.place(old).folder, path), new)
+                os.rename(os.path.join(old, path), new)
         kept = [self.kept.pop(file.path) for file in pack.files if file.path in self.kept]
         self.tidy([old.pack for old in kept])
 
@@ -979,13 +993,9 @@ class Driver:
             return False
         if token.status == helper.NEEDS_LOGIN and token.step == "get":
             self.close(name, token, GIVEN_UP)
-            raise self.login_needed(name)
+            raise login_needed(self.said(name))
         why = self.said(name) or f"exit status {token.status}"
         return self.close(name, token, End(why, is_final=True))
-
-    def login_needed(self, name):
-        return helper.UserError(f"{self.said(name)}\nThen start this script again; it continues "
-                                "with its jobs and the remaining files.")
 
     def take_results(self, name, names):
         """Take in the new results of a pack."""
@@ -1060,18 +1070,23 @@ class Driver:
         return True
 
     def charge(self, name, token, end):
-        """A job has ended at work on a file: it was killed between process.sh's success and its
-        report; or the file has failed, at once if the end is final, or else at the second time."""
+        """A job has ended at work on a file:
+            the filter wants it no more    processed: it was killed between success and report
+            time, memory, owner ended it   failed
+            the job may live               failed in this run; the next start tries it again
+            anything else                  begun again at the first time, failed at the second
+        """
         pack, folder, at = self.state.packs[name], self.path(name), token.step
-        writer, why = "driver." + token.writer, end.why or "its job was given up"  # on which node
+        why = end.why or "its job was given up"
+        writer = "driver." + token.writer  # tells failure_of() the node
         if not self.is_still_needed(pack.files[at]):
             helper.add_result(folder, writer, at, 0)
         elif end.is_final or end.may_live:
             helper.add_result(folder, writer, at, 1, why)
         elif pack.kills[at]:
             helper.add_result(folder, writer, at, 1, f"killed twice while it was processed: {why}")
-        if is_changed(self.place(name), pack.files[at]):  # half processed: it is sent again
-            helper.remove_if_there(os.path.join(folder, "arrived"))
+        if helper.missing_files([pack.files[at]], self.place(name).folder):
+            helper.remove_if_there(os.path.join(folder, "arrived"))  # not whole: it is sent again
         self.take_results(name, os.listdir(folder))
 
     def begin_again(self, name, token, end):
@@ -1082,7 +1097,8 @@ class Driver:
         if has_begun and token.step == "get":
             waiting = helper.read_text(os.path.join(self.path(name), "waiting"))
             why += f", while it waited: {waiting}" if waiting else ""
-        # One that did not begin may have been cancelled with care, while no driver ran.
+        # A job that did not begin, and was submitted before this start, may have been cancelled by
+        # its owner.
         if pack.fruitless and (has_begun or not (end.is_final or pack.is_adopted)):
             self.count_failure(cause_of(why))
         if self.is_halted:
@@ -1117,13 +1133,13 @@ class Driver:
         failed = pack.failed()
         size = sum(file.size for index, file in enumerate(pack.files) if index not in failed)
         self.append("over", pack=name, failed=failed, bytes=size)
-        here = helper.read_indices(folder, "arrived").intersection(failed)
+        here, place = helper.read_indices(folder, "arrived").intersection(failed), self.place(name)
         for index in here - pack.failed_before:  # those are in another pack by now
             file = pack.files[index]
-            if helper.size_of(os.path.join(self.place(name).folder, file.path)) is not None:
-                self.kept[file.path] = Kept(name, *file[:3])
+            if helper.size_of(os.path.join(place.folder, file.path)) is not None:
+                self.kept[file.path] = Kept(name, place.folder, *file[:3])
         if failed:
-            remove_all_but(self.place(name).folder, [
+            remove_all_but(place.folder, [
                 file.path for file in self.kept.values() if file.pack == name])
         else:
             self.tidy([name])
@@ -1138,13 +1154,13 @@ class Driver:
         if self.config.DOWNLOAD_BY != "driver":
             return
         while not (self.stopping or self.is_halted):
-            waiting = [name for name, pack in self.ahead().items() if not pack.download]
-            missing = [name for name in waiting if self.state.packs[name].left() and not
-                       os.path.exists(os.path.join(self.path(name), "arrived"))]
+            waiting = [name for name, pack in self.state.ahead().items() if not pack.download]
+            missing = [name for name in waiting
+                       if self.state.packs[name].left() and not self.has_arrived(name)]
             active = sum(pack.download is not None for pack in self.state.packs.values())
             ready = [name for name in missing
                      if self.state.packs[name].next_download <= time.monotonic()]
-            free = 2 * self.config.NUM_JOBS - len(self.ahead())
+            free = 2 * self.config.NUM_JOBS - len(self.state.ahead())
             if active >= TASKS_AT_WORK or not ready and free < 1:
                 return
             name = ready[0] if ready else self.new_pack(free)
@@ -1164,14 +1180,15 @@ class Driver:
             return
         pack.download = None
         self.take_results(name, os.listdir(self.path(name)))
-        if not os.path.exists(os.path.join(self.path(name), "arrived")):
+        if not self.has_arrived(name):
+            said = last_line(os.path.join(self.path(name), "download.log"))
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == helper.NEEDS_LOGIN:
-                raise self.login_needed(name)
+                raise login_needed(said)
             pack.next_download = time.monotonic() + self.config.POLL_SECONDS
-            pack.fruitless, said = pack.fruitless + 1, self.said(name)
+            pack.failed_downloads += 1
             helper.log(f"The download of {name} ended early: {said}.\nIt will be tried again.")
             self.count_failure(cause_of(said))
-            if pack.fruitless >= MOST_FRUITLESS:
+            if pack.failed_downloads >= MOST_FRUITLESS:
                 self.give_up(name, said)
 
     def stop_downloads(self):
@@ -1188,13 +1205,13 @@ class Driver:
     def poll(self):
         """Find out which jobs are in the queue, and which are gone."""
         self.next_poll = time.monotonic() + self.config.POLL_SECONDS
-        tokens = {name: self.token_of(name) for name in self.submitted()}
+        tokens = {name: self.token_of(name) for name in self.state.submitted()}
         entries = self.ask_queue()
         self.look()  # what ended meanwhile
         if entries is None:
             return
         found = {}
-        for name, pack in self.submitted().items():
+        for name, pack in self.state.submitted().items():
             entry = entry_of(entries, at_work(pack, tokens[name]), job_name(name, pack.attempt))
             if entry and pack.id is None and entry.id:
                 self.append("queued", pack=name, id=entry.id)
@@ -1212,7 +1229,7 @@ class Driver:
         ours = [entry for entry in found.values() if entry and entry.id]
         self.report_queue(ours)
         self.report_stall()
-        if not self.may_submit and not self.is_accepted and not self.submitted():
+        if not self.may_submit and not self.is_accepted and not self.state.submitted():
             self.refused_polls += 1
             if self.refused_polls >= MOST_REFUSED_POLLS:
                 raise helper.UserError(
@@ -1243,33 +1260,31 @@ class Driver:
         if status == 0:
             with contextlib.suppress(ValueError):
                 entries = scheduler.parse_queue(output)
-        if entries is None or not entries and not self.confirm_empty(output):
+        if entries is None or scheduler.is_silent and not entries and not self.is_empty(output):
             self.report_once("queue", f"The scheduler does not answer ({scheduler.queue[0]}: "
                              f"{helper.first_line(errors or output)}).\nAsking again every "
                              f"{self.config.POLL_SECONDS:g} s.", errors or "nonsense")
             return None
         self.reported.pop("queue", None)
         # A job on a line that cannot be read is not gone.
-        for name, pack in self.submitted().items():
+        for name, pack in self.state.submitted().items():
             ours = job_name(name, pack.attempt)
             if not any(entry.name == ours for entry in entries) and re.search(
                     rf"(?<![\w-]){re.escape(ours)}(?![\w-])", output):
                 entries.append(QueueEntry(pack.id or "", ours, "running", ""))
         return entries
 
-    def confirm_empty(self, output):
-        """True if an empty answer means an empty queue. PBS prints nothing at all when there are no
-        jobs, so it is asked about one of them."""
-        ids = [pack.id for pack in self.submitted().values() if pack.id]
-        if not self.scheduler.job_info:
-            return True
-        if not ids:  # Grid Engine's answer is a whole document even then
-            return not output.strip() or self.scheduler.directive == "#$"
+    def is_empty(self, output):
+        """True if an answer without any job means that there are none: a scheduler that is silent
+        then is asked about one of ours."""
+        ids = [pack.id for pack in self.state.submitted().values() if pack.id]
+        if not ids:
+            return not output.strip()
         return GONE.search(output_of(self.scheduler.job_info + ids[:1])) is not None
 
     def cancel_ghosts(self, entries):
         """Cancel jobs of this run that were given up, but wait in the queue."""
-        current = {job_name(name, pack.attempt) for name, pack in self.submitted().items()}
+        current = {job_name(name, pack.attempt) for name, pack in self.state.submitted().items()}
         ghosts = [entry for entry in entries if entry.state not in ("ended", "leaving")
                   and entry.name not in current
                   and re.fullmatch(rf"g\d+\.\d+-{self.state.run}", entry.name)]
@@ -1304,7 +1319,7 @@ class Driver:
         self.stop_downloads()
         entries, ids = self.ask_queue() or [], []
         try:
-            for name, pack in self.submitted().items():
+            for name, pack in self.state.submitted().items():
                 token = self.stop_job(self.path(name), pack.attempt)
                 if token and token.step in (None, "get") and token.state != "end":
                     ids += [entry.id for entry in entries if entry.id and entry.state != "ended"
@@ -1330,7 +1345,7 @@ class Driver:
         """Keep the jobs coming until all files are done, or until stopped."""
         self.begun = self.last_end = time.monotonic()
         pauses = helper.backoff(0.05, 0.5, 1.2)
-        while not self.stopping and (self.submitted() if self.is_halted else
+        while not self.stopping and (self.state.submitted() if self.is_halted else
                                      self.pending or self.state.packs):
             if self.step():
                 pauses = helper.backoff(0.05, 0.5, 1.2)  # short again
@@ -1547,12 +1562,12 @@ def describe_halt(causes, most):
 def show_progress(driver):
     """How far the run is, what matters most first: with a clock, and a bar if there is room for it,
     on a terminal; a line now and then in a log."""
-    done, failed, ahead = driver.state.count(), driver.count_failed(), len(driver.ahead())
+    done, failed, ahead = driver.state.count(), driver.count_failed(), len(driver.state.ahead())
     total = done + failed + driver.count_left()
     text = f"{done:,} of {helper.plural(total, 'file')}, "
     text += f"{failed:,} failed, " if failed else ""
     text += time_left(driver, done + failed, total)
-    text += f"{helper.plural(len(driver.submitted()), 'job')} in the queue"
+    text += f"{helper.plural(len(driver.state.submitted()), 'job')} in the queue"
     text += f", {helper.format_bytes(driver.bytes_here)}" if driver.bytes_here else ""
     text += f", {helper.plural(ahead, 'pack')} ahead" if ahead else ""
     if helper.is_terminal():
@@ -1575,7 +1590,7 @@ def time_left(driver, ended, total):
     here = driver.processed_here + len(driver.failures)
     if here < 2 * driver.config.NUM_JOBS or ended == total or driver.is_halted or (
             {"stall", "waiting"} & set(driver.reported)) or (
-            "submit" in driver.reported and not driver.submitted()):
+            "submit" in driver.reported and not driver.state.submitted()):
         return ""
     seconds = driver.seconds_per_file() * (total - ended) - (time.monotonic() - driver.last_end)
     return f"~{helper.format_duration(max(seconds, 1))} left, "
@@ -1661,8 +1676,6 @@ def write_failures(folder, failures):
                        for text in (failure.path, failure.words)) for failure in failures)
     if failures:
         helper.write_whole(path, "".join(line + "\n" for line in lines))
-    else:
-        helper.remove_if_there(path)
     return path
 
 
@@ -1682,7 +1695,7 @@ def report_disagreement(config, files):
 
 def report_stop(driver):
     """What to do after a stop."""
-    packs = driver.submitted().values()
+    packs = driver.state.submitted().values()
     ids = [pack.id for pack in packs if pack.id and not pack.is_renamed]
     unknown = f" ({len(packs) - len(ids)} not yet confirmed)" if len(packs) > len(ids) else ""
     helper.log(f"Stopped. {helper.plural(len(packs), 'job')} left in the queue{unknown}.\n"
@@ -1691,9 +1704,9 @@ def report_stop(driver):
         helper.log("To cancel: " + driver.shown_command(driver.scheduler.cancel, ids))
 
 
-def report_transfers(driver):
+def report_transfers(state):
     """What becomes of the driver's transfer tasks once it has ended."""
-    tasks = sum(bool(pack.download) for pack in driver.state.packs.values())
+    tasks = sum(bool(pack.download) for pack in state.packs.values())
     if tasks:
         helper.log(f"{helper.plural(tasks, 'transfer task')} of this script will go on, "
                    "but jobs for their files are submitted only after the next start.\n"
@@ -1783,7 +1796,7 @@ def find_kept(driver):
             file, place = files[index], os.path.join(settings["DOWNLOAD_DIR"], name)
             if not helper.missing_files([file], place):
                 driver.kept[file.path if is_ours else f"{name}/{file.path}"] = Kept(
-                    name, *file[:3])
+                    name, place, *file[:3])
     driver.tidy(names)
 
 
@@ -1794,7 +1807,7 @@ def dry_run(driver, files, limit):
         if is_held:
             helper.log(f"The driver is running, {holder}; this is what it has left.")
         elif not is_new:
-            report_resume(driver)
+            report_resume(driver.state)
     except helper.UserError as problem:
         helper.log(f"A run would not start: {problem}")
         driver.state = State()
@@ -1839,8 +1852,9 @@ def identity_of(config, scheduler):
 
 
 def read_journal(driver, cut=True):
-    """Read the journal; True if a new run begins. Raises UserError if the interrupted one cannot
-    be resumed like this. cut: see Journal.read()."""
+    """Read the journal; True if a new run begins: if there is none, or the last one is finished,
+    with failures or without, or nothing has come of it. Raises UserError if an interrupted one
+    cannot be resumed like this. cut: see Journal.read()."""
     forget = f"To forget that run, cancel its jobs and remove the folder {driver.folder}"
     try:
         events = driver.journal.read(cut)
@@ -1877,7 +1891,7 @@ def refuse_another(driver, identity):
                    value, was.get(name)))]
     if not differs:
         return
-    ids = [pack.id for pack in driver.submitted().values() if pack.id]
+    ids = [pack.id for pack in driver.state.submitted().values() if pack.id]
     is_copy = was.get("WORKING_DIR") != identity["WORKING_DIR"]  # its jobs are not to be cancelled
     jobs = "," if is_copy or not ids else (
         f", cancel its jobs:\n{driver.shown_command(driver.scheduler.cancel, ids)}\nand")
@@ -1886,11 +1900,11 @@ def refuse_another(driver, identity):
         f"or, to forget it{jobs} remove the folder {driver.folder}", 2)
 
 
-def report_resume(driver):
+def report_resume(state):
     """Say that an interrupted run is resumed."""
-    packs = driver.submitted().values()
+    packs = state.submitted().values()
     ids = [pack.id for pack in packs if pack.id]
-    helper.log(f"Resuming the interrupted run: {driver.state.count():,} processed, "
+    helper.log(f"Resuming the interrupted run: {state.count():,} processed, "
                f"{helper.plural(len(packs), 'job')}{' (' + ' '.join(ids) + ')' if ids else ''}.")
 
 
@@ -1898,9 +1912,10 @@ def resume(driver):
     """Take up the packs of the interrupted run; what has failed in them is tried again."""
     for name, pack in list(driver.state.packs.items()):
         folder = driver.path(name)
-        if not pack.attempt:
+        if pack.attempt:
+            driver.set_up_if_needed(name)
+        else:
             driver.set_up(name)
-        driver.set_up_if_needed(name)
         pack.is_adopted = pack.is_submitted
         pack.results = {
             index: result for index, result in helper.read_results(folder).items()
@@ -1911,7 +1926,7 @@ def resume(driver):
         if token and pack.is_submitted and token.status == helper.NEEDS_LOGIN and (
                 token.step == "get"):
             driver.close(name, token, GIVEN_UP)  # it was reported then
-    report_resume(driver)
+    report_resume(driver.state)
 
 
 # ---- how it is doing ----
@@ -2075,6 +2090,7 @@ def begin(driver, is_new):
     find_kept(driver)
     if not is_new:
         resume(driver)
+    helper.remove_if_there(os.path.join(driver.folder, "failed.txt"))  # of the last start
     done, size, _ = driver.state.numbers()
     driver.append("start", done=done, bytes=size, failed={
         name: pack.failed() for name, pack in driver.state.packs.items()})
@@ -2087,7 +2103,7 @@ def batch(driver, is_new, files, limit):
     helper.TOLD.is_timed = True
     try:
         begin(driver, is_new)
-        driver.is_listing = not is_new
+        driver.is_listing = not is_new  # jobs of an interrupted run go on meanwhile
         size, unwanted = plan(driver, files, limit)
         driver.is_listing = False
         driver.tidy([driver.kept.pop(path).pack for path in unwanted if path in driver.kept])
@@ -2101,7 +2117,7 @@ def batch(driver, is_new, files, limit):
     except KeyboardInterrupt:
         driver.stopping = True
     finally:
-        report_transfers(driver)
+        report_transfers(driver.state)
         driver.stop_downloads()
     if driver.stopping:
         report_stop(driver)

@@ -1813,20 +1813,27 @@ def stop_task(client, request, task_id):
 #   settings.json  of the driver, at the submission
 #   moved          indices of files that came from the folder of an earlier pack
 #   submission.N   the Nth transfer: submission id, and what it carries; written before its use
-#   arrived        indices of the files that have arrived; appears when all that can arrive has
+#   arrived        indices of the files that have arrived, processed ones too; appears when all that
+#                  can arrive has
 #   results.*      lines `INDEX STATUS [WORDS]`, a file for each writer; 0 = processed
 #   waiting        for what the download waits
 #   wrapper.sh     the job; process.sh: as it was when the job began
-#   log            what the job said; INDEX.log: what process.sh said of one file
+#   log            what the last job said; INDEX.log: what process.sh said of one file
+#   download.log   what the driver's downloads of it said (DOWNLOAD_BY = 'driver')
 # and the token of each attempt, see globus-batch-download.py.
 
 NEEDS_LOGIN = 3  # exit status of a pack's download
 RESULT = re.compile(r"(?ma)^(\d{1,9}) (\d{1,9})(?: (.*))?\n")  # a whole line
 
 
+def new_name(path):
+    """A name beside a file, of this process, for what is to take its place."""
+    return f"{path}.new-{os.uname().nodename}-{os.getpid()}"
+
+
 def write_whole(path, text):
     """Write a file so that it appears whole."""
-    new = f"{path}.new-{os.uname().nodename}-{os.getpid()}"
+    new = new_name(path)
     with open(new, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
     os.replace(new, path)
@@ -1908,7 +1915,7 @@ def claim_submission(folder, number, submission):
     """Write down the Nth transfer of a pack before it is used. Of two that do so at once the first
     one's counts: what is written down by now."""
     path = os.path.join(folder, f"submission.{number}")
-    new = f"{path}.new-{os.uname().nodename}-{os.getpid()}"
+    new = new_name(path)
     write_whole(new, json.dumps(submission))
     with contextlib.suppress(FileExistsError):
         os.link(new, path)
@@ -1941,7 +1948,10 @@ def download_pack(config, folder):
     remove_if_there(TOLD.waiting_path)
     writer, results = f"download-{os.uname().nodename}-{os.getpid()}", read_results(folder)
     left = {index: file for index, file in enumerate(files) if index not in results}
-    moved, arrived, empty_rounds = read_indices(folder, "moved"), set(), 0
+    moved, empty_rounds = read_indices(folder, "moved"), 0
+    # What a job has worked on had arrived before, in an earlier download.
+    arrived = {index for index, (_, _, author) in results.items()
+               if author != "driver" and not author.startswith("download-")}
     to = [config.DESTINATION_ENDPOINT_ID, place.destination]
     for number in itertools.count(1):
         submission, failed = read_submission(folder, number), {}
@@ -1953,10 +1963,10 @@ def download_pack(config, folder):
             submission, failed = new_submission(client, config, folder, number, wanted, to)
         if submission:
             asked = {index: left[index] for index in submission["files"] if index in left}
-            moved.difference_update(submission["files"])  # what lies there may be a part
+            moved.difference_update(submission["files"])  # the transfer writes over them
             request = pack_request(config, folder, submission, files)
             missing = dict.fromkeys((file.path for file in asked.values()), None)
-            if submission["to"] != to:  # the destination has changed: not this one, then
+            if submission["to"] != to:  # DESTINATION_PATH has changed since: it is sent anew
                 stop_task(client, request, None)
             else:
                 missing, failure = transfer_files(

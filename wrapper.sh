@@ -1,6 +1,6 @@
 #!/bin/bash
-# The job: download its files, then process and delete each.   usage: wrapper.sh DIR NAME...
-# A file that fails is kept, and the others go on; the exit status is that of the last failure.
+# The job: download its files, then process and delete each; a file that fails is kept.
+# By hand, file by file:   wrapper.sh DIR NAME...   (the exit status is that of the last failure)
 # Lines #SBATCH, #PBS or #$ may stand here; RESOURCES in config.py wins.
 
 if [ "${1:-}" != --clean ]; then
@@ -13,7 +13,7 @@ PYTHON=${PYTHON:-python3} # the batch driver sets PYTHON to the Python that runs
 # -------------------------------------------------
 export PYTHON
 # What follows runs in a clean shell, without the options, traps and functions of this one.
-POSIXLY_CORRECT=1 # for this shell, exec is exec, whatever functions there are
+POSIXLY_CORRECT=1 # no function named exec or trap comes before the builtin
 \trap - HUP INT TERM USR1 USR2 XCPU
 \exec /bin/bash -p "${wrapper_command[@]}"
 fi
@@ -35,13 +35,15 @@ finish() {
 }
 
 if [ "$1" = --pack ]; then
-  _pack=$2 _fuse=$4 _here=$5 _folder=$7 _dir=$8 _id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
-  _job=$3.${_id%%[!0-9]*}
-  cd -- "$6" && exec </dev/null || exit
+  # As job_script() in globus-batch-download.py gives them.
+  _pack=$2 _attempt=$3 _most_failures=$4 _here=$5 _working_dir=$6 _folder=$7 _dir=$8
+  _id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
+  _job=$_attempt.${_id%%[!0-9]*}
+  cd -- "$_working_dir" && exec </dev/null || exit
   for _token in "$_pack/at.$_job".*.[0-9]*; do # killed at work, and requeued: the driver decides
     move "${_token##*/}" "end${_token##*/at}.137"
   done
-  for _token in "$_pack/ticket.$3" "$_pack/at.$_job".*.get; do
+  for _token in "$_pack/ticket.$_attempt" "$_pack/at.$_job".*.get; do
     _new=$_job.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM
     if move "${_token##*/}" "at.$_new.get"; then _job=$_new && break; fi
   done
@@ -66,7 +68,7 @@ else
     echo "usage: wrapper.sh DIR NAME...   (globus-batch-download.py submits it as a job)" >&2
     exit 2
   fi
-  _here=${0%/*} _dir=$1 _fuse=0 _process=${0%/*}/process.sh && shift
+  _here=${0%/*} _dir=$1 _most_failures=0 _process=${0%/*}/process.sh && shift
   _names=("$@") _todo=("${!_names[@]}")
   [ -x "$_process" ] || chmod u+x "$_process"
 fi
@@ -77,7 +79,8 @@ for _i in "${_todo[@]}"; do
     move "at.$_job.$_step" "at.$_job.$_i" || finish 0 # from here on, it is at work on this file
     _step=$_i _file=$_folder/${_names[_i]}
     exec >"$_pack/$_i.log" 2>&1
-    until [ -f "$_file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done # a shared disk may be late
+    # In the first minute of a job, a shared disk may show late what another node has written.
+    until [ -f "$_file" ] || [ $SECONDS -gt 60 ]; do sleep 1; done
     [ -f "$_file" ] || echo "the file is not there: does $HOSTNAME see ${_file%/*}?"
   else
     _download=("$_here/globus-single-file-download.py" --globus-path "$_dir" --file "${_names[_i]}")
@@ -90,16 +93,18 @@ for _i in "${_todo[@]}"; do
   _status=$?
   [ $_status -le 128 ] || sleep 1 # a signal that was for the whole job is no result of the file
   [ $_status = 0 ] || [ -z "$_stopped" ] || finish "$_stopped"
-  until [ -z "$_pack" ] || echo "$_i $_status" >>"$_pack/results.$_job"; do # a full disk? or
-    [ -d "$_pack" ] || [ ! -d "$_here" ] || exit 1 # jobs/ was removed
+  # Until it is written: the disk may be full. But if jobs/ was removed, nobody reads it.
+  until [ -z "$_pack" ] || echo "$_i $_status" >>"$_pack/results.$_job"; do
+    [ -d "$_pack" ] || [ ! -d "$_here" ] || exit 1
     sleep 5 && echo >>"$_pack/results.$_job"
   done
   if [ $_status = 0 ]; then
-    _fuse=0 _over+=("$_file" ${_pack:+"$_pack/$_i.log"})
+    _most_failures=0 _over+=("$_file" ${_pack:+"$_pack/$_i.log"})
     [ $SECONDS = "${_last:-}" ] || delete && _last=$SECONDS # once a second
   else
     _worst=$_status
-    [ $((++_failures)) != "$_fuse" ] || finish "$_status" # all may fail alike: do not go on
+    # So many, and no success before: all may fail alike.
+    [ $((++_failures)) != "$_most_failures" ] || finish "$_status"
   fi
 done
 finish "$_worst"
