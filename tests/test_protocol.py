@@ -243,7 +243,7 @@ class Actor:
         for index, path in enumerate(self.paths):
             yield
             if self.stopped or self.how in ("login", "badly"):
-                add_line(self.folder + "/log", "why the download failed")
+                add_line(f"{self.folder}/{self.log}", "why the download failed")
                 return self.stopped or (HELPER.NEEDS_LOGIN if self.how == "login" else 1)
             if index in done:
                 continue
@@ -266,12 +266,16 @@ class Actor:
 class Download(Actor):
     """A download of the driver's."""
 
+    log = "download.log"
+
     def run(self):
         return (yield from self.download())
 
 
 class Incarnation(Actor):
     """wrapper.sh, as one start of a job."""
+
+    log = "log"
 
     def __init__(self, world, job):
         self.job, self.me, self.step = job, f"{job.attempt}.{job.number}", "get"
@@ -409,6 +413,10 @@ class Job:
         for one in self.living():
             self.world.note_death(one, state)
             one.kill()
+        # Of two incarnations of a job it is not known which one the word is about.
+        for one in self.incarnations:
+            if one.at is not None:
+                self.world.words[one.paths[one.at]].add(state)
         self.state = state
 
     def note_ends(self):
@@ -449,7 +457,8 @@ class World:
         # What has happened, for the checks.
         self.successes = []  # (path, Incarnation, run)
         self.reported = collections.defaultdict(list)  # path: (Incarnation, status)
-        self.deaths = collections.defaultdict(list)  # path: words of the queue for its jobs' ends
+        self.deaths = collections.defaultdict(list)  # path: how jobs at work on it have ended
+        self.words = collections.defaultdict(set)  # path: words of the queue for its jobs' ends
         self.failed = set()  # paths on which process.sh has failed
         self.not_needed = set()  # paths, in this start
         self.lost = {}  # (folder, attempt): the start in which it was given up as lost
@@ -505,7 +514,7 @@ class World:
         elif isinstance(error, HELPER.UserError):
             self.outcome = str(error)
             if "has accepted no job" in self.outcome:
-                assert not self.is_accepted and not self.driver.submitted(), self.outcome
+                assert not self.is_accepted and not self.driver.state.submitted(), self.outcome
             else:
                 assert "why the download failed" in self.outcome, self.outcome
         else:
@@ -671,7 +680,7 @@ class World:
                   for name in os.listdir(f"{self.root}/jobs/{here}") if name.startswith("at.")]
         assert len(tokens) <= self.config.NUM_JOBS, tokens
         if self.process:
-            assert len(self.driver.submitted()) <= self.config.NUM_JOBS
+            assert len(self.driver.state.submitted()) <= self.config.NUM_JOBS
 
     def check_failures(self):
         """Each file has failed for a reason that the contract allows."""
@@ -686,7 +695,7 @@ class World:
             assert (words.startswith("exit status") and path in self.failed
                     or words == "permission denied" and path in self.was_unreadable
                     or words.startswith("killed twice") and len(deaths) > 1
-                    or words.startswith(FINAL) and set(deaths).intersection(WORDS[3:])
+                    or words.startswith(FINAL) and self.words[path].intersection(WORDS[3:])
                     or words.startswith(("the job was lost", "given up")) and is_lost
                     or "ended without a result" in words and max(self.vain.values()) >= 10
                     ), f"{path} has failed: {words}; ends: {deaths}"
