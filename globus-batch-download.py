@@ -493,7 +493,7 @@ class State:
         self.processed = set()  # paths, of packs that are over
         self.bytes = 0  # of those
         self.failed = set()  # paths, of packs that are over, since the last start
-        self.begin = self.listed = None  # the last events of these kinds
+        self.start = self.listed = None  # the last events of these kinds
         self.retries = 0  # jobs for packs that had one before, since the last start
         self.time = 0  # of the last event
 
@@ -504,7 +504,7 @@ class State:
         if kind == "run":
             self.run, self.identity, self.run_begun = event["run"], event["identity"], self.time
         elif kind == "start":  # of a driver, which tries again what has failed
-            self.begin, self.failed, self.retries = event, set(), 0
+            self.start, self.failed, self.retries = event, set(), 0
             for other, indices in event["failed"].items():
                 self.packs[other].failed_before = set(indices)
         elif kind == "listed":
@@ -696,14 +696,14 @@ def failure_of(folder, place, index, file, result):
     node = re.search(r"^(?!download-).*\.([^.]+)-\d+-\d+$", writer)
     if words:
         by_driver = os.path.join(folder, "download.log")  # DOWNLOAD_BY = 'driver'
-        is_its = writer.startswith("download-") and os.path.exists(by_driver)
+        is_its = writer.startswith("download-") and helper.size_of(by_driver)
         log = by_driver if is_its else os.path.join(folder, "log")
     else:
         said = last_line(log)
         said = said.replace(os.path.join(place.folder, file.path), file.path)
         words = f"exit status {status}" + (": " + said if said else "")
-    below = os.path.dirname(os.path.dirname(folder))
-    return Failure(file.path, words, os.path.relpath(log, below) if helper.size_of(log) else None,
+    is_there, below = os.path.exists(log), os.path.dirname(os.path.dirname(folder))
+    return Failure(file.path, words, os.path.relpath(log, below) if is_there else None,
                    node and node.group(1))
 
 
@@ -877,7 +877,8 @@ class Driver:
         files = take_files(self.pending, most, space, space / max(free, 1), self.has_bad_luck(),
                            self.bytes_of, len(self.pending) if is_idle else MOST_SKIPPED)
         if not files and is_idle:
-            raise self.no_room()
+            self.is_halted = self.has_halted = True  # there is no job to be cancelled
+            self.report_once("halt", describe_no_room(self.config, self.kept.values()))
         if not files:
             return None
         name = f"g{self.state.number + 1}-{self.state.run}"
@@ -897,13 +898,6 @@ class Driver:
     def bytes_of(self, file):
         """What a file takes beside what is there of it already."""
         return 0 if self.is_kept(file) else file.size
-
-    def no_room(self):
-        folders = sorted({file.folder for file in self.kept.values()})
-        return helper.UserError(
-            f"What failures left in {self.config.DOWNLOAD_DIR} leaves no room for another file "
-            "within MAX_BYTES.\nRemove what you do not need, or raise MAX_BYTES, and start again:\n"
-            "rm -r " + " ".join(map(shlex.quote, folders)))
 
     def set_up(self, name):
         """Make a pack's folder, and move there what earlier packs have left of its files."""
@@ -1525,7 +1519,7 @@ def failure_lines(failures, word="FAILED"):
     """Lines that tell Failures, those with the most frequent cause first; many with the same cause,
     such as jobs that were cancelled together, are one line."""
     lines = []
-    for group in sorted(by_cause(failures), key=len, reverse=True):
+    for group in by_cause(failures):
         if len(group) <= MOST_LINES:
             lines += [f"{word} {describe_failure(failure)}" for failure in group]
         else:
@@ -1536,11 +1530,11 @@ def failure_lines(failures, word="FAILED"):
 
 
 def by_cause(failures):
-    """Lists of those Failures that have one cause."""
+    """Lists of those Failures that have one cause, the most frequent first."""
     groups = {}
     for failure in failures:
         groups.setdefault(cause_of(failure.words, failure.path), []).append(failure)
-    return list(groups.values())
+    return sorted(groups.values(), key=len, reverse=True)
 
 
 def describe_failure(failure):
@@ -1557,6 +1551,14 @@ def describe_halt(causes, most):
             f"{most}), {times} of them with: {cause}\nNo more jobs are submitted; running jobs "
             "finish their current file. Fix the cause, and\nstart this script again: it tries all "
             "of them again, and goes on with the rest.")
+
+
+def describe_no_room(config, kept):
+    """Why no file fits into MAX_BYTES any more, and how to go on."""
+    folders = " ".join(sorted({shlex.quote(file.folder) for file in kept}))
+    return (f"STOPPING: what failures left in {config.DOWNLOAD_DIR} leaves no room for another "
+            "file within MAX_BYTES.\nRemove what you do not need, or raise MAX_BYTES, and start "
+            f"again:\nrm -r {folders}")
 
 
 def show_progress(driver):
@@ -1628,11 +1630,11 @@ def describe_run(state, now):
 
 def describe_numbers(state, now):
     """How far a run is: all of it, and what was done since the last start."""
-    (done, size, failed), begun = state.numbers(), state.begin["time"]
-    seconds, here = max(now - begun, 1), size - state.begin["bytes"]
+    (done, size, failed), begun = state.numbers(), state.start["time"]
+    seconds, here = max(now - begun, 1), size - state.start["bytes"]
     return (f"{done:,} of {helper.plural(state.listed['total'], 'file')} processed, "
             f"{failed + state.listed['refused']:,} failed.\nSince the start at {clock(begun)}: "
-            f"{helper.plural(done - state.begin['done'], 'file')}, {helper.format_bytes(here)} in "
+            f"{helper.plural(done - state.start['done'], 'file')}, {helper.format_bytes(here)} in "
             f"{helper.format_duration(seconds)}, {helper.format_bytes(here // seconds)}/s"
             + (f", {helper.plural(state.retries, 'retry', 'retries')}" if state.retries else ""))
 
@@ -1652,7 +1654,7 @@ def print_numbers(beyond_limit, text):
 def print_failures(failures):
     """The failures by cause, the most frequent first, with as many names as fit a screen."""
     rows, hidden = max(10, shutil.get_terminal_size().lines - 10), len(failures)
-    largest = sorted(by_cause(failures), key=len, reverse=True)[:rows // 2]
+    largest = by_cause(failures)[:rows // 2]
     for group in largest:
         shown = group[:max(1, rows // len(largest) - 1)]
         hidden -= len(shown)

@@ -37,8 +37,7 @@ def build(client, config, files):
     names = helper.checksum("\n".join(file.path for file in files))
     return helper.build_transfer(
         config, helper.submission_id(client), f"download {config.PATH} {names}",
-        place_of(config), (file.path for file in files),
-        skip_source_errors=True)  # one unreadable file must not hold up the others
+        place_of(config), (file.path for file in files))
 
 
 def make_progress(files):

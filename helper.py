@@ -1071,9 +1071,9 @@ def gcp_trouble(document):
     return "GC_PAUSED" if document.get("gcp_paused") else None
 
 
-def gcp_advice(code, source=None):
+def gcp_advice(code, source):
     """What to do about a Globus Connect Personal. source: the document of the source collection, if
-    it is that one, which its owner has to mend."""
+    it is that one, which its owner has to fix; or None."""
     if source is None:
         return GCP[code]
     owner = get_text(source, "owner_string") or get_text(source, "contact_email")
@@ -1313,7 +1313,9 @@ def build_transfer(config, submission_id, label, place, paths, **options):
         source_endpoint=config.SOURCE_ENDPOINT_ID,
         destination_endpoint=config.DESTINATION_ENDPOINT_ID, submission_id=submission_id,
         label=task_label(label, place.destination), verify_checksum=config.VERIFY_CHECKSUM,
-        sync_level="checksum" if config.VERIFY_CHECKSUM else "mtime", **options)
+        sync_level="checksum" if config.VERIFY_CHECKSUM else "mtime",
+        skip_source_errors=True,  # one unreadable file does not hold up the others
+        **options)
     source, destination = join(place.source, ""), join(place.destination, "")
     for path in paths:
         request.add_item(globus_path(source + path), globus_path(destination + path),
@@ -1367,7 +1369,7 @@ def find_duplicate_task(client, request, ask=retry):
     return None
 
 
-def unfinished_tasks(client, ask=retry):
+def unfinished_tasks(client, ask):
     """The documents of the user's unfinished tasks, of which Globus allows a hundred. With
     ask=try_once none if it does not answer at once."""
     found = ask(client.task_list, limit=200, filter="status:ACTIVE,INACTIVE",
@@ -1684,22 +1686,23 @@ def build_request(config, submission, place, files):
     return build_transfer(
         config, submission, label if len(files) > 1 else "batch download " + files[0].path,
         place, [file.path for file in files],
-        skip_source_errors=True,  # one unreadable file must not hold up the others
         notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False)
 
 
-def transfer_files(client, config, place, request, files, is_kept, is_new=True):
+def transfer_files(client, config, place, request, files, is_left_running, is_new=True):
     """Submit the request for these Files, and wait: {path: why} of those that have not arrived
     whole, and why the task failed, None if it did not, or expired.
 
     why is None for those to be asked for again: Globus does not tell what became of them, or the
     task says nothing about them, because it was stuck at another file, or expired, or was cancelled
-    before it was taken over, or what it brought is not there any more. is_kept: a task that this
-    script does not see the end of goes on, to be taken over; is_new: it is not being taken over."""
+    before it was taken over, or what it brought is not there any more.
+
+    is_left_running: a task that this script does not see the end of goes on, to be taken over;
+    is_new: False for one that is being taken over."""
     try:
-        task, failure = run_task(client, request, is_kept, is_new)
+        task, failure = run_task(client, request, is_left_running, is_new)
     except GlobusAPIError as error:  # of several files, who knows which one it is about?
-        if reauth_reason(error) or not is_kept or len(request["DATA"]) > 1:
+        if reauth_reason(error) or not is_left_running or len(request["DATA"]) > 1:
             raise
         return {files[0].path: describe_error(error)}, None
     missing = outcomes(client, place, files, task)
@@ -1754,9 +1757,10 @@ def unfit_files(client, config, place, files, task):
     return unfit
 
 
-def run_task(client, request, is_kept, is_new):
+def run_task(client, request, is_left_running, is_new):
     """The document of the request's task, at its end, and why it failed or None. An error that
-    trying again cannot fix leaves no task behind; nor does anything else, unless it is_kept."""
+    trying again cannot fix leaves no task behind; nor does anything else, unless
+    it is_left_running."""
     task_id = None
     try:
         task_id = submit(client, request)
@@ -1770,7 +1774,7 @@ def run_task(client, request, is_kept, is_new):
         if is_final and task_id is None:  # refused; but an earlier try may have been accepted
             task_id = find_duplicate_task(client, request, try_once)
         is_refused = task_id is None and isinstance(error, GlobusAPIError)
-        if (is_final or not is_kept) and not is_refused:
+        if (is_final or not is_left_running) and not is_refused:
             stop_task(client, request, task_id)
         raise
 
