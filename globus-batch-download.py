@@ -476,9 +476,9 @@ class Pack:
         """The indices of files that have failed."""
         return [index for index, (status, _, _) in self.results.items() if status]
 
-    def is_doubtful(self):
-        """True if its last attempt brought nothing, or no attempt a success."""
-        return self.fruitless or self.results and len(self.failed()) == len(self.results)
+    def has_only_failed(self):
+        """True if there are results, and no success among them."""
+        return bool(self.results) and len(self.failed()) == len(self.results)
 
 
 class State:
@@ -850,14 +850,15 @@ class Driver:
             self.submit(name)
 
     def next_pack(self):
-        """The next pack to be submitted; a new one before those whose last job had no success, if
-        many fail. None if there is none for now."""
+        """The next pack to be submitted, None if there is none for now. A new one comes before those
+        that had failures only and, if many fail, before those whose last job brought nothing."""
         by_job = self.config.DOWNLOAD_BY == "job"
         ready = [name for name, pack in self.state.ahead().items()
                  if pack.download is None and pack.left() and (
                      by_job or self.has_arrived(name))]
-        first = [name for name in ready
-                 if not (self.has_bad_luck() and self.state.packs[name].is_doubtful())]
+        packs, is_unlucky = self.state.packs, self.has_bad_luck()
+        first = [name for name in ready if not (
+            packs[name].has_only_failed() or is_unlucky and packs[name].fruitless)]
         new = self.new_pack(self.config.NUM_JOBS - len(self.state.submitted())) if (
             by_job and not first) else None
         return next(iter(first or filter(None, [new, *ready])), None)
