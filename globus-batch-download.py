@@ -850,12 +850,11 @@ class Driver:
             self.submit(name)
 
     def next_pack(self):
-        """The next pack to be submitted, None if there is none for now. A new one comes before those
-        that had failures only and, if many fail, before those whose last job brought nothing."""
+        """The next pack to be submitted, None if there is none for now. A new one comes before one
+        that had failures only and, if many fail, before one whose last job brought nothing."""
         by_job = self.config.DOWNLOAD_BY == "job"
         ready = [name for name, pack in self.state.ahead().items()
-                 if pack.download is None and pack.left() and (
-                     by_job or self.has_arrived(name))]
+                 if pack.download is None and pack.left() and (by_job or self.has_arrived(name))]
         packs, is_unlucky = self.state.packs, self.has_bad_luck()
         first = [name for name in ready if not (
             packs[name].has_only_failed() or is_unlucky and packs[name].fruitless)]
