@@ -63,8 +63,8 @@ RESOURCES = ""
 # Seconds between polls of the scheduler.
 POLL_SECONDS = 30
 
-# Seconds that a job that has begun may be missing from the queue, without a result, before it counts
-# as lost.
+# Seconds that a job that has begun may be missing from the queue, without a result, before it
+# counts as lost.
 GRACE_SECONDS = 120
 
 

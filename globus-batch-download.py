@@ -1114,7 +1114,7 @@ class Driver:
 
     def give_up(self, name, why):
         """A pack whose attempts bring no result, again and again: its files have failed."""
-        helper.cancel_pack(self.config, self.path(name))
+        helper.cancel_pack(self.config, self.path(name))  # may take STOP_SECONDS
         for index in self.state.packs[name].left():
             helper.add_result(self.path(name), "driver", index, 1,
                               f"{MOST_FRUITLESS} attempts ended without a result: {why}")
@@ -1197,7 +1197,8 @@ class Driver:
     # -- the queue --
 
     def poll(self):
-        """Find out which jobs are in the queue, and which are gone."""
+        """Find out which jobs are in the queue, and which are gone. Without an answer, attempts that
+        a signal has ended stay open, and after a refusal nothing is submitted."""
         self.next_poll = time.monotonic() + self.config.POLL_SECONDS
         tokens = {name: self.token_of(name) for name in self.state.submitted()}
         entries = self.ask_queue()
@@ -2114,7 +2115,7 @@ def batch(driver, is_new, files, limit):
         report_begin(driver, size)
         helper.log_lines(failure_lines(driver.refused, "Refused:"))
         report_previous(driver.previous, config, driver.not_needed)
-        install_signal_handlers(driver)
+        install_signal_handlers(driver)  # until here a signal ends it at once, as it ends a listing
         driver.main_loop()
     except KeyboardInterrupt:
         driver.stopping = True
