@@ -1197,8 +1197,8 @@ class Driver:
     # -- the queue --
 
     def poll(self):
-        """Find out which jobs are in the queue, and which are gone. Without an answer, attempts that
-        a signal has ended stay open, and after a refusal nothing is submitted."""
+        """Find out which jobs are in the queue, and which are gone. Without an answer, attempts
+        that a signal has ended stay open, and after a refusal nothing is submitted."""
         self.next_poll = time.monotonic() + self.config.POLL_SECONDS
         tokens = {name: self.token_of(name) for name in self.state.submitted()}
         entries = self.ask_queue()
