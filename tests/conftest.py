@@ -15,6 +15,7 @@ import subprocess
 import sys
 import termios
 import time
+import types
 import unicodedata
 import urllib.request
 from collections import Counter
@@ -669,3 +670,218 @@ def make_cluster(kind, site, tmp_path):
     if kind.startswith("stand-in "):
         return with_stand_in(site, tmp_path, kind.split()[1])
     return with_cluster(site, kind)
+
+
+# ---- jobs without Globus, and a driver without processes ----
+
+# Takes the place of globus-single-file-download.py in a job.
+COPY = """#!/bin/bash
+[[ $GLOBUS_SETTINGS =~ '"PATH": "'([^\\"]*) ]] && source=%s${BASH_REMATCH[1]}
+folder=%s/${2##*/} index=0
+while IFS=$'\\t' read -r _ _ name; do
+  if ! grep -qs "^$index [0-9]" "$2"/results.*; then
+    case $name in */*) mkdir -p -- "$folder/${name%%/*}" ;; *) mkdir -p -- "$folder" ;; esac
+    [ -e "$folder/$name" ] || cp -- "$source/$name" "$folder/$name" || exit
+    echo $index
+  fi
+  index=$((index + 1))
+done <"$2/files" >"$2/arrived.new"
+mv -- "$2/arrived.new" "$2/arrived"
+"""
+
+
+def copy_in_jobs(site):
+    """Let the jobs of a site copy their files, by a few lines of bash: for tests of all that is not
+    the download, a Python for each job less."""
+    site.edit("wrapper.sh", "\nPYTHON=${PYTHON:-python3}", "\nPYTHON=bash")
+    (site.folder / SINGLE).write_text(COPY % (site.emulator.source, site.downloads))
+    return site
+
+
+@pytest.fixture
+def copying(stand_in):
+    """The site with the stand-in for Slurm, whose jobs copy their files."""
+    return copy_in_jobs(stand_in)
+
+
+@functools.lru_cache(maxsize=None)
+def played_module():
+    return load("globus-batch-download")
+
+
+class Played:
+    """The driver in this process, a step at a time: for what it makes of a scheduler's words, of
+    tokens, and of time. Scheduler, jobs and clock are played; the files in jobs/ are real."""
+
+    def __init__(self, root, monkeypatch, kind="slurm"):
+        self.module, self.scheduler = played_module(), played_module().SCHEDULERS[kind]
+        self.kind, self.now, self.number, self.folder = kind, 1000.0, 1000, root / "jobs"
+        self.jobs = {}  # id: PlayedJob, as the scheduler knows them
+        self.calls, self.said = [], []
+        self.processed = Counter()
+        # name of a command: what answers (command) with exit status, stdout, stderr
+        self.plays = {self.scheduler.submit[0]: self.accept, self.scheduler.queue[0]: self.list,
+                      self.scheduler.cancel[0]: self.cancel,
+                      "scontrol": lambda command: (0, "ClusterName = here\n", "")}
+        self.config = types.SimpleNamespace(
+            SOURCE_ENDPOINT_ID=SOURCE, DESTINATION_ENDPOINT_ID=DESTINATION, PATH=PATH,
+            RECURSIVE=False, DOWNLOAD_DIR=str(root / "downloads"), WORKING_DIR=str(root),
+            DESTINATION_PATH=str(root / "downloads"), NUM_JOBS=3, FILES_PER_JOB=1, SCHEDULER=kind,
+            DOWNLOAD_BY="job", MAX_FAILURES_IN_A_ROW=None, MAX_BYTES=None, RESOURCES="",
+            TOKEN_FILE="", VERIFY_CHECKSUM=True, POLL_SECONDS=1, GRACE_SECONDS=5,
+            is_file_needed=lambda file: True)
+        self.folder.mkdir(parents=True)
+        clock = types.SimpleNamespace(**vars(time))
+        clock.monotonic, clock.sleep = lambda: self.now, lambda seconds: self.pass_by(seconds)
+        monkeypatch.setattr(self.module, "time", clock)
+        monkeypatch.setattr(os, "fsync", lambda number: None)  # a tenth of a second on a busy disk
+        monkeypatch.setattr(self.module, "run_command", self.run_command)
+        monkeypatch.setattr(self.module.helper, "log", self.said.append)
+        monkeypatch.setattr(self.module.helper, "show_progress", lambda text: None)
+
+    # -- the driver --
+
+    def start(self, *names, **settings):
+        """Start a driver with these files at the source; another one resumes its run."""
+        vars(self.config).update(settings)
+        if names:
+            self.files = [self.module.helper.File(name, 1, "today", None) for name in names]
+        self.driver = driver = self.module.Driver(
+            self.config, self.scheduler, self.config.RESOURCES.split())
+        is_new = self.module.read_journal(driver)
+        self.module.begin(driver, is_new)
+        self.module.plan(driver, self.files, None)
+        return self
+
+    def kill(self):
+        """SIGKILL to the driver."""
+        self.driver.journal.file.close()
+
+    def step(self):
+        self.driver.step()
+        self.pass_by(0.1)
+
+    def poll(self, times=1):
+        """Let so many POLL_SECONDS pass."""
+        for _ in range(times):
+            self.now = max(self.now, self.driver.next_poll)
+            self.step()
+
+    def pass_by(self, seconds):
+        self.now += seconds
+
+    def finish(self, *, polls=50):
+        """Let all that can go well go well, to the end; the last numbers: processed, failed."""
+        while self.driver.pending or self.driver.state.packs:
+            for job in list(self.jobs.values()):
+                job.work()
+            self.poll()
+            polls -= 1
+            assert polls, self.said
+        return self.driver.state.count(), self.driver.count_failed()
+
+    def text(self):
+        """All that the driver has said."""
+        return "\n".join(self.said) + "\n"
+
+    def count(self, event):
+        lines = (self.folder / "journal.jsonl").read_text().splitlines()
+        return [json.loads(line)["event"] for line in lines].count(event)
+
+    # -- the scheduler --
+
+    def run_command(self, command, stdin=None, seconds=None, env=None):
+        self.calls.append(command)
+        return self.plays[command[0]](command)
+
+    def called(self, name):
+        """The command lines with which a command was called."""
+        return [command for command in self.calls if command[0] == name]
+
+    def accept(self, command):
+        name = command[1 + max(command.index(word) for word in ("--job-name", "-N")
+                               if word in command)]
+        number, self.number = str(self.number), self.number + 1
+        self.jobs[number] = PlayedJob(self, number, name)
+        return 0, number + {"pbs": ".pbshost", "sge": ""}.get(self.kind, "") + "\n", ""
+
+    def list(self, command):
+        """The answer of the queue; but for Slurm's, only those that have not ended."""
+        rows = [(number, job.name, job.state, job.reason) for number, job in self.jobs.items()]
+        if self.kind == "slurm":
+            return 0, "\n".join([self.module.SLURM_HEADING, *map("|".join, rows), ""]), ""
+        rows = [row for row in rows if row[2] in ("PENDING", "RUNNING")]
+        if self.kind == "sge":
+            return 0, "<job_info>\n<queue_info>\n" + "".join(
+                "<job_list><JB_job_number>%s</JB_job_number><JB_name>%s</JB_name><state>%s</state>"
+                "</job_list>\n" % (number, name, {"PENDING": "qw"}.get(state, "r"))
+                for number, name, state, _ in rows) + "</queue_info>\n</job_info>\n", ""
+        if len(command) == 2:  # about one of them
+            return (0, "yes\n", "") if rows else (153, "", "qstat: Unknown Job Id\n")
+        return 0, "----\n" * bool(rows) + "".join(
+            "%s.pbshost me workq %s 1 1 1 -- -- %s 00:00\n" % (number, name, state[0].replace(
+                "P", "Q")) for number, name, state, _ in rows), ""
+
+    def cancel(self, command):
+        for number in command[1:]:
+            self.jobs[number.split(".")[0]].state = "CANCELLED"
+        return 0, "", ""
+
+
+class PlayedJob:
+    """A job of a Played scheduler. It waits until it begins."""
+
+    def __init__(self, played, number, name):
+        self.played, self.number, self.name = played, number, name
+        self.state, self.reason = "PENDING", "Priority"
+        pack, self.attempt, run = re.split(r"[.-]", name)
+        self.folder, self.token = played.folder / (pack + "-" + run), "ticket." + self.attempt
+
+    def move(self, token):
+        """True if it has its token, which has another name then."""
+        try:
+            (self.folder / self.token).rename(self.folder / token)
+        except FileNotFoundError:
+            return False
+        self.token = token
+        return True
+
+    def begin(self, step="get"):
+        """It is at work on the file with that index, or at the download; False if it may not."""
+        self.state, self.reason = "RUNNING", "None"
+        return self.move("at.%s.%s.node-1-2.%s" % (self.attempt, self.number, step))
+
+    def report(self, index=0, status=0):
+        """It is done with a file."""
+        self.played.module.helper.add_result(
+            str(self.folder), "%s.%s.node-1-2" % (self.attempt, self.number), index, status)
+
+    def end(self, status=0, state=None):
+        """It ends by itself."""
+        self.move("end" + self.token[self.token.index("."):] + ".%d" % status)
+        self.state = state or ("FAILED" if status else "COMPLETED")
+
+    def die(self, state="FAILED", reason="None"):
+        """It is killed."""
+        self.state, self.reason = state, reason
+
+    def work(self):
+        """From its beginning to its end, all goes well."""
+        if self.state != "PENDING":
+            return
+        is_ours = self.begin()
+        helper = self.played.module.helper
+        done = helper.read_results(str(self.folder)) if is_ours else {}
+        for index, file in enumerate(helper.read_pack(str(self.folder)) if is_ours else []):
+            if index not in done:
+                self.begin(index)
+                self.played.processed[file.path] += 1
+                self.report(index)
+        if is_ours:
+            self.end()
+        self.state = "COMPLETED"
+
+
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    return Played(tmp_path, monkeypatch)
