@@ -2,20 +2,34 @@
 variables choose.
 
 The stand-ins know one cluster; two lines on PATH before them make it a far one."""
+import signal
 import subprocess
+import types
 
 import pytest
-from conftest import BATCH, KEEP, last_line, processed, put_before, wait_until, with_stand_in
+from conftest import (
+    BATCH,
+    KEEP,
+    Played,
+    copy_in_jobs,
+    last_line,
+    load,
+    processed,
+    put_before,
+    queued,
+    wait_until,
+)
 
+read = load("globus-batch-download")
 HEADING = "JOBID|NAME|STATE|REASON"
 
 # sbatch goes where SBATCH_CLUSTERS or SLURM_CLUSTERS says; squeue and scancel where SLURM_CLUSTERS
-# does.
+# does. scancel passes over jobs of other names than SCANCEL_NAME.
 SBATCH = ['far=${SBATCH_CLUSTERS:-$SLURM_CLUSTERS}',
           'id=$("$real" "$@") && echo "$id${far:+;far}"']
 SQUEUE = ['[ -z "$SLURM_CLUSTERS" ] || echo "CLUSTER: $SLURM_CLUSTERS"',
           'case $SLURM_CLUSTERS in far) exec "$real" "$@" ;; *) echo "%s" ;; esac' % HEADING]
-SCANCEL = ['[ "$SLURM_CLUSTERS" != far ] || exec "$real" "$@"',
+SCANCEL = ['[ "$SLURM_CLUSTERS" != far ] || [ -n "$SCANCEL_NAME" ] || exec "$real" "$@"',
            'echo "scancel: error: Kill job error: Invalid job id" >&2; exit 1']
 
 
@@ -26,161 +40,138 @@ def far(stand_in, tmp_path):
     put_before(stand_in, tmp_path, "squeue", *SQUEUE)
     put_before(stand_in, tmp_path, "scancel", *SCANCEL)
     stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
-    return stand_in
+    return copy_in_jobs(stand_in)
 
 
-NAMED = {
-    "SBATCH_CLUSTERS": {"SBATCH_CLUSTERS": "far"},
-    "SLURM_CLUSTERS": {"SLURM_CLUSTERS": "far"},
-    "both": {"SLURM_CLUSTERS": "near", "SBATCH_CLUSTERS": "far"},
-}
+@pytest.fixture
+def env(monkeypatch):
+    """The environment of this process, for what the driver reads of it: no cluster is chosen."""
+    for name in (*read.WHICH_CLUSTER, "SBATCH_CLUSTERS"):
+        monkeypatch.delenv(name, raising=False)
+    return types.SimpleNamespace(set=monkeypatch.setenv)
 
 
-@pytest.mark.parametrize("how", NAMED)
-def test_jobs_in_another_cluster_are_not_lost(how, far, emulator):
-    emulator.add({"a": b"1", "b": b"2"})
-    far.env.update(NAMED[how])
-    far.process("sleep 2", *KEEP)
-    done = far.run(BATCH)
-    assert last_line(done) == "2 processed, 0 failed, 0 not needed", done.err
-    assert processed(far) == {"a": 1, "b": 1}
-    assert "ended early" not in done.err
+NAMED = [
+    {"SBATCH_CLUSTERS": "far"}, {"SLURM_CLUSTERS": "far"},
+    {"SLURM_CLUSTERS": "near", "SBATCH_CLUSTERS": "far"},
+]
 
 
-@pytest.mark.parametrize("option", ["-M far", "-Mfar", "--clusters=far", "--clusters far",
-                                    "--cluster=far"])
-def test_a_cluster_in_resources_is_refused_with_the_variable_that_chooses_it(option, far):
-    far.config("RESOURCES = %r" % option)
-    done = far.run(BATCH)
-    assert done.returncode == 2 and not done.out
-    assert "config.py: RESOURCES holds %r. " % option.split()[0] in done.err
-    assert "A cluster of Slurm is chosen by the variable SLURM_CLUSTERS" in done.err
-    assert not far.jobs.exists()
+@pytest.mark.parametrize("named", NAMED)
+def test_all_commands_go_to_the_cluster_where_sbatch_submits(named, env):
+    for name, value in named.items():
+        env.set(name, value)
+    for found in (read.plain_env(), read.submit_env()):
+        assert found["SLURM_CLUSTERS"] == "far" and "SBATCH_CLUSTERS" not in found
 
 
-def test_a_cluster_at_the_top_of_wrapper_sh_is_refused_too(far):
+def test_no_variable_filters_what_the_commands_of_slurm_show_and_cancel(env):
+    env.set("SQUEUE_NAMES", "of_theirs")
+    env.set("SCANCEL_NAME", "of_theirs")
+    assert not {"SQUEUE_NAMES", "SCANCEL_NAME"}.intersection(read.plain_env())
+
+
+# What is said of a cluster where the driver cannot choose it: scheduler, options, what is named.
+ELSEWHERE = [("slurm", option, "SLURM_CLUSTERS") for option in (
+    "-M far", "-Mfar", "--clusters=far", "--clusters far", "--cluster=far")] + [
+    (kind, option, "PBS_DEFAULT or PBS_SERVER") for kind in ("pbs", "torque")
+    for option in ("-q workq@far", "-q @far", "-qworkq@far")]
+
+
+@pytest.mark.parametrize("kind,option,variable", ELSEWHERE)
+def test_an_option_that_names_a_cluster_or_a_server_is_refused_with_the_variable_that_chooses_it(
+        kind, option, variable):
+    scheduler = read.SCHEDULERS[kind]
+    script = "#!/bin/bash\n%s %s\ntrue\n" % (scheduler.directive, option)
+    for words, where in ((option.split(), "config.py: RESOURCES"),
+                         (read.read_directives(scheduler, script), "wrapper.sh")):
+        with pytest.raises(read.helper.UserError) as refusal:
+            read.check_options(scheduler, words, where)
+        assert str(refusal.value).startswith(where + " holds ")
+        assert "chosen by the\nvariable " + variable in str(refusal.value) or (
+            "chosen by the variable " + variable in str(refusal.value))
+        assert refusal.value.status == 2
+
+
+def test_a_cluster_at_the_top_of_wrapper_sh_stops_the_driver_before_it_does_anything(far):
     far.edit("wrapper.sh", "#!/bin/bash\n", "#!/bin/bash\n#SBATCH --clusters=far\n")
     done = far.run(BATCH)
-    assert done.returncode == 2 and not far.jobs.exists()
+    assert done.returncode == 2 and not done.out and not far.jobs.exists()
     assert "wrapper.sh holds '--clusters=far'. " in done.err and "SLURM_CLUSTERS" in done.err
 
 
-def test_jobs_in_another_cluster_are_taken_up(far, emulator):
+@pytest.mark.parametrize("names", ["near,far", "all"])
+def test_several_clusters_are_refused(names, env, monkeypatch):
+    env.set("SLURM_CLUSTERS", names)
+    monkeypatch.setattr(read.shutil, "which", lambda command: "/usr/bin/" + command)
+    with pytest.raises(read.helper.UserError) as refusal:
+        read.find_scheduler(types.SimpleNamespace(SCHEDULER="slurm"))
+    assert str(refusal.value) == (
+        "SLURM_CLUSTERS=%s names several clusters; the driver works with one." % names)
+    assert refusal.value.status == 2
+
+
+def test_a_run_in_another_cluster_is_stopped_forgotten_and_taken_up_there(far, emulator):
     emulator.add({"a": b"1"})
     far.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
-    far.env["SBATCH_CLUSTERS"] = "far"
+    far.env.update(SBATCH_CLUSTERS="far", SLURM_CLUSTERS="near")
     driver = far.start(BATCH)
     wait_until((far.folder / "begun").exists)
-    driver.kill()
-    driver.communicate()
+    wait_until(lambda: queued(far))
+    driver.send_signal(signal.SIGTERM)
+    assert b"To cancel: SLURM_CLUSTERS=far scancel 1000\n" in driver.communicate()[1]
+    far.env.pop("SBATCH_CLUSTERS")
+    done = far.run(BATCH)
+    assert done.returncode == 2
+    assert "cancel its jobs:\nSLURM_CLUSTERS=far scancel 1000\n" in done.err
+    far.env["SLURM_CLUSTERS"] = "far"
     driver = far.start(BATCH)
     wait_until(lambda: b"Resuming" in driver.stderr.readline())
     subprocess.run(["sleep", "1.5"], check=True)  # some polls
     (far.folder / "go").touch()
-    assert driver.communicate()[0].endswith(b"1 processed, 0 failed, 0 not needed\n")
-    assert processed(far) == {"a": 1}
+    out, err = driver.communicate()
+    assert out.endswith(b"1 processed, 0 failed, 0 not needed\n"), err
+    assert processed(far) == {"a": 1} and b"ended early" not in err
 
 
 def test_one_that_was_given_up_is_cancelled_in_its_cluster(far, emulator, tmp_path):
-    emulator.add({"a": b"1"})
-    far.env["SLURM_CLUSTERS"] = "far"
-    give_up_a_waiting_job(far, tmp_path)
-    far.process("sleep 2", *KEEP)
-    done = far.run(BATCH)
-    assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
-    assert (tmp_path / "stand-in" / "1000" / "state").read_text() == "CANCELLED\n"
-    assert processed(far) == {"a": 1}
-
-
-def give_up_a_waiting_job(site, tmp_path):
     """The first submission hangs, and is given up; yet its job, 1000, waits in the queue."""
-    folder = tmp_path / "hang"
-    folder.mkdir()
-    put_before(site, folder, "sbatch", 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"',
+    emulator.add({"a": b"1"})
+    far.env.update(SLURM_CLUSTERS="far", SCANCEL_NAME="of_theirs")
+    (tmp_path / "hang").mkdir()
+    put_before(far, tmp_path / "hang", "sbatch",
+               'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"',
                'cat >/dev/null; echo "exec sleep 100" | "$real" "$@" >/dev/null; exec sleep 100')
-    put_before(site, folder, "squeue",
+    put_before(far, tmp_path / "hang", "squeue",
                '"$real" "$@" | sed "/^1000|/s/RUNNING|None/PENDING|Priority/"')
-    site.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 1")
-    site.config("POLL_SECONDS = 0.3")
-
-
-def test_the_command_to_cancel_names_the_cluster(far, emulator):
-    emulator.add({"a": b"1"})
-    far.env["SBATCH_CLUSTERS"] = "far"
-    far.process("touch begun; sleep 3")
-    driver = far.start(BATCH)
-    wait_until((far.folder / "begun").exists)
-    driver.terminate()
-    assert b"To cancel: SLURM_CLUSTERS=far scancel 1000\n" in driver.communicate()[1]
-
-
-@pytest.mark.parametrize("names", ["near,far", "all"])
-def test_several_clusters_are_refused(names, far):
-    far.env["SLURM_CLUSTERS"] = names
+    far.edit(BATCH, "SUBMIT_SECONDS = 300", "SUBMIT_SECONDS = 1")
+    state = tmp_path / "stand-in" / "1000" / "state"
+    far.process("until grep -q CANCELLED %s; do sleep 0.1; done" % state, *KEEP)
     done = far.run(BATCH)
-    assert done.returncode == 2 and not far.jobs.exists()
-    assert done.err == (
-        "SLURM_CLUSTERS=%s names several clusters; the driver works with one.\n" % names)
-
-
-def test_the_command_to_forget_a_run_names_its_cluster(far, emulator):
-    emulator.add({"a": b"1"})
-    far.env["SLURM_CLUSTERS"] = "far"
-    far.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)
-    driver = far.start(BATCH)
-    wait_until((far.folder / "begun").exists)
-    driver.kill()
-    driver.communicate()
-    far.env["SLURM_CLUSTERS"] = "near"
-    done = far.run(BATCH)
-    (far.folder / "go").touch()
-    assert done.returncode == 2
-    assert "cancel its jobs:\nSLURM_CLUSTERS=far scancel 1000\n" in done.err
-
-
-def test_a_variable_that_filters_what_scancel_cancels_is_not_obeyed(stand_in, emulator, tmp_path):
-    emulator.add({"a": b"1"})
-    stand_in.env["SCANCEL_NAME"] = "of_theirs"
-    give_up_a_waiting_job(stand_in, tmp_path)
-    put_before(stand_in, tmp_path, "scancel", '[ -n "$SCANCEL_NAME" ] || exec "$real" "$@"')
-    stand_in.process("sleep 2", *KEEP)
-    done = stand_in.run(BATCH)
     assert last_line(done) == "1 processed, 0 failed, 0 not needed", done.err
-    assert (tmp_path / "stand-in" / "1000" / "state").read_text() == "CANCELLED\n"
+    assert state.read_text() == "CANCELLED\n" and processed(far) == {"a": 1}
 
 
-def test_a_job_that_is_revoked_here_is_at_work_in_its_federation(stand_in, emulator, tmp_path):
-    emulator.add({"a": b"1"})
-    put_before(stand_in, tmp_path, "squeue", '"$real" "$@" | sed "s/RUNNING/REVOKED/"')
-    stand_in.config("GRACE_SECONDS = 0", "POLL_SECONDS = 0.3")
-    stand_in.process("sleep 2", *KEEP)
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+def test_a_job_that_is_revoked_here_is_at_work_in_its_federation(played):
+    played.start("a", GRACE_SECONDS=0).step()
+    played.jobs["1000"].begin(0)
+    played.jobs["1000"].state = "REVOKED"
+    played.poll(4)
+    assert played.count("closed") == 0 and "early" not in played.text()
 
 
-@pytest.mark.parametrize("kind", ["pbs", "torque"])
-@pytest.mark.parametrize("option", ["-q workq@far", "-q @far", "-qworkq@far"])
-def test_a_queue_at_another_server_is_refused_with_the_variable_that_chooses_it(
-        option, kind, site, tmp_path):
-    with_stand_in(site, tmp_path, kind)
-    site.config("RESOURCES = %r" % option)
-    done = site.run(BATCH)
-    assert done.returncode == 2 and not done.out
-    assert done.err.startswith("config.py: RESOURCES holds ")
-    assert "the server is chosen by the variable PBS_DEFAULT or PBS_SERVER" in done.err
-    assert not site.jobs.exists()
-
-
-def test_jobs_at_another_pbs_server_are_not_looked_for_at_this_one(site, emulator, tmp_path):
-    with_stand_in(site, tmp_path, "pbs")
-    emulator.add({"a": b"1"})
-    site.process("touch begun; sleep 2", *KEEP)
-    site.env["PBS_SERVER"] = "far"
-    driver = site.start(BATCH)
-    wait_until((site.folder / "begun").exists)
-    driver.kill()
-    driver.communicate()
-    site.env["PBS_SERVER"] = "near"
-    done = site.run(BATCH)
-    assert done.returncode == 2
-    assert "cluster = 'pbshost PBS_SERVER=far', not 'pbshost PBS_SERVER=near'" in done.err
-    assert "qdel 1000.pbshost\n" in done.err
+def test_jobs_at_another_pbs_server_are_not_looked_for_at_this_one(tmp_path, monkeypatch, env):
+    played = Played(tmp_path, monkeypatch, "pbs")
+    qstat = played.plays["qstat"]
+    played.plays["qstat"] = lambda command: qstat(command) if command != ["qstat", "-B"] else (
+        0, "Server     Max  Tot\n---------- ---- ----\npbshost       0    1\n", "")
+    env.set("PBS_SERVER", "far")
+    played.start("a").step()
+    played.kill()
+    env.set("PBS_SERVER", "near")
+    with pytest.raises(read.helper.UserError) as refusal:
+        played.start()
+    assert refusal.value.status == 2
+    assert ("cluster = 'pbshost PBS_SERVER=far', not 'pbshost PBS_SERVER=near'"
+            in str(refusal.value))
+    assert "\nPBS_SERVER=far qdel 1000.pbshost\n" in str(refusal.value)
