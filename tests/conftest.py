@@ -751,6 +751,7 @@ class Played:
         is_new = self.module.read_journal(driver)
         self.module.begin(driver, is_new)
         self.module.plan(driver, self.files, None)
+        driver.append("listed", refused=0, total=len(self.files))
         return self
 
     def kill(self):
@@ -803,24 +804,25 @@ class Played:
                                if word in command)]
         number, self.number = str(self.number), self.number + 1
         self.jobs[number] = PlayedJob(self, number, name)
-        return 0, number + {"pbs": ".pbshost", "sge": ""}.get(self.kind, "") + "\n", ""
+        return 0, number + (".pbshost" if self.scheduler.submit[-1] == "oe" else "") + "\n", ""
 
     def list(self, command):
-        """The answer of the queue; but for Slurm's, only those that have not ended."""
+        """The answer of the queue. PBS and Grid Engine list none that has ended."""
         rows = [(number, job.name, job.state, job.reason) for number, job in self.jobs.items()]
         if self.kind == "slurm":
             return 0, "\n".join([self.module.SLURM_HEADING, *map("|".join, rows), ""]), ""
-        rows = [row for row in rows if row[2] in ("PENDING", "RUNNING")]
+        letters = {"PENDING": "Q", "RUNNING": "R"}
+        rows = [row for row in rows if row[2] in letters or self.kind == "torque"]
+        if command != self.scheduler.queue:  # about one of them
+            return (0, "yes\n", "") if rows else (153, "", "jobs do not exist\n")
         if self.kind == "sge":
             return 0, "<job_info>\n<queue_info>\n" + "".join(
                 "<job_list><JB_job_number>%s</JB_job_number><JB_name>%s</JB_name><state>%s</state>"
                 "</job_list>\n" % (number, name, {"PENDING": "qw"}.get(state, "r"))
                 for number, name, state, _ in rows) + "</queue_info>\n</job_info>\n", ""
-        if len(command) == 2:  # about one of them
-            return (0, "yes\n", "") if rows else (153, "", "qstat: Unknown Job Id\n")
         return 0, "----\n" * bool(rows) + "".join(
-            "%s.pbshost me workq %s 1 1 1 -- -- %s 00:00\n" % (number, name, state[0].replace(
-                "P", "Q")) for number, name, state, _ in rows), ""
+            "%s.pbshost me workq %s 1 1 1 -- -- %s 00:00\n" % (
+                number, name, letters.get(state, "C")) for number, name, state, _ in rows), ""
 
     def cancel(self, command):
         for number in command[1:]:

@@ -129,9 +129,9 @@ def test_foreign_lines_hide_neither_jobs_nor_that_one_is_gone(name, tmp_path, mo
     kind, change = FOREIGN[name]
     played = Played(tmp_path, monkeypatch, kind)
     played.start("a", "b").step()
-    play = lambda words: (0, change(played.list(words)[1]), "")  # noqa: E731
     played.plays[played.scheduler.queue[0]] = lambda words: (
-        played.list(words) if len(words) == 2 else play(words))
+        (0, change(played.list(words)[1]), "") if words == played.scheduler.queue else
+        played.list(words))
     for job in played.jobs.values():
         job.begin(0)
     played.poll()
