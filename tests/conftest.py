@@ -69,7 +69,6 @@ QUICK = ("import helper", "helper.ERRORS = {code: (words, seconds and 1) for cod
          "helper.SLOWEST_POLL = 0.5", "helper.ARRIVAL_SECONDS = 1")
 
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "torque": "qsub", "sge": "qsub"}
-ASK = {"slurm": "squeue", "pbs": "qstat", "torque": "qstat", "sge": "qstat"}
 # For put_before: what follows is done by the first call only.
 FIRST_TIME = 'mkdir "$0.first" 2>/dev/null || exec "$real" "$@"'
 REFUSED = "The scheduler did not accept a job: "
@@ -679,11 +678,10 @@ COPY = """#!/bin/bash
 [[ $GLOBUS_SETTINGS =~ '"PATH": "'([^\\"]*) ]] && source=%s${BASH_REMATCH[1]}
 folder=%s/${2##*/} index=0
 while IFS=$'\\t' read -r _ _ name; do
-  if ! grep -qs "^$index [0-9]" "$2"/results.*; then
-    case $name in */*) mkdir -p -- "$folder/${name%%/*}" ;; *) mkdir -p -- "$folder" ;; esac
-    [ -e "$folder/$name" ] || cp -- "$source/$name" "$folder/$name" || exit
-    echo $index
-  fi
+  case $name in */*) mkdir -p -- "$folder/${name%%/*}" ;; *) mkdir -p -- "$folder" ;; esac
+  [ -e "$folder/$name" ] || grep -qs "^$index [0-9]" "$2"/results.* ||
+    cp -- "$source/$name" "$folder/$name" || exit
+  echo $index
   index=$((index + 1))
 done <"$2/files" >"$2/arrived.new"
 mv -- "$2/arrived.new" "$2/arrived"

@@ -174,6 +174,18 @@ def test_a_killed_job_that_is_stuck_in_completing_is_told_and_does_not_hold_its_
     assert played.processed == {"b": 1} and not played.called("scancel")
 
 
+def test_the_last_word_on_a_job_that_was_stopped_is_waited_for_while_its_node_lets_go(played):
+    played.start("a").step()
+    played.jobs["1000"].begin(0)
+    played.jobs["1000"].end(140, "COMPLETING")
+    played.poll(3)
+    assert played.count("closed") == 0
+    played.jobs["1000"].state = "TIMEOUT"
+    played.poll()
+    assert played.driver.failures["a"].words == (
+        "time limit reached: raise the time in RESOURCES")
+
+
 def test_a_job_that_has_ended_and_that_the_queue_lists_for_ever_holds_its_slot_for_a_while_only(
         played):
     played.start("a", "b", NUM_JOBS=1).step()
