@@ -67,8 +67,8 @@ def test_a_job_that_is_begun_again_after_its_end_does_nothing(copying, emulator,
     files = emulator.add({"a": b"1", "b": b"2", "c": b"3"})
     put_before(copying, tmp_path, "sbatch", 'cat >"$0.$$"',
                'echo "bash $0.$$; bash $0.$$; echo >>over" | "$real" "$@"')
-    put_before(copying, tmp_path, "mv", "case $* in", '*/g2-*) sleep 1; exec "$real" "$@" ;;',
-               '*/g3-*) "$real" "$@"; status=$?; sleep 1; exit $status ;; esac',
+    put_before(copying, tmp_path, "mv", "case $* in", '*/g2-*) sleep 0.6; exec "$real" "$@" ;;',
+               '*/g3-*) "$real" "$@"; status=$?; sleep 0.6; exit $status ;; esac',
                'exec "$real" "$@"')
     copying.process(*KEEP)
     assert last_line(copying.run(BATCH)) == "3 processed, 0 failed, 0 not needed"

@@ -149,6 +149,25 @@ def name_of(played, number):
     return os.path.basename(str(played.jobs[number].folder))
 
 
+@pytest.mark.parametrize("has_begun", [False, True])
+@pytest.mark.parametrize("kind", ["slurm", "pbs"])
+def test_a_job_that_seems_to_have_ended_at_one_look_only_is_not_given_up(
+        kind, has_begun, tmp_path, monkeypatch):
+    """As while a scheduler restarts, or submits it again by itself."""
+    played = Played(tmp_path, monkeypatch, kind)
+    played.start("a", GRACE_SECONDS=0).step()
+    job = played.jobs["1000"]
+    if has_begun:
+        job.begin(0)
+    state = job.state
+    for _ in range(3):
+        job.state = "FAILED"
+        played.poll()
+        job.state = state
+        played.poll()
+    assert played.count("closed") == 0 and "early" not in played.text()
+
+
 def test_a_job_on_a_line_that_cannot_be_read_is_not_lost(played):
     played.start("a", GRACE_SECONDS=0).step()
     played.jobs["1000"].begin(0)
