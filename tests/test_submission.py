@@ -20,14 +20,14 @@ from conftest import (
 )
 from hypothesis import strategies
 
-# In a submission: what its job is called, and its pack; wait until it has its token.
+# In a submission: its job's pack and attempt, by its name; wait until the job has its token.
 NAME = ('for word; do case $last in --job-name|-N) name=$word ;; esac; last=$word; done',
-        'pack=${name%%.*}-${name#*-}')
-BEGUN = ('for try in {1..300}; do ! compgen -G "jobs/$pack/[ae][tn]*.1.*" >/dev/null || break; '
-         'sleep 0.1; done')
+        'pack=${name%%.*}-${name#*-} attempt=${name#*.} attempt=${attempt%-*}')
+BEGUN = ('for try in {1..300}; do ! compgen -G "jobs/$pack/[ae][tn]*.$attempt.*" >/dev/null || '
+         'break; sleep 0.1; done')
 # Submitted; but the job begins only when the driver has given it up.
-LATER = ('(echo "#!/bin/bash"; echo "for try in {1..300}; do [ -e $PWD/jobs/$pack/ticket.1 ] || '
-         'break; sleep 0.1; done"; cat) | "$real" "$@" >/dev/null')
+LATER = ('(echo "#!/bin/bash"; echo "for try in {1..300}; do [ -e $PWD/jobs/$pack/ticket.$attempt '
+         '] || break; sleep 0.1; done"; cat) | "$real" "$@" >/dev/null')
 TIME_OUT = "error: Batch job submission failed: Socket timed out on send/recv operation"
 # What schedulers were seen to say in the middle of a run.
 REFUSALS = [
