@@ -12,7 +12,8 @@ CUT_SHORT = ('[ "$GLOBUS_NAME" != a ] || { echo "no header"; exit 1; }',
 
 def test_a_failed_file_stays_though_its_pack_was_downloaded_again(stand_in, emulator):
     emulator.add({"a": b"1", "b": b"22", "c": b"333"})
-    stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 1", "GRACE_SECONDS = 0", "POLL_SECONDS = 0.2")
+    stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 1", "GRACE_SECONDS = 0", "POLL_SECONDS = 0.2",
+                    "helper.ARRIVAL_SECONDS = 1")
     stand_in.process(*CUT_SHORT, *KEEP)
     done = stand_in.run(BATCH)
     assert last_line(done) == "2 processed, 1 failed, 0 not needed"
