@@ -372,6 +372,7 @@ def run_wrapper(site, *names):
 # In the place of Python, for what is about wrapper.sh: it copies what is to be downloaded. With -p,
 # what an environment does to other shells does nothing to this one.
 COPIER = """#!/bin/bash -p
+LC_ALL=C # names are bytes
 downloads=${1%%/*}/downloads # beside the script in whose place it runs
 get() { [ -f "$1" ] && mkdir -p -- "$(dirname -- "$2")" && cp -- "$1" "$2"; }
 if [ "$2" = --pack ]; then
