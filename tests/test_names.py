@@ -202,7 +202,7 @@ def test_a_batch_dry_run_names_and_counts_what_is_refused(stand_in, emulator):
 def test_any_name_that_a_file_can_have_reaches_process_sh_unharmed(names, stand_in, emulator):
     clear(stand_in, emulator)
     tree = emulator.add({name: name.encode() for name in names})
-    stand_in.config("NUM_JOBS = 6")
+    stand_in.config("NUM_JOBS = 6", "FILES_PER_JOB = 5")
     stand_in.process(*KEEP)
     done = stand_in.run(BATCH)
     good = {name for name in names if not is_harmful(name)}
