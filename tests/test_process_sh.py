@@ -20,13 +20,16 @@ batch = load("globus-batch-download")
 
 
 @pytest.fixture
-def check(fresh_site, monkeypatch, capfd):
+def check(fresh_site, monkeypatch):
     """A function that looks at the site's scripts as the driver does before the first job; what it
     says."""
+    said = []
+    monkeypatch.setattr(batch.helper, "log", said.append)
+    monkeypatch.setattr(batch, "HERE", str(fresh_site.folder))
+
     def run():
-        monkeypatch.setattr(batch, "HERE", str(fresh_site.folder))
         batch.check_scripts(batch.SCHEDULERS["slurm"], types.SimpleNamespace(RESOURCES=""))
-        return capfd.readouterr().err
+        return "\n".join(said)
 
     return run
 

@@ -1,4 +1,5 @@
 """helper.py, "settings": config.py is read once; what makes no sense is a line that names it."""
+import re
 import shutil
 
 import pytest
@@ -88,7 +89,6 @@ def test_a_setting_that_makes_no_sense_ends_a_script_before_it_asks_globus(
     ("NUM_JOBS = ", "SyntaxError: invalid syntax"),
     ("NUM_JOBS = three", "NameError: name 'three' is not defined"),
     ("import nothing_such", "ModuleNotFoundError: No module named 'nothing_such'"),
-    ("NUM_JOBS = (3", "SyntaxError: "),  # each Python has other words
     ("os.environ['NOT_SET']", "KeyError: 'NOT_SET'")])
 def test_a_config_that_python_cannot_run_names_the_line_once_and_the_type_of_its_error(
         line, words, load_config):
@@ -96,6 +96,10 @@ def test_a_config_that_python_cannot_run_names_the_line_once_and_the_type_of_its
     said = refusal(load_config, line)
     assert said.startswith("config.py, line %d: %s" % (number, words))
     assert said.count("line") == 1 and "\n" not in said
+
+
+def test_a_bracket_that_is_not_closed_is_told_with_a_line(load_config):  # which: not each Python
+    assert re.match(r"config\.py, line \d+: SyntaxError: .*\Z", refusal(load_config, "X = (3"))
 
 
 def test_an_appended_working_dir_takes_the_folders_along(stand_in, emulator, tmp_path):
