@@ -93,6 +93,7 @@ def test_it_tells_the_whole_story_and_leaves_nothing(newcomer):
     assert_nothing_is_left(newcomer)
 
 
+@pytest.mark.long
 def test_kept_it_goes_on_by_hand_until_it_is_ended(newcomer):
     screen = demo(newcomer, "--keep")
     check_story(screen)

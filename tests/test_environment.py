@@ -2,20 +2,26 @@
 start-up files do to the shell."""
 import os
 import resource
+import shutil
 import subprocess
+import types
 
 import pytest
 from conftest import (
     BATCH,
     KEEP,
+    PATH,
     contents,
+    copy_downloads,
     journal,
     last_line,
+    load,
     processed,
     put_before,
     run_wrapper,
-    with_stand_in,
 )
+
+batch = load("globus-batch-download")
 
 # ---- that of the driver ----
 
@@ -46,6 +52,7 @@ def test_a_folder_has_the_name_that_the_shell_gives_it(stand_in, emulator, tmp_p
     assert str(stand_in.folder) not in script
 
 
+# What the scheduler has set for a driver that is a job itself, and what is to be kept.
 IN_A_JOB = {
     "slurm": ({"SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "1"}, {"SLURM_CONF": "/kept"}),
     "pbs": ({"PBS_JOBID": "1.a", "PBS_NODEFILE": "/nowhere"}, {"PBS_CONF_FILE": "/kept"}),
@@ -55,17 +62,32 @@ IN_A_JOB = {
 
 
 @pytest.mark.parametrize("kind", IN_A_JOB)
-def test_what_the_scheduler_set_for_the_driver_is_not_for_its_jobs(
-        kind, site, emulator, tmp_path):
-    emulator.add({"a": b"1"})
+def test_what_the_scheduler_set_for_the_driver_is_left_out(kind, monkeypatch):
     foreign, kept = IN_A_JOB[kind]
-    with_stand_in(site, tmp_path, kind).env.update({**foreign, **kept})
-    site.process("env >../env")
-    assert last_line(site.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-    env = dict(line.split("=", 1) for line in (site.folder.parent / "env").read_text().splitlines()
-               if "=" in line)
+    for name, value in {**foreign, **kept}.items():
+        monkeypatch.setenv(name, value)
+    env = batch.submit_env()
+    assert not env.keys() & foreign.keys()
+    assert kept.items() <= env.items()
+
+
+def test_nothing_that_the_scheduler_set_for_the_driver_reaches_its_jobs(stand_in, emulator):
+    emulator.add({"a": b"1"})
+    copy_downloads(stand_in)
+    foreign, kept = IN_A_JOB["slurm"]
+    stand_in.env.update({**foreign, **kept})
+    stand_in.process("env >../env")
+    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
+    lines = (stand_in.folder.parent / "env").read_text().splitlines()
+    env = dict(line.split("=", 1) for line in lines if "=" in line)
     assert not [name for name, value in foreign.items() if env.get(name) == value]
     assert kept.items() <= env.items()
+
+
+@pytest.mark.parametrize("name", ["SHELLOPTS", "BASHOPTS", "POSIXLY_CORRECT"])
+def test_options_of_the_shell_that_are_exported_are_left_out(name, monkeypatch):
+    monkeypatch.setenv(name, "errexit")
+    assert name not in batch.submit_env()
 
 
 def test_a_driver_that_is_a_job_has_jobs_that_can_use_srun(real_slurm, emulator):
@@ -88,6 +110,7 @@ def test_the_limits_of_the_login_node_are_not_for_jobs(real_slurm, emulator):
 
 def test_a_full_tmp_does_no_harm(stand_in, emulator):
     emulator.add({"a": b"1"})
+    copy_downloads(stand_in)
     stand_in.config("import tempfile", "tempfile.tempdir = '/nonexistent'")
     assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
@@ -156,12 +179,92 @@ FILES = {"f%d" % n: b"%d" % n for n in range(6)}
 GOOD = {name: content for name, content in FILES.items() if name not in ("f1", "f4")}
 
 
-@pytest.mark.parametrize("where", ["job", pytest.param("driver", marks=pytest.mark.long)])
+@pytest.fixture
+def copying(fresh_site):
+    """A site whose jobs copy what they download, and where nobody has logged in."""
+    copy_downloads(fresh_site)
+    return fresh_site
+
+
+def run_job(site, files, monkeypatch, is_there=False, head=":"):
+    """Run a job, without scheduler and driver, for a pack of some files, {name: content}; the
+    folder of the pack. is_there: the driver has downloaded them; head: what a start-up file of the
+    job's shell does."""
+    monkeypatch.setattr(batch, "HERE", str(site.folder))
+    folder, scheduler = site.jobs / "g1-abcde", batch.SCHEDULERS["slurm"]
+    config = types.SimpleNamespace(
+        MAX_FAILURES_IN_A_ROW=None, WORKING_DIR=str(site.folder), PATH=PATH,
+        DOWNLOAD_DIR=str(site.downloads), DESTINATION_PATH=str(site.downloads))
+    batch.helper.write_pack(str(folder), [
+        batch.helper.File(name, len(files[name]), "2026-11-23", None) for name in files], [])
+    for name in files if is_there else ():
+        path = site.downloads / folder.name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[name])
+    if is_there:
+        (folder / "arrived").write_text("".join("%d\n" % n for n in range(len(files))))
+    script = batch.job_script(scheduler, config, batch.read_wrapper(), str(folder), 1)
+    (folder / "settings.json").write_text("{}")
+    (folder / "wrapper.sh").write_text(script)
+    (folder / "ticket.1").touch()
+    (site.folder.parent / "script").write_text(head + "\n" + script)
+    with open(str(folder / "log"), "wb") as log:
+        subprocess.run(["bash", str(site.folder.parent / "script")], cwd=str(site.folder),
+                       env=dict(site.env, SLURM_JOB_ID="7"), stdin=subprocess.DEVNULL, stdout=log,
+                       stderr=log)
+    return folder
+
+
+def results_of(folder):
+    """{index: exit status} of a pack whose job has ended by itself; else what it said."""
+    token = batch.find_token(os.listdir(str(folder)), 1)
+    if token.state != "end":
+        return token.name, (folder / "log").read_text()
+    return {index: result[0] for index, result in
+            batch.helper.read_results(str(folder)).items()}
+
+
+def check_strict(site, folder):
+    assert results_of(folder) == {0: 0, 1: 3, 2: 0, 3: 0, 4: 4, 5: 0}
+    assert contents(site.folder / "out") == GOOD
+    assert processed(site) == dict.fromkeys(GOOD, 1)
+    assert site.downloaded() == {"f1": b"1", "f4": b"4"}
+
+
 @pytest.mark.parametrize("what", ENVIRONMENTS)
-def test_environment_lines_change_no_result(what, where, stand_in, emulator):
+def test_environment_lines_change_no_result(what, copying, emulator, monkeypatch):
     emulator.add(FILES)
-    bend_environment(stand_in, ENVIRONMENTS[what])
-    stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 2", "DOWNLOAD_BY = %r" % where)
+    bend_environment(copying, ENVIRONMENTS[what])
+    strict_process(copying)
+    check_strict(copying, run_job(copying, FILES, monkeypatch))
+    for folder in ("out", "jobs", "downloads"):
+        shutil.rmtree(str(copying.folder / folder))
+    (copying.folder / "processed").unlink()
+    check_strict(copying, run_job(copying, FILES, monkeypatch, is_there=True))
+
+
+@pytest.mark.parametrize("what", ENVIRONMENTS)
+def test_environment_lines_change_no_result_by_hand(what, copying, emulator):
+    emulator.add(FILES)
+    bend_environment(copying, ENVIRONMENTS[what])
+    strict_process(copying)
+    done = run_wrapper(copying, "f0", "f1", "f2")
+    assert done.returncode == 3, done.stderr.decode()
+    assert contents(copying.folder / "out") == {"f0": b"0", "f2": b"2"}
+    assert processed(copying) == {"f0": 1, "f2": 1}
+    assert copying.downloaded() == {"f1": b"1"}
+
+
+# All that a Python which is started there can notice.
+FELT = "; ".join(ENVIRONMENTS[what] for what in (
+    "set -a", "IFS, exported", "signals ignored", "functions of other names",
+    "variables, exported", "words on stdout", "stdin, read and closed"))
+
+
+def test_environment_lines_change_no_download(stand_in, emulator):
+    emulator.add(FILES)
+    bend_environment(stand_in, FELT)
+    stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 2")
     strict_process(stand_in)
     done = stand_in.run(BATCH)
     assert last_line(done) == "4 processed, 2 failed, 0 not needed", done.err
@@ -171,40 +274,35 @@ def test_environment_lines_change_no_result(what, where, stand_in, emulator):
     assert stand_in.downloaded() == {"f1": b"1", "f4": b"4"}
 
 
-@pytest.mark.parametrize("what", ENVIRONMENTS)
-def test_environment_lines_change_no_result_by_hand(what, site, emulator):
-    emulator.add(FILES)
-    bend_environment(site, ENVIRONMENTS[what])
+def test_environment_lines_change_no_download_by_hand(site, emulator):
+    emulator.add({"f0": b"0"})
+    bend_environment(site, FELT)
     strict_process(site)
-    done = run_wrapper(site, "f0", "f1", "f2")
-    assert done.returncode == 3, done.stderr.decode()
-    assert contents(site.folder / "out") == {"f0": b"0", "f2": b"2"}
-    assert processed(site) == {"f0": 1, "f2": 1}
-    assert site.downloaded() == {"f1": b"1"}
+    done = run_wrapper(site, "f0")
+    assert done.returncode == 0, done.stderr.decode()
+    assert contents(site.folder / "out") == {"f0": b"0"} and site.downloaded() == {}
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_what_environment_lines_export_reaches_process_sh_unchanged(by_hand, stand_in, emulator):
-    emulator.add({"a": b"1", "b": b"2"})
+def test_what_environment_lines_export_reaches_process_sh_unchanged(
+        by_hand, copying, emulator, monkeypatch):
+    files = emulator.add({"a": b"1", "b": b"2"})
     names = [name for name in NAMES if name not in (
         "_", "GLOBUS_NAME", "GLOBUS_PATH", "wrapper_command")]
-    bend_environment(stand_in, "\n".join(
+    bend_environment(copying, "\n".join(
         ["export %s=mine-%s" % (name, name) for name in names]
         + ["tool() { echo 'of a module'; }; export -f tool"]))
-    stand_in.config("FILES_PER_JOB = 2")
-    stand_in.process("wrong=0", *["[ \"${%s-}\" = mine-%s ] || { echo '%s is' \"${%s-unset}\"; "
-                                  "wrong=9; }" % ((name,) * 4) for name in names],
-                     "[ \"$(tool)\" = 'of a module' ] || exit 8", "[ $wrong = 0 ] || exit 9",
-                     *KEEP)
+    copying.process("wrong=0", *["[ \"${%s-}\" = mine-%s ] || { echo '%s is' \"${%s-unset}\"; "
+                                 "wrong=9; }" % ((name,) * 4) for name in names],
+                    "[ \"$(tool)\" = 'of a module' ] || exit 8", "[ $wrong = 0 ] || exit 9",
+                    *KEEP)
     if by_hand:
-        done = run_wrapper(stand_in, "a", "b")
+        done = run_wrapper(copying, *files)
         assert done.returncode == 0, done.stdout.decode()
     else:
-        done = stand_in.run(BATCH)
-        assert last_line(done) == "2 processed, 0 failed, 0 not needed", {
-            path: (stand_in.jobs / path).read_bytes() for path in contents(stand_in.jobs)
-            if path.endswith("0.log")}
-    assert processed(stand_in) == {"a": 1, "b": 1}
+        folder = run_job(copying, files, monkeypatch)
+        assert results_of(folder) == {0: 0, 1: 0}, (folder / "0.log").read_text()
+    assert processed(copying) == {"a": 1, "b": 1}
 
 
 # ---- start-up files ----
@@ -214,32 +312,16 @@ STARTUP = "echo Welcome; IFS=x; set -u; CDPATH=/; rm() { return 1; }; mv() { ret
 
 
 @pytest.mark.parametrize("how", ["BASH_ENV", "exported functions"])
-def test_a_start_up_file_changes_no_result(how, stand_in, emulator, tmp_path):
+def test_a_start_up_file_changes_no_result(how, copying, emulator, tmp_path, monkeypatch):
     emulator.add(FILES)
     startup = tmp_path / "startup"
     startup.write_text({
         "BASH_ENV": STARTUP, "exported functions": "\n".join(
             SHOUT.replace("%s", name)
             for name in ("cd", "rm", "mv", "exec", "trap", "cp", "move"))}[how] + "\n")
-    # For the shells of a job, not for the stand-in's.
-    put_before(stand_in, tmp_path, "sbatch", '{ echo ". %s; %s"; cat; } | "$real" "$@"' % (
-        startup, "export BASH_ENV=%s" % startup if how == "BASH_ENV" else ":"))
-    stand_in.config("FILES_PER_JOB = 3", "NUM_JOBS = 2")
-    strict_process(stand_in)
-    done = stand_in.run(BATCH)
-    assert last_line(done) == "4 processed, 2 failed, 0 not needed", done.err
-    assert contents(stand_in.folder / "out") == GOOD
-    assert stand_in.downloaded() == {"f1": b"1", "f4": b"4"}
-
-
-def test_options_of_the_shell_that_are_exported_do_not_reach_the_job(stand_in, emulator):
-    emulator.add({"a": b"1", "b": b"2"})
-    stand_in.config("FILES_PER_JOB = 2", "NUM_JOBS = 1", "MAX_FAILURES_IN_A_ROW = None")
-    stand_in.process("case $1 in *a) exit 3 ;; esac", *KEEP)
-    stand_in.env["SHELLOPTS"] = "errexit"
-    done = stand_in.run(BATCH)
-    assert last_line(done) == "1 processed, 1 failed, 0 not needed"
-    assert "FAILED a: exit status 3" in done.err and processed(stand_in) == {"b": 1}
+    strict_process(copying)
+    check_strict(copying, run_job(copying, FILES, monkeypatch, head=". %s; %s" % (
+        startup, "export BASH_ENV=%s" % startup if how == "BASH_ENV" else ":")))
 
 
 def test_a_start_up_file_that_exits_is_no_success(stand_in, emulator, tmp_path):
@@ -259,11 +341,11 @@ def test_a_start_up_file_that_exits_is_no_success(stand_in, emulator, tmp_path):
 
 
 def test_a_start_up_file_that_exits_where_wrapper_sh_begins_harms_no_job(
-        stand_in, emulator, tmp_path):
-    emulator.add({"a": b"1"})
+        copying, emulator, tmp_path, monkeypatch):
+    files = emulator.add({"a": b"1"})
     start_up = tmp_path / "profile"
-    start_up.write_text('case $0 in */wrapper.sh) exit 0 ;; esac\n')
-    stand_in.env["BASH_ENV"] = str(start_up)
-    stand_in.process(*KEEP)
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-    assert processed(stand_in) == {"a": 1}
+    start_up.write_text("case $0 in */wrapper.sh) exit 0 ;; esac\n")
+    copying.env["BASH_ENV"] = str(start_up)
+    copying.process(*KEEP)
+    assert results_of(run_job(copying, files, monkeypatch)) == {0: 0}
+    assert processed(copying) == {"a": 1}

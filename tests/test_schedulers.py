@@ -1,11 +1,15 @@
 """globus-batch-download.py, "the schedulers": which one is here, and what their answers mean."""
+import types
+
 import hypothesis
 import pytest
 from conftest import (
     BATCH,
     KEEP,
     TESTS,
+    bare_path,
     check_err,
+    copy_downloads,
     count_calls,
     last_line,
     load,
@@ -250,44 +254,66 @@ def test_a_job_is_found_by_its_id_or_by_its_name_while_that_is_all_that_is_known
     assert (entry and entry.id) == found
 
 
+@pytest.fixture
+def found(tmp_path, monkeypatch):
+    """A function that looks for a scheduler on a PATH with some of the stand-ins, in their order;
+    what SCHEDULER becomes, and the Scheduler."""
+    path = bare_path(tmp_path)
+    monkeypatch.setenv("STAND_IN_DIR", str(tmp_path))
+
+    def find(*kinds, setting="auto"):
+        folders = [str(TESTS / "stand-in" / kind) for kind in kinds]
+        monkeypatch.setenv("PATH", ":".join([*folders, path]))
+        config = types.SimpleNamespace(SCHEDULER=setting)
+        scheduler = read.find_scheduler(config)
+        return config.SCHEDULER, scheduler
+
+    return find
+
+
 @pytest.mark.parametrize("kind", read.SCHEDULERS)
-def test_auto_finds(kind, site, tmp_path, emulator):
+def test_auto_finds(kind, found):
+    assert found(kind) == (kind, read.SCHEDULERS[kind])
+
+
+def test_a_qsub_beside_sbatch_is_slurms(found):
+    assert found("pbs", "slurm") == ("slurm", read.SCHEDULERS["slurm"])
+
+
+def test_the_setting_overrules_the_guess(found):
+    assert found("pbs", "slurm", setting="pbs") == ("pbs", read.SCHEDULERS["pbs"])
+
+
+def test_a_qsub_of_no_known_kind_is_said(found, tmp_path):
+    for name, line in (("qsub", ""), ("qstat", "echo usage: qstat; exit 2")):
+        (tmp_path / "bin" / name).write_text("#!/bin/bash\n" + line + "\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    with pytest.raises(read.helper.UserError, match="SCHEDULER = 'auto', but") as told:
+        found()
+    assert told.value.status == 2
+
+
+@pytest.mark.parametrize("setting,command", [("auto", "sbatch or qsub"), ("slurm", "sbatch")])
+def test_no_scheduler(setting, command, found):
+    with pytest.raises(read.helper.UserError) as told:
+        found(setting=setting)
+    assert told.value.status == 2
+    assert str(told.value).splitlines() == [
+        "config.py: SCHEDULER = '%s', but there is no %s here." % (setting, command),
+        "Run this on a login node of the cluster."]
+
+
+def test_no_scheduler_is_told_before_globus_is_asked(site, emulator):
+    check_err(site.run(BATCH), 2, "SCHEDULER", "no sbatch")
+    assert emulator.requests() == []
+
+
+def test_the_scheduler_that_was_found_gets_the_job(site, emulator, tmp_path):
     emulator.add({"a": b"1"})
-    calls = count_calls(with_stand_in(site, tmp_path, kind), tmp_path,
-                        "sbatch" if kind == "slurm" else "qsub")
+    copy_downloads(with_stand_in(site, tmp_path, "torque"))
+    calls = count_calls(site, tmp_path, "qsub")
     assert last_line(site.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
     assert calls() == 1
-
-
-def test_a_qsub_beside_sbatch_is_slurms(stand_in, tmp_path, emulator):
-    emulator.add({"a": b"1"})
-    stand_in.env["PATH"] = "%s:%s" % (TESTS / "stand-in" / "pbs", stand_in.env["PATH"])
-    calls = count_calls(stand_in, tmp_path, "sbatch")
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-    assert calls() == 1
-
-
-def test_the_setting_overrules_the_guess(stand_in, tmp_path, emulator):
-    emulator.add({"a": b"1"})
-    stand_in.env["PATH"] = "%s:%s" % (TESTS / "stand-in" / "pbs", stand_in.env["PATH"])
-    stand_in.config("SCHEDULER = 'pbs'")
-    calls = count_calls(stand_in, tmp_path, "qsub")
-    assert last_line(stand_in.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
-    assert calls() == 1
-
-
-def test_a_qsub_of_no_known_kind_is_said(site, tmp_path):
-    with_stand_in(site, tmp_path, "pbs")
-    put_before(site, tmp_path, "qstat", "echo usage: qstat; exit 2")
-    done = site.run(BATCH)
-    assert done.returncode == 2
-    assert "SCHEDULER = 'auto'" in done.err
-
-
-@pytest.mark.parametrize("setting", ["auto", "slurm"])
-def test_no_scheduler(site, setting):
-    site.config("SCHEDULER = %r" % setting)
-    check_err(site.run(BATCH), 2, "SCHEDULER", "no sbatch")
 
 
 def test_an_empty_queue_of_grid_engine_is_an_answer_without_any_job_of_ours(
@@ -297,6 +323,7 @@ def test_an_empty_queue_of_grid_engine_is_an_answer_without_any_job_of_ours(
     put_before(site, tmp_path, "qsub", "mkdir once 2>/dev/null || exec \"$real\" \"$@\"",
                "echo 'no more jobs for you' >&2; exit 1")
     site.config("POLL_SECONDS = 0.3")
+    copy_downloads(site)
     site.process(*KEEP)
     done = site.run(BATCH)
     assert "no more jobs for you" in done.err and "does not answer" not in done.err

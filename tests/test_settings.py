@@ -1,6 +1,40 @@
 """helper.py, "settings": config.py is read once; what makes no sense is a line that names it."""
+import re
+import shutil
+
 import pytest
-from conftest import BATCH, SIMPLE, check_err
+from conftest import BATCH, COLLECTION, DESTINATION, SIMPLE, load
+
+helper = load("helper")
+
+
+@pytest.fixture
+def load_config(tmp_path, monkeypatch):
+    """A function that reads config.py, with these lines at its end; the settings."""
+    config = tmp_path / "config.py"
+    shutil.copy(str(COLLECTION / "config.py"), str(config))
+
+    def run(*lines):
+        monkeypatch.setattr(helper, "HERE", str(tmp_path))
+        helper.read_config.cache_clear()
+        destination = "DESTINATION_ENDPOINT_ID = %r" % DESTINATION  # no Globus Connect Personal
+        config.write_text("\n".join([config.read_text(), destination, *lines, ""]))
+        return helper.load_config()
+
+    run.path = config
+    return run
+
+
+def refusal(load_config, *lines):
+    with pytest.raises(helper.UserError) as told:
+        load_config(*lines)
+    assert told.value.status == 2
+    return str(told.value)
+
+
+def test_config_py_as_it_comes_is_right(load_config, tmp_path):
+    config = load_config()
+    assert config.DOWNLOAD_DIR == config.DESTINATION_PATH == str(tmp_path / "downloads")
 
 
 @pytest.mark.parametrize("line,words", [
@@ -28,19 +62,44 @@ from conftest import BATCH, SIMPLE, check_err
     ("GRACE_SECONDS = -1", "number of seconds"),
     ("is_file_needed = True", "must be a function"),
     ("del NUM_JOBS", "is missing"),
+    ("TOKEN_FILE = 3", "must be an absolute path"),
+    ("TOKEN_FILE = 'tokens.json'", "must be an absolute path"),
+    ("FILES_PER_JOB = 0", "from 1 to 5000"),
+    ("FILES_PER_JOB = 5001", "from 1 to 5000"),
+    ("DOWNLOAD_BY = 'me'", "'job' or 'driver'"),
+    ("MAX_FAILURES_IN_A_ROW = 0", "of at least 1, or None"),
 ])
-def test_a_setting_that_makes_no_sense(stand_in, emulator, line, words):
-    stand_in.config(line)
+def test_a_setting_that_makes_no_sense_is_named_in_a_line(line, words, load_config):
     name = line.replace("del ", "").split(" =")[0]
-    check_err(stand_in.run(SIMPLE), 2, "config.py: " + name, words, lines=1)
+    said = refusal(load_config, line)
+    assert said.startswith("config.py: " + name) and words in said and "\n" not in said
+
+
+@pytest.mark.parametrize("script", [SIMPLE, BATCH])
+def test_a_setting_that_makes_no_sense_ends_a_script_before_it_asks_globus(
+        script, site, emulator):
+    site.config("NUM_JOBS = 0")
+    done = site.run(script)
+    assert done.returncode == 2
+    assert done.err == "config.py: NUM_JOBS = 0 must be an integer of at least 1\n"
     assert emulator.requests() == []
 
 
-@pytest.mark.parametrize("line", ["NUM_JOBS = ", "NUM_JOBS = three", "import nothing_such"])
-def test_a_config_that_python_cannot_run_names_the_line(stand_in, line):
-    number = len((stand_in.folder / "config.py").read_text().splitlines()) + 2
-    stand_in.config(line)
-    check_err(stand_in.run(SIMPLE), 2, "config.py, line %d: " % number, lines=1)
+@pytest.mark.parametrize("line,words", [
+    ("NUM_JOBS = ", "SyntaxError: invalid syntax"),
+    ("NUM_JOBS = three", "NameError: name 'three' is not defined"),
+    ("import nothing_such", "ModuleNotFoundError: No module named 'nothing_such'"),
+    ("os.environ['NOT_SET']", "KeyError: 'NOT_SET'")])
+def test_a_config_that_python_cannot_run_names_the_line_once_and_the_type_of_its_error(
+        line, words, load_config):
+    number = len(load_config.path.read_text().splitlines()) + 3
+    said = refusal(load_config, line)
+    assert said.startswith("config.py, line %d: %s" % (number, words))
+    assert said.count("line") == 1 and "\n" not in said
+
+
+def test_a_bracket_that_is_not_closed_is_told_with_a_line(load_config):  # which: not each Python
+    assert re.match(r"config\.py, line \d+: SyntaxError: .*\Z", refusal(load_config, "X = (3"))
 
 
 def test_an_appended_working_dir_takes_the_folders_along(stand_in, emulator, tmp_path):
@@ -51,48 +110,23 @@ def test_an_appended_working_dir_takes_the_folders_along(stand_in, emulator, tmp
     assert (tmp_path / "w" / "results" / "a.sha256").exists()
 
 
-@pytest.mark.parametrize("line", [
-    "TOKEN_FILE = 3", "TOKEN_FILE = 'tokens.json'", "FILES_PER_JOB = 0", "FILES_PER_JOB = 5001",
-    "DOWNLOAD_BY = 'me'", "MAX_FAILURES_IN_A_ROW = 0"])
-def test_a_setting_that_makes_no_sense_is_named(line, stand_in):
-    stand_in.config(line)
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2 and done.err.startswith("config.py: " + line.split()[0])
-
-
 @pytest.mark.parametrize("name", [
     "FILES_PER_JOB", "DOWNLOAD_BY", "MAX_FAILURES_IN_A_ROW", "TOKEN_FILE"])
-def test_an_older_config_is_told_which_setting_it_lacks(name, stand_in, emulator):
-    emulator.add({"a": b"1"})
-    config = stand_in.folder / "config.py"
-    config.write_text("".join(line for line in config.read_text().splitlines(keepends=True)
-                              if not line.startswith(name)))
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2
-    assert done.err == "config.py: %s is missing; see the original config.py\n" % name
-    assert emulator.requests() == []
-
-
-@pytest.mark.parametrize("line,words", [
-    ("NUM_JOBS = (3", "SyntaxError: '(' was never closed"),
-    ("os.environ['NOT_SET']", "KeyError: 'NOT_SET'")])
-def test_a_wrong_line_of_config_is_told_once_with_the_type_of_its_error(line, words, stand_in):
-    stand_in.config(line)
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2 and done.err.count("line") == 1
-    assert words.split(":")[0] + ": " in done.err
+def test_an_older_config_is_told_which_setting_it_lacks(name, load_config):
+    lines = load_config.path.read_text().splitlines(keepends=True)
+    load_config.path.write_text("".join(line for line in lines if not line.startswith(name)))
+    assert refusal(load_config) == (
+        "config.py: %s is missing; see the original config.py" % name)
 
 
 @pytest.mark.parametrize("name,setting", [
     ("NUMJOBS", "NUM_JOBS"), ("RECURSE", "RECURSIVE"), ("POLL_SECS", "POLL_SECONDS"),
     ("WORK_DIR", "WORKING_DIR"), ("MAXBYTES", "MAX_BYTES")])
-def test_a_misspelled_setting_is_an_error(name, setting, stand_in, emulator):
-    stand_in.config(name + " = 5")
-    done = stand_in.run(BATCH)
-    assert done.returncode == 2 and emulator.requests() == []
-    assert done.err == "config.py: %s = 5 is not a setting; did you mean %s?\n" % (name, setting)
+def test_a_misspelled_setting_is_an_error(name, setting, load_config):
+    assert refusal(load_config, name + " = 5") == (
+        "config.py: %s = 5 is not a setting; did you mean %s?" % (name, setting))
 
 
-def test_capital_names_of_the_users_own_are_left_alone(stand_in, emulator):
-    stand_in.config("PATH2 = OUTPUT_DIR = SAMPLES = DATA_SET = THREADS = REFERENCE = 5")
-    assert stand_in.run(BATCH).returncode == 0
+def test_capital_names_of_the_users_own_are_left_alone(load_config):
+    names = "PATH2 = OUTPUT_DIR = SAMPLES = DATA_SET = THREADS = REFERENCE"
+    assert load_config(names + " = 5").PATH2 == 5
