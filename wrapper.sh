@@ -57,8 +57,8 @@ if [ "$1" = --pack ]; then
   mv -T -- "$_process.$$" "$_process" || finish 1
   [ -e "$_pack/arrived" ] || "$PYTHON" "$_here/globus-single-file-download.py" --pack "$_pack" ||
     finish "${_stopped:-$?}"
-  for _file in "$_pack"/results.*; do # whole lines only
-    while read -r _i _status _; do
+  for _file in "$_pack"/results.*; do
+    while LC_ALL=C read -r _i _status _; do # whole lines, of bytes: a reason may name any file
       [[ ! $_i:$_status =~ ^[0-9]+:[0-9]+$ ]] || _results[10#$_i]=$_status
     done <"$_file"
   done 2>/dev/null

@@ -374,35 +374,6 @@ def run_wrapper(site, *names):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-# In the place of Python, for what is about wrapper.sh: it copies what is to be downloaded. With -p,
-# what an environment does to other shells does nothing to this one.
-COPIER = """#!/bin/bash -p
-LC_ALL=C # names are bytes
-downloads=${1%%/*}/downloads # beside the script in whose place it runs
-get() { [ -f "$1" ] && mkdir -p -- "$(dirname -- "$2")" && cp -- "$1" "$2"; }
-if [ "$2" = --pack ]; then
-  n=0
-  while IFS=$'\\t' read -r _ _ name; do
-    ! get "%(source)s/$name" "$downloads/${3##*/}/$name" || echo "$n"
-    n=$((n + 1))
-  done <"$3/files" >"$3/arrived.new"
-  mv "$3/arrived.new" "$3/arrived"
-else
-  get "%(source)s/$5" "$downloads/$5" && printf '%%s\\n' "$downloads/$5"
-fi
-"""
-
-
-def copy_downloads(site):
-    """Let wrapper.sh download without Python, whose starts take most of the time of a test; its
-    path, for lines of one's own. Nothing but a file of PATH ever comes."""
-    python = site.folder.parent / "copier"
-    python.write_text(COPIER % {"source": site.emulator.source / TUTORIAL})
-    python.chmod(0o755)
-    site.edit("wrapper.sh", "\nPYTHON=${PYTHON:-python3} ", "\nPYTHON=%s " % python)
-    return python
-
-
 def start_script(site, script):
     options = {SINGLE: ["--globus-path", PATH, "--file", "a"]}
     return site.start(script, *options.get(script, []))

@@ -13,6 +13,7 @@ from conftest import (
     TUTORIAL,
     calls_of,
     contents,
+    copier,
     copy_downloads,
     end,
     journal,
@@ -157,7 +158,7 @@ def test_a_process_sh_that_is_shortened_in_place_harms_no_running_job(cluster, e
     ids=["half a line", "many lines", "half the file"])
 def test_environment_lines_that_are_edited_in_place_harm_no_running_job(lines, cluster, emulator):
     files = emulator.add({"f%d" % n: b"%d" % n for n in range(2)})  # all of them are at work
-    python = copy_downloads(cluster)
+    python = copier(copy_downloads(cluster))
     begun, go = cluster.folder / "download", cluster.folder / "go"
     first, rest = python.read_text().split("\n", 1)
     python.write_text("\n".join([

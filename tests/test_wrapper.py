@@ -9,6 +9,7 @@ from conftest import (
     PATH,
     STRANGE_NAMES,
     contents,
+    copier,
     copy_downloads,
     last_line,
     load,
@@ -91,7 +92,7 @@ def add_banner(python, command):
 @pytest.mark.parametrize("banner", BANNERS)
 def test_what_else_is_printed_on_stdout_is_not_taken_for_the_path(banner, fresh_site, emulator):
     emulator.add({"it's a": b"data", "b": b"2"})
-    add_banner(copy_downloads(fresh_site), BANNERS[banner])
+    add_banner(copier(copy_downloads(fresh_site)), BANNERS[banner])
     done = run_wrapper(fresh_site, "it's a", "b")
     assert done.returncode == 0, done.stderr
     assert fresh_site.downloaded() == {} and len(contents(fresh_site.results)) == 2
@@ -101,7 +102,7 @@ def test_what_else_is_printed_on_stdout_is_not_taken_for_the_path(banner, fresh_
 def test_a_path_that_cannot_be_told_from_a_banner_fails_and_deletes_nothing(
         banner, fresh_site, emulator):
     emulator.add({"a": b"data"})
-    add_banner(copy_downloads(fresh_site), HIDING[banner])
+    add_banner(copier(copy_downloads(fresh_site)), HIDING[banner])
     done = run_wrapper(fresh_site, "a")
     assert done.returncode == 1
     assert fresh_site.downloaded() == {"a": b"data"} and not fresh_site.results.exists()
@@ -120,7 +121,7 @@ def test_wrapper_by_hand_takes_several_names_and_ends_with_the_last_failure(site
 def test_wrapper_ends_with_the_status_of_the_download_and_processes_nothing(
         fresh_site, emulator):
     emulator.add({"a": b"1"})
-    add_banner(copy_downloads(fresh_site), "exit 9")
+    add_banner(copier(copy_downloads(fresh_site)), "exit 9")
     fresh_site.process(*KEEP)
     assert run_wrapper(fresh_site, "a").returncode == 9
     assert processed(fresh_site) == {}
