@@ -1,5 +1,6 @@
 """The environment of jobs: that of the driver, and whatever the environment lines of wrapper.sh and
 start-up files do to the shell."""
+import json
 import os
 import resource
 import shutil
@@ -204,7 +205,8 @@ def run_job(site, files, monkeypatch, is_there=False, head=":"):
     if is_there:
         (folder / "arrived").write_text("".join("%d\n" % n for n in range(len(files))))
     script = batch.job_script(scheduler, config, batch.read_wrapper(), str(folder), 1)
-    (folder / "settings.json").write_text("{}")
+    (folder / "settings.json").write_text(
+        json.dumps({"PATH": PATH, "DOWNLOAD_DIR": str(site.downloads)}))
     (folder / "wrapper.sh").write_text(script)
     (folder / "ticket.1").touch()
     (site.folder.parent / "script").write_text(head + "\n" + script)
