@@ -739,10 +739,13 @@ class Here:
 
 
 def pytest_collection_modifyitems(items):
-    """Those that take longest begin first, so that none is left over at the end."""
+    """Those that take longest begin first, so that none is left over at the end: pytest-xdist gives
+    each worker a part of the list."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     marks = ["real", "long", "timeout"]
     items.sort(reverse=True, key=lambda item: max([0] + [
         place for place, mark in enumerate(marks, 1) if item.get_closest_marker(mark)]))
+    items[:] = [item for worker in range(workers) for item in items[worker::workers]]
 
 
 @pytest.fixture

@@ -54,14 +54,3 @@ def test_refused_submissions_are_no_retries():
                   {"event": "queued", "pack": "g1-abcde", "id": "9"}):  # of the same job
         state.apply(dict(event, time=0))
     assert state.retries == 1
-
-
-def test_a_run_that_failures_leave_no_room_for_ends_with_its_summary(stand_in, emulator):
-    emulator.add({"f%d" % n: b"x" * 1000 for n in range(4)})
-    stand_in.config("NUM_JOBS = 1", "MAX_BYTES = 2500")
-    stand_in.process('[ "$GLOBUS_NAME" = f0 ] || exit 3')
-    done = stand_in.run(BATCH)
-    assert done.returncode == 1
-    assert "STOPPING: what failures left in " in done.err
-    assert "1 of 4 files processed, 2 failed." in done.out
-    assert last_line(done) == "1 processed, 2 failed, 0 not needed"

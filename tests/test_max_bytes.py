@@ -105,6 +105,7 @@ def fill_the_disk(site, emulator):
     done, most = run_with_disk(site)
     assert done.returncode == 1 and most == 2000
     assert "leaves no room for another file within MAX_BYTES" in done.err
+    assert last_line(done) == "0 processed, 2 failed, 0 not needed"
     command = done.err.splitlines()[-1]
     assert command == "rm -r " + " ".join(
         sorted(str(folder) for folder in site.downloads.iterdir()))
