@@ -32,7 +32,7 @@ else
   start_grid_engine_too
 fi
 say "$("$PY" --version), globus-sdk $("$PY" -m pip show globus-sdk 2>/dev/null | sed -n 's/^Version: //p')"
-cd -- "$TESTS" && "$PY" -m pytest -n 8 --dist worksteal "$@" || exit
+cd -- "$TESTS" && "$PY" -m pytest -n 10 --dist worksteal "$@" || exit
 
 if [ -n "$is_counted" ]; then
   unset COVERAGE_PROCESS_START

@@ -20,10 +20,12 @@ def stale(site, emulator):
 
 
 @pytest.mark.parametrize("fault", [
-    {"status": 409, "json": {"code": "Conflict", "message": "not yet"}},
+    pytest.param({"status": 409, "json": {"code": "Conflict", "message": "not yet"}},
+                 marks=pytest.mark.long),
     {"status": 403, "json": {"code": "PermissionDenied", "message": "no"}},
-    {"status": 404, "json": {"code": "TaskNotFound", "message": "no"}},
-    {"patch": {"DATA": []}}, {"patch": NAMELESS},
+    pytest.param({"status": 404, "json": {"code": "TaskNotFound", "message": "no"}},
+                 marks=pytest.mark.long),
+    pytest.param({"patch": {"DATA": []}}, marks=pytest.mark.long), {"patch": NAMELESS},
 ], ids=["409", "403", "404", "empty", "without paths"])
 def test_what_was_skipped_without_being_named_has_not_arrived(fault, stale, here, emulator):
     emulator.fault(SKIPPED, **fault)

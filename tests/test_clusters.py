@@ -111,6 +111,7 @@ def test_several_clusters_are_refused(names, env, monkeypatch):
     assert refusal.value.status == 2
 
 
+@pytest.mark.long
 def test_a_run_in_another_cluster_is_stopped_forgotten_and_taken_up_there(far, emulator):
     emulator.add({"a": b"1"})
     far.process("touch begun; until [ -e go ]; do sleep 0.1; done", *KEEP)

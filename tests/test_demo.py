@@ -86,6 +86,7 @@ def check_story(screen):
         assert any(re.fullmatch(step, line) for line in lines), (step, screen)
 
 
+@pytest.mark.long
 def test_it_tells_the_whole_story_and_leaves_nothing(newcomer):
     screen = demo(newcomer)
     check_story(screen)

@@ -130,10 +130,10 @@ def test_lost_answers_and_a_refused_job_cost_no_second_transfer(driven, emulator
 
 def test_what_this_machine_or_globus_refuses_for_a_moment_is_tried_again_and_costs_no_file(
         driven, emulator, tmp_path):
-    emulator.add({"f%d" % n: b"x" for n in range(6)})
+    emulator.add({"f%d" % n: b"x" for n in range(10)})  # two packs: of one file, it would fail
     emulator.fault("POST /v0.10/transfer", times=1, status=403, json={
         "code": "PermissionDenied", "message": "not yours"})
-    driven.config("import errno", "fork, refused = os.fork, []", "def refuse_some():",
+    driven.config("NUM_JOBS = 1", "import errno", "fork, refused = os.fork, []", "def refuse_some():",
                   "    refused.append(1)", "    if len(refused) < 3:",
                   "        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))",
                   "    return fork()", "os.fork = refuse_some")
@@ -143,7 +143,7 @@ def test_what_this_machine_or_globus_refuses_for_a_moment_is_tried_again_and_cos
                    "        return ask(client)\n    raise OSError('no CA bundle')\n"
                    % str(tmp_path / "once"))
     done = driven.run(BATCH)
-    assert last_line(done) == "6 processed, 0 failed, 0 not needed"
+    assert last_line(done) == "10 processed, 0 failed, 0 not needed"
     assert done.err.count("Waiting: Resource temporarily unavailable: ") == 1
     assert re.search(r"The download of g\d+-\w{5} ended early: Globus says: not yours", done.err)
     assert "ended early: no CA bundle.\nIt will be tried again." in done.err
@@ -234,6 +234,7 @@ def test_the_download_is_journalled_before_globus_is_asked(driven, emulator):
     assert len(emulator.tasks()) == 1
 
 
+@pytest.mark.long
 def test_a_node_waits_for_a_file_that_it_sees_late_and_asks_about_one_that_it_does_not_see(
         driven, emulator, tmp_path):
     emulator.add({"a": b"x", "b": b"x"})

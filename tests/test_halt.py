@@ -141,6 +141,7 @@ def test_a_folder_that_the_nodes_do_not_see_costs_a_few_files(copying, emulator,
     assert processed(copying) == dict.fromkeys(files, 1)
 
 
+@pytest.mark.long
 def test_a_quota_costs_a_few_files(stand_in, emulator):
     files = emulator.add({"f%02d" % n: b"x" for n in range(4)})
     emulator.bend_collection(DESTINATION, quota=0)

@@ -87,6 +87,7 @@ def test_files_that_failures_leave_count_for_max_bytes(copying, emulator):
     assert 2000 < most <= 4000
 
 
+@pytest.mark.long
 def test_what_a_pack_that_is_not_over_has_left_counts_for_max_bytes(stand_in, emulator):
     emulator.add({"f%d" % n: b"x" * 1000 for n in range(9)})
     stand_in.config("NUM_JOBS = 1", "FILES_PER_JOB = 3", "DOWNLOAD_BY = 'driver'",

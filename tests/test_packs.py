@@ -209,6 +209,7 @@ def test_files_whose_jobs_are_always_killed_while_they_download_fail_in_the_end(
     assert (tmp_path / "tries").read_bytes().count(b"\n") == 3
 
 
+@pytest.mark.long
 def test_jobs_that_are_all_killed_while_they_download_stop_the_run(stand_in, emulator, tmp_path):
     emulator.add({"f%02d" % n: b"x" for n in range(20)})
     stand_in.config("FILES_PER_JOB = 5", "NUM_JOBS = 1", "POLL_SECONDS = 0.5",

@@ -87,6 +87,7 @@ def is_finished(site):
     return events and events[-1]["event"] == "finished"
 
 
+@pytest.mark.long
 def test_a_pipe_that_nobody_reads_does_not_hold_up_the_loop(copying, emulator):
     files = many_files(copying, emulator)
     driver = copying.start(BATCH)

@@ -1041,6 +1041,7 @@ def test_no_file_is_in_two_jobs_if_one_that_ended_by_itself_is_requeued():
     at_each_call(scenario)
 
 
+@pytest.mark.long
 def test_no_file_is_in_two_jobs_if_one_begins_late_while_it_is_given_up():
     def scenario():
         world = World(4, 2, 2, by="driver")

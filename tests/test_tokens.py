@@ -168,6 +168,7 @@ def test_renewed_tokens_that_cannot_be_stored_are_told_and_used(site, here, emul
     assert "The renewed tokens cannot be stored" in done.err
 
 
+@pytest.mark.long
 def test_a_new_login_is_taken_up_and_kept_by_a_script_that_had_renewed_the_old_one(
         site, here, emulator):
     emulator.add({"a": b"1"})
