@@ -30,6 +30,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from xml.etree import ElementTree
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
@@ -400,8 +401,9 @@ def take_token(folder, token, state):
 
 
 class Journal:
-    """The events of a run, a JSON object a line, each of them durable before the driver acts on it.
-    Knows nothing of what they mean."""
+    """The events of a run, a JSON object a line, each of them durable before the driver acts on it
+    ("queued" and "closed" tell what is done; after a kill before them, the token tells it). Knows
+    nothing of what they mean."""
 
     def __init__(self, path):
         self.path = path
@@ -477,8 +479,10 @@ class Pack:
         return [index for index, (status, _, _) in self.results.items() if status]
 
     def has_only_failed(self):
-        """True if there are results, and no success among them."""
-        return bool(self.results) and len(self.failed()) == len(self.results)
+        """True if jobs have brought results since this start, and no success among them."""
+        results = [status for index, (status, _, writer) in self.results.items()
+                   if index not in self.failed_before and not writer.startswith("download-")]
+        return bool(results) and all(results)
 
 
 class State:
@@ -680,6 +684,8 @@ def start_download(config, folder):
         helper.stderr_of_our_own.cache_clear()
         if os.getppid() == parent:
             status = helper.run_main(lambda: helper.pack_status(config, folder))
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -695,9 +701,9 @@ def failure_of(folder, place, index, file, result):
     log = os.path.join(folder, f"{index}.log")
     node = re.search(r"^(?!download-).*\.([^.]+)-\d+-\d+$", writer)
     if words:
-        by_driver = os.path.join(folder, "download.log")  # DOWNLOAD_BY = 'driver'
-        is_its = writer.startswith("download-") and helper.size_of(by_driver)
-        log = by_driver if is_its else os.path.join(folder, "log")
+        logs = [os.path.join(folder, name) for name in ("download.log", "log")]
+        is_its = writer.startswith("download-") or not os.path.exists(logs[1])
+        log = logs[0] if is_its and helper.size_of(logs[0]) else logs[1]
     else:
         said = last_line(log)
         said = said.replace(os.path.join(place.folder, file.path), file.path)
@@ -743,7 +749,7 @@ def cause_of(words, path=None):
 # ---- the driver: what lives as long as the process ----
 
 
-# A file that failed, in the folder in DOWNLOAD_DIR of a pack that is over.
+# A file that failed, in the folder of a pack that is over, in DOWNLOAD_DIR as it was then.
 Kept = collections.namedtuple("Kept", "pack folder path size last_modified")
 
 
@@ -850,14 +856,17 @@ class Driver:
             self.submit(name)
 
     def next_pack(self):
-        """The next pack to be submitted, None if there is none for now. A new one comes before one
-        that had failures only and, if many fail, before one whose last job brought nothing."""
+        """The next pack to be submitted, None if there is none for now. If jobs download, a new one
+        comes before those that had failures only, of which as many may wait as there are slots, or
+        all if many fail; and then before those whose last job brought nothing, too."""
         by_job = self.config.DOWNLOAD_BY == "job"
         ready = [name for name, pack in self.state.ahead().items()
                  if pack.download is None and pack.left() and (by_job or self.has_arrived(name))]
         packs, is_unlucky = self.state.packs, self.has_bad_luck()
+        failed = [name for name in ready if packs[name].has_only_failed()]
+        late = failed if is_unlucky or len(failed) < self.config.NUM_JOBS else []
         first = [name for name in ready if not (
-            packs[name].has_only_failed() or is_unlucky and packs[name].fruitless)]
+            name in late or is_unlucky and packs[name].fruitless)]
         new = self.new_pack(self.config.NUM_JOBS - len(self.state.submitted())) if (
             by_job and not first) else None
         return next(iter(first or filter(None, [new, *ready])), None)
@@ -873,11 +882,11 @@ class Driver:
         most = pack_size(len(self.pending), self.config, self.seconds_per_file())
         if not self.pending or self.is_listing and most < self.config.FILES_PER_JOB:
             return None  # while more files are listed, a pack is to be full
-        space, is_idle = self.room(), not self.state.packs and not self.is_listing
+        space, is_idle = max(0, self.room()), not self.state.packs and not self.is_listing
         files = take_files(self.pending, most, space, space / max(free, 1), self.has_bad_luck(),
                            self.bytes_of, len(self.pending) if is_idle else MOST_SKIPPED)
         if not files and is_idle:
-            self.is_halted = self.has_halted = True  # there is no job to be cancelled
+            self.is_halted = self.has_halted = True  # no job is left for halt() to stop
             self.report_once("halt", describe_no_room(self.config, self.kept.values()))
         if not files:
             return None
@@ -983,7 +992,8 @@ class Driver:
             return False
         if token.state in ("gone", "lost"):
             return self.close(name, token, End(None, may_live=token.state == "lost"))
-        if token.state != "end" or token.status > 128 and pack.left():  # the queue may tell why
+        # One that a signal has ended stays open until the queue is asked, which may tell why.
+        if token.state != "end" or token.status > 128 and pack.left():
             return False
         if token.status == helper.NEEDS_LOGIN and token.step == "get":
             self.close(name, token, GIVEN_UP)
@@ -1079,9 +1089,9 @@ class Driver:
             helper.add_result(folder, writer, at, 1, why)
         elif pack.kills[at]:
             helper.add_result(folder, writer, at, 1, f"killed twice while it was processed: {why}")
-        if helper.missing_files([pack.files[at]], self.place(name).folder):
-            helper.remove_if_there(os.path.join(folder, "arrived"))  # not whole: it is sent again
         self.take_results(name, os.listdir(folder))
+        if at in pack.left() and helper.missing_files([pack.files[at]], self.place(name).folder):
+            helper.remove_if_there(os.path.join(folder, "arrived"))  # not whole: it is sent again
 
     def begin_again(self, name, token, end):
         """An attempt has ended before its pack was over: count one without a result as a failure in
@@ -1122,13 +1132,13 @@ class Driver:
 
     def finish(self, name):
         """All files of a pack have a result: what was processed goes, with the pack's folders; what
-        has failed stays until the next start, with its logs."""
+        has failed stays, its logs until the next start, its file until a new pack takes it."""
         pack, folder = self.state.packs[name], self.path(name)
         failed = pack.failed()
         size = sum(file.size for index, file in enumerate(pack.files) if index not in failed)
         self.append("over", pack=name, failed=failed, bytes=size)
         here, place = helper.read_indices(folder, "arrived").intersection(failed), self.place(name)
-        for index in here - pack.failed_before:  # those are in another pack by now
+        for index in here - pack.failed_before:  # those are pending again, or in a new pack
             file = pack.files[index]
             if helper.size_of(os.path.join(place.folder, file.path)) is not None:
                 self.kept[file.path] = Kept(name, place.folder, *file[:3])
@@ -1180,9 +1190,10 @@ class Driver:
                 raise login_needed(said)
             pack.next_download = time.monotonic() + self.config.POLL_SECONDS
             pack.failed_downloads += 1
-            helper.log(f"The download of {name} ended early: {said}.\nIt will be tried again.")
             self.count_failure(cause_of(said))
-            if pack.failed_downloads >= MOST_FRUITLESS:
+            if pack.failed_downloads < MOST_FRUITLESS or self.is_halted:
+                helper.log(f"The download of {name} ended early: {said}.\nIt will be tried again.")
+            else:
                 self.give_up(name, said)
 
     def stop_downloads(self):
@@ -1255,7 +1266,7 @@ class Driver:
         if status == 0:
             with contextlib.suppress(ValueError):
                 entries = scheduler.parse_queue(output)
-        if entries is None or scheduler.is_silent and not entries and not self.is_empty(output):
+        if entries is None or scheduler.is_silent and not entries and not self.is_empty():
             self.report_once("queue", f"The scheduler does not answer ({scheduler.queue[0]}: "
                              f"{helper.first_line(errors or output)}).\nAsking again every "
                              f"{self.config.POLL_SECONDS:g} s.", errors or "nonsense")
@@ -1269,13 +1280,11 @@ class Driver:
                 entries.append(QueueEntry(pack.id or "", ours, "running", ""))
         return entries
 
-    def is_empty(self, output):
-        """True if an answer without any job means that there are none: a scheduler that is silent
-        then is asked about one of ours."""
+    def is_empty(self):
+        """True if no jobs in an answer means that there are none: a scheduler that is silent then
+        is asked about one of ours. (If none of ours is known to it, nothing is given up for it.)"""
         ids = [pack.id for pack in self.state.submitted().values() if pack.id]
-        if not ids:
-            return not output.strip()
-        return GONE.search(output_of(self.scheduler.job_info + ids[:1])) is not None
+        return not ids or GONE.search(output_of(self.scheduler.job_info + ids[:1])) is not None
 
     def cancel_ghosts(self, entries):
         """Cancel jobs of this run that were given up, but wait in the queue."""
@@ -1298,19 +1307,21 @@ class Driver:
         self.cancel(waiting)
 
     def stop_job(self, folder, attempt):
-        """Let a job begin no other file; its Token, as it was."""
-        while True:
-            token = find_token(os.listdir(folder), attempt)
-            if token is None or token.state not in ("ticket", "at") or take_token(
-                    folder, token, "gone" if token.state == "ticket" else "stop"):
+        """Let a job begin no other file; its Token, as it was, None if somebody has removed it."""
+        for _ in range(100):
+            token = find_token(os.listdir(folder), attempt)  # None if it is just being moved
+            if token and (token.state not in ("ticket", "at") or take_token(
+                    folder, token, "gone" if token.state == "ticket" else "stop")):
                 return token
             time.sleep(0.01)
+        return None
 
     def halt(self):
         """Too many files fail: jobs that have not begun a file are cancelled, the others end their
         file and begin no other."""
         self.report_once("halt", describe_halt(
             self.halt_causes, self.config.MAX_FAILURES_IN_A_ROW))
+        report_transfers(self.state)
         self.stop_downloads()
         entries, ids = self.ask_queue() or [], []
         try:
@@ -1338,7 +1349,8 @@ class Driver:
 
     def main_loop(self):
         """Keep the jobs coming until all files are done, or until stopped."""
-        self.begun = self.last_end = time.monotonic()
+        if not (self.processed_here or self.failures):  # during a listing, after a restart
+            self.begun = self.last_end = time.monotonic()
         pauses = helper.backoff(0.05, 0.5, 1.2)
         while not self.stopping and (self.state.submitted() if self.is_halted else
                                      self.pending or self.state.packs):
@@ -1421,11 +1433,11 @@ class Driver:
         """When all downloads wait for Globus, say why."""
         reasons = []
         for name, pack in self.state.packs.items():
-            token = self.token_of(name)
-            if pack.download or pack.is_submitted and token and token.step == "get":
+            token = self.token_of(name) if pack.is_submitted else None
+            if pack.download or token and token.step == "get":
                 lines = helper.read_text(os.path.join(self.path(name), "waiting"))
                 reasons.append(lines.split("  (task ")[0] if lines else None)
-            elif pack.is_submitted and token and token.state == "at":
+            elif token and token.state == "at":
                 return
         causes = {cause_of(reason or ""): reason for reason in reasons}
         before, self.stall = self.stall, (
@@ -1556,7 +1568,8 @@ def describe_halt(causes, most):
 
 def describe_no_room(config, kept):
     """Why no file fits into MAX_BYTES any more, and how to go on."""
-    folders = " ".join(sorted({shlex.quote(file.folder) for file in kept}))
+    folders = " ".join(sorted({re.sub(r"(?s)^(.*)/g\d+-(\w+)$", lambda match: shlex.quote(
+        match.group(1)) + "/g*-" + match.group(2), file.folder) for file in kept}))
     return (f"STOPPING: what failures left in {config.DOWNLOAD_DIR} leaves no room for another "
             "file within MAX_BYTES.\nRemove what you do not need, or raise MAX_BYTES, and start "
             f"again:\nrm -r {folders}")
@@ -2093,7 +2106,6 @@ def begin(driver, is_new):
     find_kept(driver)
     if not is_new:
         resume(driver)
-    helper.remove_if_there(os.path.join(driver.folder, "failed.txt"))  # of the last start
     done, size, _ = driver.state.numbers()
     driver.append("start", done=done, bytes=size, failed={
         name: pack.failed() for name, pack in driver.state.packs.items()})
@@ -2110,6 +2122,7 @@ def batch(driver, is_new, files, limit):
         size, unwanted = plan(driver, files, limit)
         driver.is_listing = False
         driver.tidy([driver.kept.pop(path).pack for path in unwanted if path in driver.kept])
+        helper.remove_if_there(os.path.join(driver.folder, "failed.txt"))  # of the last start
         driver.append("listed", refused=len(driver.refused), total=(
             driver.state.count() + driver.count_failed() + driver.count_left()))
         report_begin(driver, size)
@@ -2172,7 +2185,7 @@ def main(argv=None):
     driver = Driver(config, scheduler, shlex.split(config.RESOURCES))
     if options.dry_run:
         return dry_run(driver, helper.list_files(client, config), options.limit)
-    files = helper.list_files(client, config)
+    files = helper.list_files(client, config)  # nothing is listed yet: plan() does, file by file
     helper.require_writable(config, "WORKING_DIR")
     os.makedirs(driver.folder, exist_ok=True)
     with lock(driver.folder):

@@ -1814,11 +1814,11 @@ def stop_task(client, request, task_id):
 
 # A pack's files, in its folder in WORKING_DIR/jobs/:
 #   files          a line each: size, date and path, with tabs between; its number is its index
-#   settings.json  of the driver, at the submission
+#   settings.json  of the driver, at the last submission or download
 #   moved          indices of files that came from the folder of an earlier pack
 #   submission.N   the Nth transfer: submission id, and what it carries; written before its use
 #   arrived        indices of the files that have arrived, processed ones too; appears when all that
-#                  can arrive has
+#                  can arrive has, and goes if one of them has to be sent again
 #   results.*      lines `INDEX STATUS [WORDS]`, a file for each writer; 0 = processed
 #   waiting        for what the download waits
 #   wrapper.sh     the job; process.sh: as it was when the job began
@@ -1972,7 +1972,7 @@ def download_pack(config, folder):
             missing = dict.fromkeys((file.path for file in asked.values()), None)
             if submission["to"] != to:  # DESTINATION_PATH has changed since: it is sent anew
                 stop_task(client, request, None)
-            else:
+            elif asked:
                 missing, failure = transfer_files(
                     client, config, place, request, list(asked.values()), True, is_new)
                 is_empty = is_new and failure and len(missing) == len(asked)

@@ -133,8 +133,8 @@ def test_what_this_machine_or_globus_refuses_for_a_moment_is_tried_again_and_cos
     emulator.add({"f%d" % n: b"x" for n in range(10)})  # two packs: of one file, it would fail
     emulator.fault("POST /v0.10/transfer", times=1, status=403, json={
         "code": "PermissionDenied", "message": "not yours"})
-    driven.config("NUM_JOBS = 1", "import errno", "fork, refused = os.fork, []", "def refuse_some():",
-                  "    refused.append(1)", "    if len(refused) < 3:",
+    driven.config("NUM_JOBS = 1", "import errno", "fork, refused = os.fork, []",
+                  "def refuse_some():", "    refused.append(1)", "    if len(refused) < 3:",
                   "        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))",
                   "    return fork()", "os.fork = refuse_some")
     with open(str(driven.folder / "helper.py"), "a") as file:

@@ -281,3 +281,18 @@ def test_a_pack_with_failures_only_comes_after_new_ones(copying, emulator):
              if event["event"] == "submit"]
     assert packs == ["g1", "g2", "g3"]
     assert end(driver)[0] == "7 processed, 2 failed, 0 not needed"
+
+
+
+def test_what_failures_put_a_pack_behind_new_ones():
+    pack = DRIVER.Pack([DRIVER.helper.File(name, 1, "", None) for name in "ab"])
+    assert not pack.has_only_failed()
+    pack.results = {0: (1, "gone", "download-node-7")}  # no job had it yet
+    assert not pack.has_only_failed()
+    pack.results[0] = (1, "", "1.7.node-8-9")
+    assert pack.has_only_failed()
+    pack.results[1] = (0, "", "1.7.node-8-9")
+    assert not pack.has_only_failed()
+    del pack.results[1]
+    pack.failed_before = {0}  # before the last start
+    assert not pack.has_only_failed()

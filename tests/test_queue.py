@@ -341,3 +341,13 @@ def test_a_stop_prints_no_command_that_would_cancel_a_job_of_another_name(played
     played.poll()
     played.module.report_stop(played.driver)
     assert "To cancel: scancel 1001\n" in played.text()
+
+
+
+def test_pbs_that_greets_where_there_are_no_jobs_is_asked_to_take_one_again(tmp_path, monkeypatch):
+    played = Played(tmp_path, monkeypatch, "pbs").start("a")
+    played.plays["qstat"] = lambda command: (0, "Welcome to the cluster\n", "")
+    played.plays["qsub"] = lambda command: (1, "", "qsub: busy")
+    played.poll(2)
+    played.plays.update(qsub=played.accept, qstat=played.list)
+    assert played.finish() == (1, 0) and "does not answer" not in played.text()

@@ -1,5 +1,6 @@
 """globus-batch-download.py, "the driver": what a scheduler says of a submission, when it is tried
 again, and when the run stops."""
+import errno
 import os
 
 import hypothesis
@@ -411,3 +412,16 @@ def test_refusals_from_the_first_one_on_stop_the_run_with_their_reason(name, pla
     assert refusal[:refusal.index("The command was: sbatch ")].endswith(told)
     end = words.split("has accepted no job in 3 tries: ")[1]
     assert end[:end.index("Fix that, often RESOURCES in config.py, ")].endswith(told)
+
+
+
+def test_a_disk_that_is_full_when_a_pack_is_set_up_is_waited_for_at_each_poll(played, monkeypatch):
+    def refuse(path, **_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", path)
+
+    played.start("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "makedirs", refuse)
+        played.poll(3)
+    assert played.text().count("Waiting: Disk quota exceeded") == 1
+    assert played.finish() == (1, 0)
