@@ -61,6 +61,7 @@ def test_the_exit_status_of_a_try_that_the_scheduler_stopped_is_not_the_job_s_en
     assert processed(copying) == {"a": 1}
 
 
+@pytest.mark.long
 def test_a_job_that_is_begun_again_after_its_end_does_nothing(copying, emulator, tmp_path):
     """Also while the driver takes its result: between its look at the tokens and its move, and
     after that."""

@@ -132,6 +132,7 @@ def test_what_an_interrupted_batch_has_there_is_not_touched(stand_in, other, emu
     assert contents(stand_in.downloads) == second
 
 
+@pytest.mark.long
 def test_what_failures_of_another_batch_have_left_there_is_not_touched(stand_in, other, emulator):
     first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
     stand_in.config("MAX_FAILURES_IN_A_ROW = None")

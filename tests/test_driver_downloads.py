@@ -252,6 +252,7 @@ def test_a_node_waits_for_a_file_that_it_sees_late_and_asks_about_one_that_it_do
     assert processed(driven) == {"b": 1}
 
 
+@pytest.mark.long
 def test_a_pack_that_globus_does_not_take_for_now_does_not_hold_up_the_others(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(8)})
     emulator.fault("POST /v0.10/transfer", times=30, skip=1, status=409, json={
@@ -374,6 +375,7 @@ def test_one_file_that_changed_before_it_was_sent_counts_after_a_kill_as_well(dr
     assert last_line(driven.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
+@pytest.mark.long
 def test_a_refusal_of_all_packs_costs_no_file(driven, emulator):
     emulator.add({"f%03d" % n: b"x" for n in range(100)})
     driven.config("FILES_PER_JOB = 50", "MAX_FAILURES_IN_A_ROW = 4")

@@ -159,6 +159,7 @@ def test_a_subdirectory_that_can_never_be_listed_is_refused_and_the_rest_arrives
     assert site.downloaded() == {"a": b"1", "good/c": b"3"}
 
 
+@pytest.mark.long
 def test_an_outage_of_all_of_globus_refuses_no_subdirectory(site, here, emulator):
     emulator.add({"a": b"1", "sub/b": b"2"})
     emulator.fault("/ls", skip=1, times=6, status=503, text="<html>maintenance</html>")

@@ -123,6 +123,7 @@ def test_a_disk_full_of_failures_stops_the_run_and_it_goes_on_once_there_is_room
     assert most <= 2500 and set(processed(copying).values()) == {1}
 
 
+@pytest.mark.long
 def test_failures_that_fill_the_disk_are_tried_again_where_they_are(stand_in, emulator):
     """They are there already, so that they need no more room."""
     fill_the_disk(stand_in, emulator)

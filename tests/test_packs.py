@@ -196,6 +196,7 @@ def test_a_job_that_is_killed_while_it_downloads_is_submitted_again_and_costs_no
     assert "in a row" not in done.err  # one failure, however many files it had
 
 
+@pytest.mark.long
 def test_files_whose_jobs_are_always_killed_while_they_download_fail_in_the_end(
         stand_in, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(4)})

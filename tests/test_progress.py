@@ -178,6 +178,7 @@ def test_a_download_over_quota_shows_no_time_left(site, emulator):
     assert "1 of 2 files, 500 B of 2.5 kB" in seen and "left" not in seen
 
 
+@pytest.mark.long
 def test_the_driver_says_why_all_its_jobs_wait(stand_in, emulator):
     emulator.add({"a": b"1", "b": b"2"})
     stand_in.process(*KEEP)

@@ -995,6 +995,7 @@ def arrived(most_failures=None):
     return world
 
 
+@pytest.mark.long
 def test_no_file_is_in_two_jobs_if_one_moves_its_token_while_the_driver_looks():
     def scenario():
         world = arrived()
@@ -1007,6 +1008,7 @@ def test_no_file_is_in_two_jobs_if_one_moves_its_token_while_the_driver_looks():
     at_each_call(scenario)
 
 
+@pytest.mark.long
 def test_no_file_is_in_two_jobs_if_one_is_requeued_while_the_driver_closes_it():
     def scenario():
         world = arrived()
@@ -1024,6 +1026,7 @@ def test_no_file_is_in_two_jobs_if_one_is_requeued_while_the_driver_closes_it():
     at_each_call(scenario)
 
 
+@pytest.mark.long
 def test_no_file_is_in_two_jobs_if_one_that_ended_by_itself_is_requeued():
     def scenario():
         world = arrived()
@@ -1066,6 +1069,7 @@ def test_no_file_is_in_two_jobs_if_one_begins_late_while_it_is_given_up():
     at_each_call(scenario)
 
 
+@pytest.mark.long
 def test_no_file_is_in_two_jobs_if_one_of_two_jobs_of_one_submission_has_the_token():
     def scenario():
         world = World(1, 1, 2)
@@ -1083,6 +1087,7 @@ def test_no_file_is_in_two_jobs_if_one_of_two_jobs_of_one_submission_has_the_tok
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.long
 def test_a_halt_cancels_no_job_at_work_that_has_just_begun(is_killed):
     def scenario():
         world = arrived(most_failures=1)
@@ -1104,6 +1109,7 @@ def test_a_halt_cancels_no_job_at_work_that_has_just_begun(is_killed):
     at_each_call(scenario)
 
 
+@pytest.mark.long
 def test_a_job_killed_once_after_process_sh_has_moved_its_file_fails_no_file():
     def scenario():
         world = arrived()
@@ -1115,6 +1121,7 @@ def test_a_job_killed_once_after_process_sh_has_moved_its_file_fails_no_file():
     at_each_call(scenario)
 
 
+@pytest.mark.long
 def test_no_file_begins_again_if_a_job_killed_before_its_report_is_requeued():
     def scenario():
         world = arrived()

@@ -37,6 +37,7 @@ def test_the_end_names_data_time_bytes_rate_and_retries(copying, emulator):
     assert max(map(len, done.out.splitlines())) <= 80
 
 
+@pytest.mark.long
 def test_jobs_that_are_cancelled_together_are_one_line(copying, emulator):
     emulator.add({"f%02d" % n: b"x" for n in range(7)})
     copying.config("NUM_JOBS = 7", "POLL_SECONDS = 2", "MAX_FAILURES_IN_A_ROW = None")

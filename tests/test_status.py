@@ -132,6 +132,7 @@ def test_a_journal_that_is_none_is_told(tmp_path):
         DRIVER.status(str(tmp_path))
 
 
+@pytest.mark.long
 def test_beside_a_driver_another_one_is_refused_with_how_to_ask_and_a_dry_run_says_that_it_runs(
         at_work):
     done = at_work.run(BATCH)
