@@ -118,6 +118,7 @@ def test_transfers_of_equal_names_at_the_same_time_do_not_meet(
     assert [task["status"] for task in emulator.tasks()] == ["SUCCEEDED"] * 3
 
 
+@pytest.mark.long
 def test_what_an_interrupted_batch_has_there_is_not_touched(stand_in, other, emulator):
     first, second = set_path(stand_in, emulator, "one"), set_path(other, emulator, "two")
     for site in (stand_in, other):

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import DESTINATION, TESTS
 
 
@@ -21,6 +22,7 @@ def test_what_is_assumed_of_globus_holds_of_the_emulator(site, emulator, tmp_pat
     assert site.tokens.read_text() not in json.dumps(seen)
 
 
+@pytest.mark.long
 def test_an_assumption_that_does_not_hold_is_told_with_status_1(site, emulator, tmp_path):
     emulator.add({"file1.txt": b"one\n", "file2.txt": b"two\n"})
     emulator.fault("/ls", patch={"total": 7})

@@ -152,6 +152,7 @@ BLACK_HOLES = {
 
 
 @pytest.mark.parametrize("how", BLACK_HOLES)
+@pytest.mark.long
 def test_a_node_that_fails_every_job_at_once_is_named_in_the_report(
         how, copying, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(6)})

@@ -87,6 +87,7 @@ def test_a_run_that_is_resumed_is_told_with_its_jobs_by_a_dry_run_too(copying, e
         assert "Resuming the interrupted run: 0 processed, 1 job (%s).\n" % job_id in said
 
 
+@pytest.mark.long
 def test_a_file_that_failed_and_has_changed_since_is_sent_again_though_its_pack_was_open(
         stand_in, emulator):
     emulator.add({"a": b"old", "b": b"1"})
