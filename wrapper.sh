@@ -55,7 +55,7 @@ if [ "$1" = --pack ]; then
   cp -- "$_here/process.sh" "$_process.$$" && chmod 755 "$_process.$$" || finish 1
   [ -s "$_process.$$" ] || { echo "process.sh is empty" && finish 1; } # while it is saved, perhaps
   mv -T -- "$_process.$$" "$_process" || finish 1
-  # The driver has not downloaded it.
+  # Unless the driver has downloaded it.
   [ -e "$_pack/arrived" ] || "$PYTHON" "$_here/globus-single-file-download.py" --pack "$_pack" ||
     finish "${_stopped:-$?}"
   for _file in "$_pack"/results.*; do

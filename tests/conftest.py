@@ -240,21 +240,24 @@ class Site:
         return done
 
     def watch(self, script, *options, columns=80, lines=24):
-        """Run a script in a terminal: yields its screen, a pyte.Screen, as it changes. The exit
-        status is in its `status` at the end."""
+        """Run a script in a terminal: yields its screen, a pyte.Screen, as it changes, with all
+        that was ever written there in its `said`. At the end its `status` is the exit status."""
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         process = subprocess.Popen(self.command(script, *options), cwd=str(self.folder),
                                    env=self.env, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
         screen = pyte.Screen(columns, lines)
+        screen.said = ""
         stream = pyte.ByteStream(screen)
         with open(ours, "rb", buffering=0) as terminal:
             while True:
                 try:
-                    stream.feed(terminal.read(4096))
+                    said = terminal.read(4096)
                 except OSError:  # the script has ended
                     break
+                stream.feed(said)
+                screen.said += said.decode(errors="replace")
                 yield screen
         screen.status = process.wait()
         yield screen

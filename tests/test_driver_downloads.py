@@ -216,8 +216,8 @@ def test_a_run_that_was_interrupted_may_go_on_with_the_other_way(driven, emulato
 def test_packs_that_wait_are_shown_on_the_bar(driven, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(4)})
     emulator.bend(task_seconds=2)
-    seen = ["\n".join(screen.display) for screen in driven.watch(BATCH)]
-    assert any("0 of 4 files, 0 jobs in the queue, 3 packs ahead" in text for text in seen)
+    *_, screen = driven.watch(BATCH)
+    assert "0 of 4 files, 0 jobs in the queue, 3 packs ahead" in screen.said
 
 
 def test_the_download_is_journalled_before_globus_is_asked(driven, emulator):
