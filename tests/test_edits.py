@@ -65,6 +65,7 @@ def test_jobs_go_on_with_the_data_set_of_their_driver_when_config_py_is_edited(
 
 
 @pytest.mark.parametrize("where", ["job", pytest.param("driver", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_jobs_that_wait_in_the_queue_while_config_py_is_edited_keep_their_data_set(
         where, stand_in, emulator, tmp_path):
     files = emulator.add({"f%d" % n: b"%d" % n for n in range(4)})

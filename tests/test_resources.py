@@ -18,6 +18,7 @@ from conftest import (
 batch = load("globus-batch-download")
 
 
+@pytest.mark.long
 def test_resources_that_can_never_work_stop_the_run_with_the_schedulers_words_until_mended(
         cluster, emulator):
     emulator.add({"a": b"1"})

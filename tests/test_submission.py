@@ -64,6 +64,7 @@ SUBMISSIONS = [
 ]
 
 
+@pytest.mark.long
 def test_each_file_is_processed_once_whatever_comes_of_its_submission(cluster, emulator, tmp_path):
     files = emulator.add({"f%d" % n: b"x" for n in range(6)})
     command = SUBMIT[cluster.scheduler]
