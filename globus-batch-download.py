@@ -856,9 +856,10 @@ class Driver:
             self.submit(name)
 
     def next_pack(self):
-        """The next pack to be submitted, None if there is none for now. If jobs download, a new one
-        comes before those that had failures only, of which as many may wait as there are slots, or
-        all if many fail; and then before those whose last job brought nothing, too."""
+        """The next pack to be submitted, None if there is none for now. A new one, or one that is
+        being downloaded, comes before those that had failures only, of which as many may wait as
+        there are slots, or all if many fail; and then before those whose last job brought nothing,
+        too."""
         by_job = self.config.DOWNLOAD_BY == "job"
         ready = [name for name, pack in self.state.ahead().items()
                  if pack.download is None and pack.left() and (by_job or self.has_arrived(name))]
@@ -867,9 +868,14 @@ class Driver:
         late = failed if is_unlucky or len(failed) < self.config.NUM_JOBS else []
         first = [name for name in ready if not (
             name in late or is_unlucky and packs[name].fruitless)]
-        new = self.new_pack(self.config.NUM_JOBS - len(self.state.submitted())) if (
-            by_job and not first) else None
-        return next(iter(first or filter(None, [new, *ready])), None)
+        if first:
+            return first[0]
+        if by_job:
+            new = self.new_pack(self.config.NUM_JOBS - len(self.state.submitted()))
+            return next(filter(None, [new, *ready]), None)
+        is_more_coming = any(pack.left() and not self.has_arrived(name)
+                             for name, pack in self.state.ahead().items())
+        return ready[0] if ready and not is_more_coming else None
 
     def has_bad_luck(self):
         """True if half of the failures that stop the run have come in a row."""

@@ -482,15 +482,6 @@ def hold_jobs(site, tmp_path):
     return folder
 
 
-def kill_with_a_job_at_work(site):
-    driver = site.start(BATCH)
-    wait_until(is_begun(site, "a"))
-    wait_until(lambda: queued(site))
-    driver.kill()
-    driver.communicate()
-    return journal(site)
-
-
 def kill_driver_with_a_job(site):
     """Kill the driver when its first job is queued, which waits for a file `go`."""
     site.process("until [ -e go ]; do sleep 0.1; done", *KEEP)

@@ -17,11 +17,12 @@ from conftest import (
     count_events,
     end,
     hold,
-    kill_with_a_job_at_work,
+    kill,
     last_line,
     load,
     processed,
     put_before,
+    queued,
     state_of,
     wait_for,
     wait_until,
@@ -309,9 +310,10 @@ def test_an_unrelated_job_with_the_id_of_ours_is_never_cancelled(copying, emulat
     copying.process(*HOLD, '[ -e fixed ] || [ "$GLOBUS_NAME" = a ] || exit 3', *KEEP)
     calls = calls_of(copying, tmp_path, "scancel")
     held, waits = hold(copying, "a"), [hold(copying, "b"), hold(copying, "c")]
-    kill_with_a_job_at_work(copying)
+    driver = copying.start(BATCH)
+    wait_until(lambda: len(begun(copying)) == len(queued(copying)) == 3)
+    kill(driver)
     # The controller is set up afresh: no job is left, and ids begin again.
-    wait_until(lambda: len(begun(copying)) == 3)
     for folder in list((tmp_path / "stand-in").iterdir()):
         os.killpg(int((folder / "pid").read_text()), signal.SIGKILL)
         shutil.rmtree(str(folder))
