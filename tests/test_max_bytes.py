@@ -74,7 +74,8 @@ def test_downloads_in_flight_never_exceed_max_bytes(cluster, emulator):
     cluster.config("NUM_JOBS = 8", "MAX_BYTES = 5000")
     # f0, f1 and f3 fit at the same time.
     cluster.process('touch "begun.$GLOBUS_NAME"',
-                    'until [ "$(echo begun.* | wc -w)" -ge 3 ]; do sleep 0.1; done; sleep 1', *KEEP)
+                    "until there=(begun.*) && [ ${#there[@]} -ge 3 ]; do sleep 0.1; done; sleep 1",
+                    *KEEP)
     done, most = run_with_disk(cluster)
     assert last_line(done) == "9 processed, 0 failed, 0 not needed"
     assert 3000 < most <= 5000
