@@ -873,7 +873,7 @@ class Driver:
         if by_job:
             new = self.new_pack(self.config.NUM_JOBS - len(self.state.submitted()))
             return next(filter(None, [new, *ready]), None)
-        is_more_coming = any(pack.left() and not self.has_arrived(name)
+        is_more_coming = any(pack.left() and name not in ready
                              for name, pack in self.state.ahead().items())
         return ready[0] if ready and not is_more_coming else None
 
@@ -1574,8 +1574,9 @@ def describe_halt(causes, most):
 
 def describe_no_room(config, kept):
     """Why no file fits into MAX_BYTES any more, and how to go on."""
-    folders = " ".join(sorted({re.sub(r"(?s)^(.*)/g\d+-(\w+)$", lambda match: shlex.quote(
-        match.group(1)) + "/g*-" + match.group(2), file.folder) for file in kept}))
+    folders = " ".join(sorted({  # a pattern for each run
+        shlex.quote(os.path.dirname(file.folder)) + "/g*-" + file.pack.partition("-")[2]
+        for file in kept}))
     return (f"STOPPING: what failures left in {config.DOWNLOAD_DIR} leaves no room for another "
             "file within MAX_BYTES.\nRemove what you do not need, or raise MAX_BYTES, and start "
             f"again:\nrm -r {folders}")

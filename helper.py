@@ -757,7 +757,7 @@ def read_tokens(path=None):
 def store_tokens(by_resource_server):
     """Merge new tokens into the token file, which at every moment is whole and yours alone; if
     there are none, only see that this can be done."""
-    new = f"{os.path.realpath(token_file())}.new-{os.uname().nodename}-{os.getpid()}"
+    new = new_name(os.path.realpath(token_file()))
     with token_lock():
         tokens = read_tokens()
         for server, fresh in by_resource_server.items():  # which may leave out the refresh token

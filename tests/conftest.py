@@ -889,17 +889,12 @@ def make_cluster(kind, site, tmp_path):
 # ---- a driver without processes ----
 
 
-@functools.lru_cache(maxsize=None)
-def played_module():
-    return load("globus-batch-download")
-
-
 class Played:
     """The driver in this process, a step at a time: for what it makes of a scheduler's words, of
     tokens, and of time. Scheduler, jobs and clock are played; the files in jobs/ are real."""
 
     def __init__(self, root, monkeypatch, kind="slurm"):
-        self.module, self.scheduler = played_module(), played_module().SCHEDULERS[kind]
+        self.module, self.scheduler = loaded(BATCH), loaded(BATCH).SCHEDULERS[kind]
         self.kind, self.now, self.number, self.folder = kind, 1000.0, 1000, root / "jobs"
         self.jobs = {}  # id: PlayedJob, as the scheduler knows them
         self.calls, self.said = [], []

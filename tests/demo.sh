@@ -36,7 +36,7 @@ interrupt() {
   cd -- "$USER_FOLDER" || exit
   until answer=$($command) &&
     [[ $answer =~ ^([2-9]|10)\ of.*job.*sample.*\ as\ process\ ([0-9]+) ]]; do
-    sleep 1 && [ -d "$USER_FOLDER" ] || exit
+    sleep 0.5 && [ -d "$USER_FOLDER" ] || exit
   done
   printf '\n\n[in another terminal]\n%s$ %s%s\n%s\n' "$BOLD" "$command" "$PLAIN" "$answer"
   printf '\n[the demo presses Ctrl-C]\n'

@@ -90,3 +90,18 @@ def test_a_journal_that_cannot_be_written_for_a_moment_ends_the_driver_and_loses
         "where it stopped." % played.folder)
     played.kill()
     assert played.start().finish() == (2, 0) and played.processed == {"a": 1, "b": 1}
+
+
+def test_a_refused_submission_is_no_retry_but_a_job_for_a_pack_that_had_one_is(played):
+    def numbers():
+        return played.module.describe_numbers(played.driver.state, 0)
+
+    played.plays["sbatch"] = lambda command: (1, "", "sbatch: error: busy")
+    played.start("a").step()
+    played.plays["sbatch"] = played.accept
+    played.poll(2)
+    assert list(played.jobs) == ["1000"] and "retr" not in numbers()
+    played.jobs["1000"].begin()
+    played.jobs["1000"].die("NODE_FAIL")
+    played.poll(3)
+    assert "1001" in played.jobs and numbers().endswith(", 1 retry")

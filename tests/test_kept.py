@@ -1,9 +1,7 @@
 """globus-batch-download.py, what failures leave: their files and logs stay until the next start, as
 the summary says, and are used again."""
 import pytest
-from conftest import BATCH, KEEP, NEEDED, QUICK, entries, last_line, load, processed
-
-driver = load("globus-batch-download")
+from conftest import BATCH, KEEP, NEEDED, QUICK, last_line, processed
 
 # A job is killed at work on c, the last one, which it has cut short.
 CUT_SHORT = ('[ "$GLOBUS_NAME" != a ] || { echo "no header"; exit 1; }',
@@ -35,22 +33,3 @@ def test_the_log_of_a_download_by_the_driver_is_not_written_over_by_the_job(stan
     assert last_line(done) == "1 processed, 1 failed, 0 not needed"
     log = next(word for word in done.err.split() if word.endswith("download.log)"))
     assert "no space left" in (stand_in.folder / log.strip("()")).read_text()
-
-
-def test_refused_submissions_are_no_retries():
-    state = driver.State()
-    file = [entries("a")[0][key] for key in ("name", "size", "last_modified")]
-    for event in ({"event": "run", "run": "abcde", "identity": {}},
-                  {"event": "pack", "pack": "g1-abcde", "files": [file]},
-                  {"event": "submit", "pack": "g1-abcde", "attempt": 1, "results": 0},
-                  {"event": "closed", "pack": "g1-abcde", "at": None, "results": None},
-                  {"event": "submit", "pack": "g1-abcde", "attempt": 2, "results": 0},
-                  {"event": "queued", "pack": "g1-abcde", "id": "7"}):
-        state.apply(dict(event, time=0))
-    assert state.retries == 0
-    for event in ({"event": "closed", "pack": "g1-abcde", "at": None, "results": 0},
-                  {"event": "submit", "pack": "g1-abcde", "attempt": 3, "results": 0},
-                  {"event": "queued", "pack": "g1-abcde", "id": "8"},
-                  {"event": "queued", "pack": "g1-abcde", "id": "9"}):  # of the same job
-        state.apply(dict(event, time=0))
-    assert state.retries == 1
