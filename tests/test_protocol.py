@@ -13,11 +13,19 @@ import threading
 import time
 import types
 
+import hypothesis
 import pytest
 from conftest import load
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 GRACE, POLL = 5, 1  # seconds
 UNTIL_IT_SLEEPS = 10 ** 9  # calls
@@ -1162,13 +1170,14 @@ def test_the_driver_may_be_killed_at_every_call(by, step):
             return
 
 
-def run(number, seed=None, **options):
-    """Try so many examples."""
-    Protocol.TestCase.settings = settings(
+def run(number, seed=0):
+    """Try so many examples: the same ones each time, others with HYPOTHESIS_RANDOM=1."""
+    machine = type("Machine", (Protocol,), {})
+    if not os.environ.get("HYPOTHESIS_RANDOM"):
+        hypothesis.seed(seed)(machine)
+    run_state_machine_as_test(machine, settings=settings(
         max_examples=number, stateful_step_count=40, deadline=None, database=None,
-        derandomize=seed is None, report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck), **options)
-    Protocol.TestCase("runTest").runTest()
+        report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))
 
 
 def test_whatever_is_killed_lost_or_repeated_each_file_is_processed_once():
