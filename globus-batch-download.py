@@ -343,7 +343,7 @@ def run_command(command, stdin=subprocess.DEVNULL, seconds=QUEUE_SECONDS, env=No
 # folder in jobs/, which exactly one of job and driver moves; its name says where the job is:
 #   ticket.ATTEMPT                         submitted, not begun
 #   at.ATTEMPT.ID.WRITER.STEP              begun; STEP: `get`, or the index of the file at work
-#   stop.ATTEMPT.ID.WRITER.STEP            the driver: begin no other file
+#   stop.ATTEMPT.ID.WRITER.STEP            begin no other file: the driver, or the requeued job
 #   end.ATTEMPT.ID.WRITER.STEP.STATUS      the job has ended by itself, above 128 by a signal
 #   gone.... or lost.... of each of them   the driver: closed, nobody's any more
 # ID: the number of the scheduler's id; WRITER: HOST-PID-RANDOM of the wrapper.sh at work.

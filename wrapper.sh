@@ -40,8 +40,8 @@ if [ "$1" = --pack ]; then
   _id=${SLURM_JOB_ID:-${PBS_JOBID:-${JOB_ID:-}}}
   _job=$_attempt.${_id%%[!0-9]*}
   cd -- "$_working_dir" && exec </dev/null || exit
-  for _token in "$_pack/at.$_job".*.[0-9]*; do # killed at work, and requeued: the driver decides
-    move "${_token##*/}" "end${_token##*/at}.137"
+  for _token in "$_pack/at.$_job".*.[0-9]*; do # requeued: who was at work may live on
+    move "${_token##*/}" "stop${_token##*/at}"
   done
   for _token in "$_pack/ticket.$_attempt" "$_pack/at.$_job".*.get; do
     _new=$_job.${HOSTNAME%%.*}-$$-$RANDOM$RANDOM

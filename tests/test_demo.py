@@ -18,7 +18,7 @@ STORY = [  # lines that a newcomer has to see, in this order
     r"The driver is running, .*", r".*Stopped\. \d jobs? left in the queue\.",
     r"\[exit status 130\]",
     # resumed, with the file that fails
-    r".*Resuming the interrupted run: \d+ processed, \d jobs? .*",
+    r".*Resuming the interrupted run: \d+ processed, \d jobs?( .*)?\.",
     r"FAILED sample-10\.txt\.gz: .*: not in gzip format.*",
     r"11 processed, 1 failed, 0 not needed", r"\[exit status 1\]",
     r"gzip: .*: not in gzip format",

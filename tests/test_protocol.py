@@ -322,8 +322,8 @@ class Incarnation(Actor):
         names = sorted(name for name in os.listdir(self.folder)
                        if name.startswith(f"at.{self.me}."))
         for name in [name for name in names if not name.endswith(".get")]:
-            yield  # killed at work on a file, and requeued
-            self.move(name, f"end{name[len('at'):]}.137")
+            yield  # requeued: who was at work may live on
+            self.move(name, "stop" + name[len("at"):])
         names = [name for name in names if name.endswith(".get")]
         for name in [f"ticket.{self.job.attempt}", *names]:
             me = f"{self.me}.node-1-{self.world.next_number()}"
@@ -1030,6 +1030,21 @@ def test_no_file_is_in_two_jobs_if_one_is_requeued_while_the_driver_closes_it():
             return work_up_to_a_file(job)
 
         yield world, requeue
+
+    at_each_call(scenario)
+
+
+@pytest.mark.long
+def test_no_file_is_in_two_jobs_if_one_lives_on_whose_requeued_job_ends_and_is_not_listed():
+    def scenario():
+        world = arrived()
+        job = world.jobs[0]
+        one = work_up_to_a_file(job)
+        job.state = "PENDING"
+        job.begin()
+        job.incarnations[-1].advance(99, "well")
+        job.is_listed, job.was_hidden = False, True
+        yield world, lambda: one
 
     at_each_call(scenario)
 
