@@ -10,15 +10,14 @@ import pytest
 from conftest import (
     BATCH,
     KEEP,
-    Played,
     copy_downloads,
     last_line,
-    load,
     processed,
     put_before,
     queued,
     wait_until,
 )
+from in_process import Played, load
 
 read = load("globus-batch-download")
 HEADING = "JOBID|NAME|STATE|REASON"

@@ -16,10 +16,10 @@ from conftest import (
     kill,
     last_line,
     let_go,
-    load,
     processed,
     wait_until,
 )
+from in_process import load
 
 helper = load("globus-batch-download").helper
 

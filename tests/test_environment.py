@@ -16,11 +16,11 @@ from conftest import (
     copy_downloads,
     journal,
     last_line,
-    load,
     processed,
     put_before,
     run_wrapper,
 )
+from in_process import load
 
 batch = load("globus-batch-download")
 

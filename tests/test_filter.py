@@ -3,17 +3,8 @@ import re
 import types
 
 import pytest
-from conftest import (
-    BATCH,
-    KEEP,
-    SOURCE,
-    check_err,
-    contents,
-    last_line,
-    load,
-    make_driver,
-    wait_until,
-)
+from conftest import BATCH, KEEP, SOURCE, check_err, contents, last_line, wait_until
+from in_process import load, make_driver
 
 DRIVER = load("globus-batch-download")
 helper = DRIVER.helper

@@ -9,16 +9,12 @@ from conftest import (
     HOLD,
     KEEP,
     NEEDED,
-    add_pack,
     copy_downloads,
     end,
     hold,
-    hold_jobs,
     journal,
     last_line,
     let_go,
-    load,
-    make_driver,
     processed,
     put_before,
     queued,
@@ -27,8 +23,25 @@ from conftest import (
     wait_until,
     with_stand_in,
 )
+from in_process import add_pack, load, make_driver
 
 DRIVER = load("globus-batch-download")
+
+
+def hold_jobs(site, tmp_path):
+    """A folder: while it has a file `all`, or `gN`, jobs (of pack N) are PENDING."""
+    folder = tmp_path / "pending"
+    folder.mkdir()
+    put_before(site, tmp_path, "sbatch",
+               'for word; do [ "$last" != --job-name ] || name=$word; last=$word; done',
+               '{ echo "while [ -e %s/all ] || [ -e %s/${name%%%%.*} ]; do sleep 0.1; done"'
+               % (folder, folder),
+               'echo "touch %s/begun.\\$SLURM_JOB_ID"; cat; } | "$real" "$@"' % folder)
+    put_before(site, tmp_path, "squeue",
+               '"$real" "$@" | while IFS="|" read -r id name state reason; do',
+               '[ "$state" != RUNNING ] || [ -e %s/begun.$id ] ||' % folder,
+               '{ state=PENDING; reason=Priority; }; echo "$id|$name|$state|$reason"; done')
+    return folder
 
 
 @pytest.fixture

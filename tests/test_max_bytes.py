@@ -8,18 +8,8 @@ import threading
 import time
 
 import pytest
-from conftest import (
-    BATCH,
-    KEEP,
-    NEEDED,
-    count_events,
-    last_line,
-    leave_failure,
-    load,
-    make_driver,
-    processed,
-    wait_until,
-)
+from conftest import BATCH, KEEP, NEEDED, count_events, last_line, processed, wait_until
+from in_process import leave_failure, load, make_driver
 
 DRIVER = load("globus-batch-download")
 

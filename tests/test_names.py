@@ -19,11 +19,11 @@ from conftest import (
     entries,
     is_harmful,
     last_line,
-    load,
     processed,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import load
 
 helper = load("helper")
 

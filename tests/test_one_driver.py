@@ -6,7 +6,8 @@ import os
 import signal
 
 import pytest
-from conftest import BATCH, KEEP, load, processed, wait_until
+from conftest import BATCH, KEEP, processed, wait_until
+from in_process import load
 
 read = load("globus-batch-download")
 

@@ -18,11 +18,11 @@ from conftest import (
     journal,
     kill,
     last_line,
-    load,
     processed,
     put_before,
     wait_until,
 )
+from in_process import load
 
 DRIVER = load("globus-batch-download")
 

@@ -5,16 +5,8 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import (
-    BATCH,
-    KEEP,
-    PATH,
-    check_err,
-    copy_downloads,
-    load,
-    put_before,
-    run_wrapper,
-)
+from conftest import BATCH, KEEP, PATH, check_err, copy_downloads, put_before, run_wrapper
+from in_process import load
 
 batch = load("globus-batch-download")
 

@@ -14,17 +14,15 @@ from conftest import (
     DESTINATION,
     KEEP,
     SIMPLE,
-    add_pack,
     end,
     journal,
     let_go,
-    load,
-    make_driver,
     output_of,
     processed,
     put_before,
     wait_until,
 )
+from in_process import add_pack, load, make_driver
 
 DRIVER = load("globus-batch-download")
 

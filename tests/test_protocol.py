@@ -15,7 +15,6 @@ import types
 
 import hypothesis
 import pytest
-from conftest import load
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,6 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from in_process import load
 
 GRACE, POLL = 5, 1  # seconds
 UNTIL_IT_SLEEPS = 10 ** 9  # calls

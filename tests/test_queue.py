@@ -10,7 +10,6 @@ from conftest import (
     BATCH,
     HOLD,
     KEEP,
-    Played,
     begun,
     calls_of,
     copy_downloads,
@@ -19,7 +18,6 @@ from conftest import (
     hold,
     kill,
     last_line,
-    load,
     processed,
     put_before,
     queued,
@@ -27,6 +25,7 @@ from conftest import (
     wait_for,
     wait_until,
 )
+from in_process import Played, load
 
 read = load("globus-batch-download")
 HEADING = read.SLURM_HEADING + "\n"

@@ -10,16 +10,8 @@ import sys
 import types
 
 import pytest
-from conftest import (
-    BATCH,
-    COLLECTION,
-    KEEP,
-    contents,
-    copy_downloads,
-    last_line,
-    load,
-    wait_until,
-)
+from conftest import BATCH, COLLECTION, KEEP, contents, copy_downloads, last_line, wait_until
+from in_process import load
 
 README = (COLLECTION / "README.md").read_text(encoding="utf-8")
 CODE = "\n".join(re.findall(r"(?m)^    +(\S.*)$", README)) + "\n" + " ".join(

@@ -5,18 +5,8 @@ import re
 import subprocess
 
 import pytest
-from conftest import (
-    BATCH,
-    HOLD,
-    KEEP,
-    KILL,
-    begun,
-    last_line,
-    load,
-    put_before,
-    queued,
-    wait_until,
-)
+from conftest import BATCH, HOLD, KEEP, KILL, begun, last_line, put_before, queued, wait_until
+from in_process import load
 
 DRIVER = load("globus-batch-download")
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"

@@ -3,17 +3,8 @@ import shlex
 import types
 
 import pytest
-from conftest import (
-    BATCH,
-    KEEP,
-    calls_of,
-    check_err,
-    copy_downloads,
-    journal,
-    last_line,
-    load,
-    processed,
-)
+from conftest import BATCH, KEEP, calls_of, check_err, copy_downloads, journal, last_line, processed
+from in_process import load
 
 batch = load("globus-batch-download")
 

@@ -15,20 +15,26 @@ from conftest import (
     contents,
     journal,
     kill,
-    kill_driver_with_a_job,
     last_line,
-    leave_failure,
     let_go,
-    load,
-    make_driver,
     processed,
     put_before,
     state_of,
     wait_until,
 )
+from in_process import leave_failure, load, make_driver
 
 DRIVER = load("globus-batch-download")
 WAIT = "touch begun; until [ -e go ]; do sleep 0.1; done"
+
+
+def kill_driver_with_a_job(site):
+    """Kill the driver when its first job is queued, which waits for a file `go`."""
+    site.process("until [ -e go ]; do sleep 0.1; done", *KEEP)
+    driver = site.start(BATCH)
+    wait_until(lambda: any(event["event"] == "queued" for event in journal(site)))
+    driver.kill()
+    driver.communicate()
 
 
 # ---- taken up ----

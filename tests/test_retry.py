@@ -9,7 +9,6 @@ from conftest import (
     HOLD,
     KEEP,
     KILL,
-    Played,
     begun,
     contents,
     copy_downloads,
@@ -17,12 +16,12 @@ from conftest import (
     journal,
     kinds,
     last_line,
-    load,
     processed,
     put_before,
     queued,
     wait_until,
 )
+from in_process import Played, load
 
 DRIVER = load("globus-batch-download")
 EVERY_KIND = pytest.mark.parametrize("kind", DRIVER.SCHEDULERS)

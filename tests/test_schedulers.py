@@ -12,11 +12,11 @@ from conftest import (
     copy_downloads,
     count_calls,
     last_line,
-    load,
     put_before,
     with_stand_in,
 )
 from hypothesis import strategies
+from in_process import load
 
 read = load("globus-batch-download")
 

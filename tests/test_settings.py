@@ -3,7 +3,8 @@ import re
 import shutil
 
 import pytest
-from conftest import BATCH, COLLECTION, DESTINATION, SIMPLE, load
+from conftest import BATCH, COLLECTION, DESTINATION, SIMPLE
+from in_process import load
 
 helper = load("helper")
 

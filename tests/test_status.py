@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import BATCH, add_pack, journal, kill, load, make_driver, wait_until
+from conftest import BATCH, journal, kill, wait_until
+from in_process import add_pack, load, make_driver
 
 DRIVER = load("globus-batch-download")
 NUMBERS = re.compile(r"(\d+) of (\d+) files? processed, (\d+) failed\.\nSince the start at "

@@ -16,12 +16,12 @@ from conftest import (
     end,
     hold,
     last_line,
-    load,
     processed,
     put_before,
     state_of,
     wait_until,
 )
+from in_process import load
 
 DRIVER = load("globus-batch-download")
 

@@ -6,7 +6,8 @@ import sys
 import types
 
 import pytest
-from conftest import BATCH, LOGIN, SIMPLE, SINGLE, check_err, load
+from conftest import BATCH, LOGIN, SIMPLE, SINGLE, check_err
+from in_process import load
 
 SCRIPTS = (SINGLE, SIMPLE, LOGIN, BATCH)
 # Runs each of the scripts with --help, as its own start would.

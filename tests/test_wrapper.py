@@ -12,10 +12,10 @@ from conftest import (
     copier,
     copy_downloads,
     last_line,
-    load,
     processed,
     run_wrapper,
 )
+from in_process import load
 
 
 @pytest.fixture
