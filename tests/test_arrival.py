@@ -25,7 +25,8 @@ def stale(site, emulator):
     {"status": 403, "json": {"code": "PermissionDenied", "message": "no"}},
     pytest.param({"status": 404, "json": {"code": "TaskNotFound", "message": "no"}},
                  marks=pytest.mark.long),
-    pytest.param({"patch": {"DATA": []}}, marks=pytest.mark.long), {"patch": NAMELESS},
+    pytest.param({"patch": {"DATA": []}}, marks=pytest.mark.long),
+    pytest.param({"patch": NAMELESS}, marks=pytest.mark.long),
 ], ids=["409", "403", "404", "empty", "without paths"])
 def test_what_was_skipped_without_being_named_has_not_arrived(fault, stale, here, emulator):
     emulator.fault(SKIPPED, **fault)

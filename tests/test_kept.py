@@ -10,7 +10,8 @@ CUT_SHORT = ('[ "$GLOBUS_NAME" != a ] || { echo "no header"; exit 1; }',
 
 @pytest.mark.parametrize("condition,numbers", [
     (" && mkdir killed 2>/dev/null", "2 processed, 1 failed, 0 not needed"),
-    ("", "1 processed, 2 failed, 0 not needed")], ids=["once", "twice"])
+    pytest.param("", "1 processed, 2 failed, 0 not needed", marks=pytest.mark.long)],
+    ids=["once", "twice"])
 def test_a_failed_file_stays_though_another_one_of_its_pack_was_left_half_processed(
         condition, numbers, stand_in, emulator):
     emulator.add({"a": b"1", "b": b"22", "c": b"333"})
