@@ -83,6 +83,7 @@ Scheduler = collections.namedtuple(
 # "blocked" (it cannot start as it is), "leaving" (its node does not let go) or "ended"; reason: in
 # the scheduler's words.
 QueueEntry = collections.namedtuple("QueueEntry", "id name state reason")
+WAITING = ("waiting", "held", "blocked")  # no node has it
 
 SLURM_HEADING = "JOBID|NAME|STATE|REASON"
 SLURM_LINE = re.compile(r"(?m)^(\d[^|\n]*)\|(.*)\|(\w+)\|([^|\n]*)$")
@@ -371,6 +372,11 @@ def find_token(names, attempt):
     """The Token of an attempt among the names of files; None if there is none."""
     tokens = filter(None, map(parse_token, names))
     return next((token for token in tokens if token.attempt == attempt), None)
+
+
+def has_begun_a_file(token):
+    """True if a job is, or was at its end, at work on a file."""
+    return token is not None and token.step not in (None, "get")
 
 
 def revoke(folder, attempt):
@@ -1063,7 +1069,8 @@ class Driver:
         the last ones; then the file at work is charged, if it has to be; the rest comes again.
         False if the job has moved its token meanwhile: it is alive."""
         pack, folder = self.state.packs[name], self.path(name)
-        if token and not take_token(folder, token, "lost" if end.may_live else "gone"):
+        if not token and self.token_of(name) or token and not take_token(
+                folder, token, "lost" if end.may_live else "gone"):
             return False
         pack.sizes = {}  # read them, whatever a cache of the file system says of their sizes
         self.take_results(name, os.listdir(folder))
@@ -1309,8 +1316,7 @@ class Driver:
             ids = " ".join(entry.id for entry in stale)
             self.report_once("stale", "The scheduler still lists jobs that ended a while ago: "
                              f"{ids}. No slot is held for them any more.")
-        waiting = [entry.id for entry in ghosts if entry.state in ("waiting", "held", "blocked")]
-        self.cancel(waiting)
+        self.cancel([entry.id for entry in ghosts if entry.state in WAITING])
 
     def stop_job(self, folder, attempt):
         """Let a job begin no other file; its Token, as it was, None if somebody has removed it."""
@@ -1323,19 +1329,24 @@ class Driver:
         return None
 
     def halt(self):
-        """Too many files fail: jobs that have not begun a file are cancelled, the others end their
-        file and begin no other."""
+        """Too many files fail: jobs that have not begun a file are cancelled, and those that wait
+        again, killed at work and requeued; the others end their file and begin no other."""
         self.report_once("halt", describe_halt(
             self.halt_causes, self.config.MAX_FAILURES_IN_A_ROW))
         report_transfers(self.state)
         self.stop_downloads()
+        # Before the queue is asked, so that a job that begins meanwhile is not taken for requeued.
+        before = {name: self.token_of(name) for name in self.state.submitted()}
         entries, ids = self.ask_queue() or [], []
         try:
             for name, pack in self.state.submitted().items():
                 token = self.stop_job(self.path(name), pack.attempt)
-                if token and token.step in (None, "get") and token.state != "end":
-                    ids += [entry.id for entry in entries if entry.id and entry.state != "ended"
-                            and entry.name == job_name(name, pack.attempt)]
+                ours = [entry for entry in entries if entry.id and entry.state != "ended"
+                        and entry.name == job_name(name, pack.attempt)]
+                is_requeued = has_begun_a_file(before[name]) and ours and all(
+                    entry.state in WAITING for entry in ours)
+                if is_requeued or token and token.state != "end" and not has_begun_a_file(token):
+                    ids += [entry.id for entry in ours]
                     self.close(name, self.token_of(name), GIVEN_UP)
         finally:  # also if a disk is out of order meanwhile
             self.cancel(ids)
@@ -1503,10 +1514,10 @@ def end_of(entry, token, is_known, seconds, grace, said):
         return End(f"the job never started: {told}{': ' + said if said else ''}. Can the compute "
                    "nodes see, and write, WORKING_DIR? Does a start-up file of your shell exit?",
                    word in FINAL)
+    untold = f"no exit status, and {told}"
     if entry and entry.state == "ended":
-        return End(told, word in FINAL)
-    return End(f"the job was lost: no exit status, and {told}", may_live=token.step != "get") if (
-        is_late) else None
+        return End(FINAL.get(word, untold), word in FINAL)
+    return End("the job was lost: " + untold, may_live=has_begun_a_file(token)) if is_late else None
 
 
 def error_reason(scheduler, job_id):

@@ -191,6 +191,16 @@ def test_a_result_that_is_gone_when_it_is_read_is_none(played, monkeypatch):
     assert played.start("a").finish() == (1, 0)
 
 
+def test_a_job_that_is_not_listed_is_not_closed_for_a_token_that_was_just_being_moved(played):
+    played.start("a").step()
+    played.jobs.pop("1000").begin(0)
+    name, = played.driver.state.submitted()
+    for _ in range(9):
+        played.driver.look_at_entry(name, None, None)
+        played.pass_by(1)
+    assert played.driver.state.submitted()
+
+
 def test_a_full_disk_under_a_token_fails_no_file(played, monkeypatch):
     real, times = played.module.helper.write_whole, []
 

@@ -127,6 +127,42 @@ def test_a_job_at_work_ends_after_its_file_where_the_queue_tells_no_ends_too(
     assert out.endswith(b"1 processed, 1 failed, 0 not needed\n")
 
 
+@pytest.mark.parametrize("reason", ["BeginTime", "JobHoldMaxRequeue"])
+def test_a_halt_does_not_wait_for_a_job_that_was_killed_at_work_and_requeued(reason, played):
+    played.start("a", "b", "c", MAX_FAILURES_IN_A_ROW=1, NUM_JOBS=2).step()
+    one, other = played.jobs.values()
+    one.begin(0)
+    one.die("PENDING", reason)
+    other.begin(0)
+    other.report(status=3)
+    other.end(status=3)
+    played.poll()
+    assert "STOPPING" in played.text()
+    assert not played.driver.state.submitted() and one.state == "CANCELLED"
+    assert played.start().finish() == (3, 0)  # the next one
+    assert played.processed["a"] == 1
+
+
+def test_a_halt_cancels_no_job_that_begins_a_file_while_the_queue_is_asked(played):
+    played.start("a", "b", MAX_FAILURES_IN_A_ROW=1, NUM_JOBS=2).step()
+    one, other = played.jobs.values()
+    answer = played.plays["squeue"]
+
+    def begin_after_the_answer(command):
+        said = answer(command)
+        if other.state != "PENDING" and one.state == "PENDING":
+            one.begin(0)
+        return said
+
+    played.plays["squeue"] = begin_after_the_answer
+    other.begin(0)
+    other.report(status=3)
+    other.end(status=3)
+    played.step()
+    assert played.driver.has_halted and one.state == "RUNNING"
+    assert one.token.startswith("at.") and list(one.folder.glob("stop.*"))
+
+
 def test_when_nothing_is_left_the_run_is_over_as_ever(copying, emulator):
     emulator.add({"f%d" % n: b"x" for n in range(2)})
     copying.config("MAX_FAILURES_IN_A_ROW = 2")

@@ -205,8 +205,8 @@ def test_files_whose_jobs_are_always_killed_while_they_download_fail_in_the_end(
     download_with(stand_in, tmp_path, "echo >>%s" % (tmp_path / "tries"), KILL)
     done = stand_in.run(BATCH)
     assert last_line(done) == "0 processed, 4 failed, 0 not needed"
-    assert ("FAILED 4 files: 3 attempts ended without a result: the scheduler says FAILED"
-            in done.out)
+    assert ("FAILED 4 files: 3 attempts ended without a result: no exit status, and the scheduler "
+            "says FAILED") in done.out
     assert (tmp_path / "tries").read_bytes().count(b"\n") == 3
 
 

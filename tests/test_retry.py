@@ -304,7 +304,7 @@ def test_a_job_that_is_killed_twice_at_work_is_a_failure_in_the_schedulers_words
         played.poll(4)
     assert played.finish() == (1, 1) and played.count("submit") == 3
     assert played.driver.failures["a"].words == (
-        "killed twice while it was processed: the scheduler says " + words)
+        "killed twice while it was processed: no exit status, and the scheduler says " + words)
 
 
 @on(["slurm"], ["slurm"])
@@ -317,8 +317,9 @@ def test_a_file_whose_job_is_killed_once_at_work_is_processed_and_one_at_the_sec
     done = cluster.run(BATCH)
     assert done.returncode == 1
     assert last_line(done) == "2 processed, 1 failed, 0 not needed"
-    assert "FAILED a: killed twice while it was processed: the scheduler says FAILED" in done.out
-    assert done.err.count("ended early: the scheduler says FAILED") == 2
+    assert ("FAILED a: killed twice while it was processed: no exit status, and the scheduler says "
+            "FAILED") in done.out
+    assert done.err.count("ended early: no exit status, and the scheduler says FAILED") == 2
     assert (cluster.folder / "begun").read_text() == "\n\n"
     assert count_events(cluster, "submit") == 5 and processed(cluster) == {"b": 1, "c": 1}
 
