@@ -532,7 +532,7 @@ class State:
             pack.id = event["id"]
         elif kind == "closed":  # the attempt will never work again
             pack.is_submitted, pack.id = False, None
-            if event["results"] is not None:  # it was not refused
+            if event["results"] is not None and event["why"]:  # neither refused nor given up
                 is_fruitless = event["results"] == pack.results_before
                 pack.fruitless = pack.fruitless + 1 if is_fruitless else 0
             if event["at"] is not None:
@@ -734,8 +734,7 @@ def last_line(path):
 
 def login_needed(said):
     """The UserError for a download that only a login helps."""
-    return helper.UserError(f"{said}\nThen start this script again; it continues with its jobs and "
-                            "the remaining files.")
+    return helper.UserError(f"{said}\nThen start this script again; it continues where it stopped.")
 
 
 def without_name(words, path):

@@ -307,6 +307,27 @@ def test_a_job_that_is_killed_twice_at_work_is_a_failure_in_the_schedulers_words
         "killed twice while it was processed: no exit status, and the scheduler says " + words)
 
 
+def test_attempts_that_needed_a_login_are_not_counted_as_fruitless(played):
+    played.start("a", "b").step()
+    played.jobs["1001"].work()
+    played.jobs["1000"].begin()
+    played.jobs["1000"].die()
+    played.poll(2)
+    for _ in range(20):
+        played.step()
+        job = list(played.jobs.values())[-1]
+        job.begin()
+        job.end(status=played.module.helper.NEEDS_LOGIN)
+        with pytest.raises(played.module.helper.UserError):
+            played.step()
+        played.kill()
+        played.start()
+    played.step()
+    list(played.jobs.values())[-1].begin()
+    list(played.jobs.values())[-1].die()
+    assert played.finish() == (2, 0)
+
+
 @on(["slurm"], ["slurm"])
 def test_a_file_whose_job_is_killed_once_at_work_is_processed_and_one_at_the_second_time_failed(
         cluster, emulator):
