@@ -351,7 +351,7 @@ write_queue() {
 until_true() {
   local tries
   for tries in $(seq 300); do
-    "$@" >/dev/null 2>&1 && return
+    "$@" >/dev/null 2>&1 && return 0 # in a trap a mere `return` gives the status before it
     sleep 0.1
   done
   echo "$* failed $tries times"

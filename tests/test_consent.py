@@ -99,7 +99,7 @@ def test_a_batch_stops_when_the_destination_wants_a_fresh_login(stand_in, emulat
     emulator.bend_collection(DESTINATION, session_policy=POLICY, session_seconds=1e-9)
     said = output_of(driver)
     assert driver.returncode == 1
-    assert "Then start this script again; it continues with its jobs" in said
+    assert "Then start this script again; it continues where it stopped" in said
 
 
 def test_login_gives_up_on_a_collection_that_is_never_content(here, emulator):

@@ -1,4 +1,5 @@
 """globus-batch-download.py --status, and the numbers at the end."""
+import contextlib
 import fcntl
 import os
 import re
@@ -80,6 +81,15 @@ def test_a_job_is_described_by_its_token(token, words, tmp_path):
     assert re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$", "T", said) == words
 
 
+def open_files(pid):
+    """The paths of the files that a process has open."""
+    paths = []
+    for fd in Path("/proc/%d/fd" % pid).iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was just closed
+            paths.append(Path(os.readlink(str(fd))))
+    return paths
+
+
 def test_a_driver_that_was_killed_is_not_running_and_asking_is_not_in_the_way_of_the_next(
         at_work, capsys):
     at_work.driver.kill()
@@ -91,8 +101,7 @@ def test_a_driver_that_was_killed_is_not_running_and_asking_is_not_in_the_way_of
     with path.open() as asking:
         fcntl.flock(asking, fcntl.LOCK_SH)  # as --status holds it
         at_work.driver = at_work.start(BATCH)
-        wait_until(lambda: path in [fd.resolve() for fd in Path(
-            "/proc/%d/fd" % at_work.driver.pid).iterdir()])
+        wait_until(lambda: path in open_files(at_work.driver.pid))
     out, err = at_work.driver.communicate()
     assert out.endswith(b"4 processed, 1 failed, 0 not needed\n"), err
 
