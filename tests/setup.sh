@@ -322,12 +322,14 @@ start_grid_engine() {
   qconf -Ae "$folder/host" || qconf -se localhost || return 1
   write_queue >"$folder/queue"
   qconf -Aq "$folder/queue" || qconf -Mq "$folder/queue" || return 1
+  qmod -cq all.q # the error that a job leaves there if it is killed with its daemons
   other_execd=$(pgrep -x sge_execd)
   /etc/init.d/gridengine-exec start
+  if [ -z "$other_execd" ] && until_true pgrep -x sge_execd; then
+    OURS="$(pgrep -x sge_execd) $OURS"
+  fi
   # shellcheck disable=SC2016  # that shell expands them
-  until_true bash -c 'qstat -f | grep -q "^all.q@.* lx-" && [ -z "$(qstat -f -qs auE -ne)" ]' ||
-    return 1
-  [ -n "$other_execd" ] || OURS="$(pgrep -x sge_execd) $OURS"
+  until_true bash -c 'qstat -f | grep -q "^all.q@.* lx-" && ! qstat -f -qs auE | grep -q "^all.q@"'
 }
 
 # change_file NAME SHOW MODIFY EXPRESSION: edit a part of Grid Engine's configuration.
