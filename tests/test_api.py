@@ -79,7 +79,7 @@ CALLS = ["GET /v0.10/operation/endpoint/.*stat", "GET /v0.10/submission_id",
          "POST /v0.10/transfer", "GET /v0.10/task/"]
 LONG = {"the collection's server has a problem", "500", "504", "429 with Retry-After",
         "no answer in time", "an empty answer", "a list", "503 with a page", "an answer lost",
-        "429"}
+        "429", "502 of a proxy"}
 
 
 @pytest.mark.parametrize("name", [
@@ -127,8 +127,9 @@ def test_an_outage_is_waited_for_and_told(site, emulator):
 
 @pytest.mark.parametrize("status", [
     401, *(pytest.param(status, marks=pytest.mark.long) for status in (400, 403, 404, 410))])
-@pytest.mark.parametrize("page", [{"text": "<html><title>Blocked</title>your proxy</html>"},
-                                  {"json": {"message": "Forbidden"}}], ids=["page", "document"])
+@pytest.mark.parametrize("page", [
+    pytest.param({"text": "<html><title>Blocked</title>your proxy</html>"}, marks=pytest.mark.long),
+    {"json": {"message": "Forbidden"}}], ids=["page", "document"])
 def test_what_a_server_in_between_says_is_waited_out_and_not_taken_for_globus(
         status, page, site, here, emulator):
     emulator.add({"a": b"1"})

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -70,7 +71,7 @@ class Weather(threading.Thread):
 @pytest.mark.timeout(600)
 def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator):
     seed = int(os.environ.get("SOAK_SEED") or random.randrange(1000000))
-    print("SOAK_SEED=%d" % seed)
+    print("SOAK_SEED=%d" % seed, file=sys.stderr)  # pytest-xdist shows no stdout
     files = emulator.add({"f%03d" % n: (b"%d " % n) * 100 for n in range(200)})
     emulator.bend(retry_seconds=0.2, task_seconds=0.05)
     stand_in.config("NUM_JOBS = 8", "helper.patient = helper.backoff",
@@ -177,7 +178,7 @@ def test_batches_come_through_weather_kills_and_edits_for_as_long_as_somebody_wa
         cluster, emulator):
     seed = int(os.environ.get("SOAK_SEED") or random.randrange(1000000))
     end = time.monotonic() + 60 * float(os.environ["SOAK_MINUTES"])
-    print("SOAK_SEED=%d" % seed)
+    print("SOAK_SEED=%d" % seed, file=sys.stderr)  # pytest-xdist shows no stdout
     chance, rounds = random.Random(seed), 0
     cluster.config("helper.patient = helper.backoff", "helper.HTTP_TIMEOUT = 1",
                    "helper.backoff = lambda first, longest, *growth: "
