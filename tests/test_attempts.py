@@ -48,6 +48,7 @@ def test_a_requeued_job_begins_again_and_is_not_lost(real_slurm, emulator):
     assert processed(real_slurm) == {"a": 1}
 
 
+@pytest.mark.long
 def test_the_exit_status_of_a_try_that_the_scheduler_stopped_is_not_the_job_s_end(
         copying, emulator, tmp_path):
     emulator.add({"a": b"1"})

@@ -158,6 +158,7 @@ def test_a_simple_download_beside_its_own_batch_disturbs_neither(stand_in, emula
     assert contents(stand_in.downloads) == files
 
 
+@pytest.mark.long
 def test_so_does_one_into_a_folder_around_or_in_that_of_a_batch(
         stand_in, other, emulator, tmp_path):
     place = stand_in.folder.parent / "disk" / "in"

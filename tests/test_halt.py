@@ -305,6 +305,7 @@ def test_a_failure_in_the_step_that_ends_the_run_is_told(copying, emulator):
 @pytest.mark.parametrize("most,bad,row,jobs,where", [
     (1, 8, 6, 2, "job"), (5, 15, 10, 3, "job"),
     pytest.param(5, 15, 10, 3, "driver", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_bad_neighbours_at_the_beginning_of_the_listing_do_not_halt_a_healthy_batch(
         most, bad, row, jobs, where, copying, emulator):
     files = emulator.add({"f%02d" % n: b"x" for n in range(bad + 12)})

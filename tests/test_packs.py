@@ -224,6 +224,7 @@ def test_jobs_that_are_all_killed_while_they_download_stop_the_run(stand_in, emu
     assert last_line(stand_in.run(BATCH)) == "20 processed, 0 failed, 0 not needed"
 
 
+@pytest.mark.long
 def test_a_requeued_job_that_was_killed_at_work_leaves_the_rest_to_another(
         copying, emulator, tmp_path):
     emulator.add({"f%d" % n: b"x" for n in range(5)})

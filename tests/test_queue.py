@@ -70,6 +70,7 @@ def test_no_job_is_given_up_while_the_queue(fault, kind, tmp_path, monkeypatch):
     assert played.finish() == (2, 0) and played.count("submit") == 2
 
 
+@pytest.mark.long
 def test_no_job_is_lost_by_answers_of_all_these_kinds(copying, emulator, tmp_path):
     """Also in a partition that squeue hides from a user who is not root."""
     emulator.add({"a": b"1"})

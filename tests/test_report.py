@@ -104,6 +104,7 @@ def test_the_end_says_where_everything_is_and_that_failures_are_tried_again(copy
 
 @pytest.mark.parametrize("signal_first,most", [
     (False, 1), pytest.param(True, 3, marks=pytest.mark.long)])
+@pytest.mark.long
 def test_jobs_over_their_time_limit_are_one_group_in_the_summary(
         signal_first, most, copying, emulator):
     files = emulator.add({"f%02d" % n: b"x" for n in range(4 * most)})

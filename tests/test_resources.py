@@ -25,6 +25,7 @@ def test_resources_that_can_never_work_stop_the_run_with_the_schedulers_words_un
     assert last_line(cluster.run(BATCH)) == "1 processed, 0 failed, 0 not needed"
 
 
+@pytest.mark.long
 def test_a_name_of_ones_own_in_resources_hides_no_job(cluster, emulator):
     emulator.add({"a": b"1", "b": b"2"})
     cluster.config("GRACE_SECONDS = 1", "RESOURCES = %r" % {

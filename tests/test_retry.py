@@ -191,6 +191,7 @@ def test_a_job_that_is_cancelled_while_its_download_is_stuck_says_what_it_was_st
 
 
 @on(["slurm"], ["slurm", "sge"])
+@pytest.mark.long
 def test_a_job_cancelled_in_process_sh_is_a_failure_that_keeps_its_file(cluster, emulator):
     """Slurm says that the job was cancelled; with the others it may as well have been preempted, so
     that the file is begun once more."""
@@ -329,6 +330,7 @@ def test_attempts_that_needed_a_login_are_not_counted_as_fruitless(played):
 
 
 @on(["slurm"], ["slurm"])
+@pytest.mark.long
 def test_a_file_whose_job_is_killed_once_at_work_is_processed_and_one_at_the_second_time_failed(
         cluster, emulator):
     emulator.add({"a": b"1", "b": b"2", "c": b"3"})

@@ -123,6 +123,7 @@ def test_a_stalled_task_says_why(site, emulator):
     assert process.returncode == 0
 
 
+@pytest.mark.long
 def test_a_trouble_that_comes_and_goes_is_told_once_until_something_moves(site, here, emulator):
     emulator.add({"a": b"1", "b": b"2"})
     emulator.bend(retry_seconds=0.4, task_seconds=0.4, troubles=[
