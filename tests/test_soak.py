@@ -67,11 +67,17 @@ class Weather(threading.Thread):
                 self.emulator.ask("POST", "expire")
 
 
+def choose_seed():
+    """By chance, or as SOAK_SEED says; printed where pytest-xdist shows it, which is not stdout."""
+    seed = int(os.environ.get("SOAK_SEED") or random.randrange(1000000))
+    print("SOAK_SEED=%d" % seed, file=sys.stderr)
+    return seed
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_200_files_come_through_bad_weather_each_of_them_once(stand_in, emulator):
-    seed = int(os.environ.get("SOAK_SEED") or random.randrange(1000000))
-    print("SOAK_SEED=%d" % seed, file=sys.stderr)  # pytest-xdist shows no stdout
+    seed = choose_seed()
     files = emulator.add({"f%03d" % n: (b"%d " % n) * 100 for n in range(200)})
     emulator.bend(retry_seconds=0.2, task_seconds=0.05)
     stand_in.config("NUM_JOBS = 8", "helper.patient = helper.backoff",
@@ -176,9 +182,8 @@ def soak(site, emulator, chance, name):
 @pytest.mark.timeout(0)
 def test_batches_come_through_weather_kills_and_edits_for_as_long_as_somebody_wants(
         cluster, emulator):
-    seed = int(os.environ.get("SOAK_SEED") or random.randrange(1000000))
+    seed = choose_seed()
     end = time.monotonic() + 60 * float(os.environ["SOAK_MINUTES"])
-    print("SOAK_SEED=%d" % seed, file=sys.stderr)  # pytest-xdist shows no stdout
     chance, rounds = random.Random(seed), 0
     cluster.config("helper.patient = helper.backoff", "helper.HTTP_TIMEOUT = 1",
                    "helper.backoff = lambda first, longest, *growth: "
